@@ -1,0 +1,51 @@
+# Every command sets up .venv first when it is missing or stale (scripts/setup).
+# On a machine with a GPU: make demo ACCELERATOR=gpu, and so on.
+
+SHELL := bash
+PYTHON := .venv/bin/python
+# Exported so that scripts/setup sees it however it is given.
+export ACCELERATOR ?= cpu
+# The base model where neither CONFIG nor the environment names one: the demo's, built when missing.
+demo_model = $(if $(CONFIG)$(THUMBLOOP_$(1)_MODEL__PATH),,model=$$($(PYTHON) -m demo.base_model) && export THUMBLOOP_$(1)_MODEL__PATH="$$model" &&)
+
+.PHONY: demo test check serve train protos lock setup clean
+.DEFAULT_GOAL := demo
+
+# Builds the base model, then learns from simulated users while serving them: a table in the
+# terminal, runs/demo/report.json and runs/demo/learning.png.
+# PREFERENCE=module:function SEED=0 ROUNDS=6 SHUFFLE_THUMBS=1 MODEL=folder-or-hub-id
+demo: setup
+	$(PYTHON) -m demo $(if $(PREFERENCE),--preference '$(PREFERENCE)') $(if $(SEED),--seed '$(SEED)') \
+	  $(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(filter-out 0,$(SHUFFLE_THUMBS)),--shuffle-thumbs) $(if $(MODEL),--model '$(MODEL)')
+
+# All tests; those of tests/gpu with ACCELERATOR=gpu only. TESTS=tests/trainer runs a part.
+test: setup
+	$(PYTHON) -m pytest $(if $(filter cpu,$(ACCELERATOR)),-m 'not gpu') $(TESTS)
+
+# Lint, types, imports, protos, and whether stubs and locks are what they are made from.
+check: setup
+	@scripts/check
+
+# Serves on 127.0.0.1:50051. CONFIG=server.yaml
+serve: setup
+	$(call demo_model,SERVER) exec $(PYTHON) -m server $(if $(CONFIG),--config '$(CONFIG)')
+
+# Learns from what the server stored. CONFIG=trainer.yaml
+train: setup
+	$(call demo_model,TRAINER) exec $(PYTHON) -m trainer $(if $(CONFIG),--config '$(CONFIG)')
+
+# Regenerates thumbloop/v1 from protos/.
+protos: setup
+	scripts/protos
+
+# Recompiles locks/ from pyproject.toml; UPGRADE=1 takes newer versions.
+lock: setup
+	scripts/lock $(if $(UPGRADE),--upgrade)
+
+setup:
+	@scripts/setup
+
+# Removes what can be made again; leaves state/ and runs/ alone.
+clean:
+	rm -rf .venv .cache build dist .*_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -exec rm -rf {} +

@@ -1,0 +1,190 @@
+import pytest
+from sqlalchemy import Connection, Engine, text
+
+from tests.rows import ANN, BOB, finished_round, interaction, rated, version
+from thumbloop.errors import InvalidRequest, UnknownResponse
+from thumbloop.store import feedback, interactions, reading, versions
+from thumbloop.types import DEFAULT_POLICY, Arm, Learning, Status, User
+
+
+@pytest.fixture
+def reply(store: Engine) -> str:
+    """A reply to Ann."""
+    with store.begin() as connection:
+        interactions.append(connection, interaction("a-reply", policy_version=3))
+    return "a-reply"
+
+
+def thumb(connection: Connection, reply: str, value: int, **options):
+    options = {"user": ANN, "at": 1.0} | options
+    return feedback.submit_thumb(connection, reply, value, options.pop("user"), **options)
+
+
+def effective(connection: Connection) -> list[int]:
+    return [r.value for r in feedback.list_rated(connection, DEFAULT_POLICY)]
+
+
+def test_a_thumb_names_the_version_that_had_answered(store: Engine, reply: str):
+    with store.begin() as connection:
+        stored = thumb(connection, reply, 1)
+    assert (stored.policy_version, stored.value, stored.duplicate) == (3, 1, False)
+
+
+def test_a_repeated_request_returns_the_first_event_and_changes_nothing(store: Engine, reply: str):
+    with store.begin() as connection:
+        first = thumb(connection, reply, 1, request_id="q", at=1.0)
+        again = thumb(connection, reply, 1, request_id="q", at=9.0)
+        assert again.feedback_id == first.feedback_id
+        assert again.created_at == 1.0
+        assert again.duplicate
+        assert feedback.counts(connection) == (1, 1)
+
+
+def test_a_late_retry_does_not_undo_a_later_thumb(store: Engine, reply: str):
+    with store.begin() as connection:
+        thumb(connection, reply, 1, request_id="first")
+        thumb(connection, reply, 0, request_id="second")
+        late = thumb(connection, reply, 1, request_id="first")
+        assert late.duplicate
+        assert effective(connection) == [0]
+
+
+def test_the_same_thumb_again_counts_once_even_without_a_request_id(store: Engine, reply: str):
+    with store.begin() as connection:
+        first = thumb(connection, reply, 1)
+        again = thumb(connection, reply, 1)
+        assert (again.duplicate, again.feedback_id) == (True, first.feedback_id)
+        assert feedback.counts(connection) == (1, 1)
+
+
+def test_the_last_thumb_counts_and_all_are_remembered(store: Engine, reply: str):
+    with store.begin() as connection:
+        ids = [thumb(connection, reply, value).feedback_id for value in (1, 0, 1, 0)]
+        assert ids == sorted(set(ids))
+        assert effective(connection) == [0]
+        assert feedback.counts(connection) == (4, 1)
+        history = connection.execute(text("SELECT value FROM feedback ORDER BY id"))
+        assert [row.value for row in history] == [1, 0, 1, 0]
+
+
+def test_a_stranger_hears_what_everybody_hears_of_a_reply_that_never_was(store: Engine, reply: str):
+    strangers = (BOB, User("a subject", ANN.user_id), User())
+    with store.begin() as connection:
+        with pytest.raises(UnknownResponse) as unknown:
+            thumb(connection, "never-given", 1)
+        for stranger in strangers:
+            with pytest.raises(UnknownResponse) as foreign:
+                thumb(connection, reply, 1, user=stranger)
+            assert str(foreign.value) == str(unknown.value)
+        assert feedback.counts(connection) == (0, 0)
+
+
+def test_a_request_id_that_named_another_thumb_is_refused_and_loses_nothing(
+    store: Engine, reply: str
+):
+    with store.begin() as connection:
+        thumb(connection, reply, 1, request_id="q")
+        with pytest.raises(InvalidRequest, match="request_id"):
+            thumb(connection, reply, 0, request_id="q")
+    with reading(store) as connection:
+        assert feedback.counts(connection) == (1, 1)
+
+
+def test_two_users_may_choose_the_same_request_id(store: Engine, reply: str):
+    with store.begin() as connection:
+        interactions.append(connection, interaction("bobs", user=BOB))
+        thumb(connection, reply, 1, request_id="q")
+        assert not thumb(connection, "bobs", 0, user=BOB, request_id="q").duplicate
+        assert feedback.counts(connection) == (2, 2)
+
+
+def test_an_effective_thumb_comes_with_the_reply_that_was_shown(store: Engine):
+    with store.begin() as connection:
+        response_id, feedback_id = rated(
+            connection,
+            0,
+            arm=Arm.AUDIT,
+            learning=Learning.EXCLUDED,
+            status=Status.CANCELLED,
+            policy_version=2,
+        )
+        (found,) = feedback.list_rated(connection, DEFAULT_POLICY)
+        stored = interactions.get(connection, response_id)
+    assert stored is not None
+    assert found.candidate == stored.chosen
+    assert found.prompt_token_ids == stored.prompt_token_ids
+    assert (found.response_id, found.feedback_id, found.value) == (response_id, feedback_id, 0)
+    assert (found.arm, found.learning, found.status) == (
+        Arm.AUDIT,
+        Learning.EXCLUDED,
+        Status.CANCELLED,
+    )
+    assert found.user == ANN
+    assert found.is_new
+
+
+def test_another_policys_thumbs_are_not_listed(store: Engine):
+    with store.begin() as connection:
+        rated(connection, policy="another")
+        assert feedback.list_rated(connection, DEFAULT_POLICY) == []
+
+
+def test_feedback_is_new_until_a_round_among_the_ancestors_used_it(store: Engine):
+    with store.begin() as connection:
+        ids = [rated(connection)[1] for _ in range(3)]
+        _learn(connection, 1, 0, new=ids[:1])
+        _learn(connection, 2, 1, new=ids[1:2], replayed=ids[:1])
+        assert _new(connection, of=0) == ids
+        assert _new(connection, of=1) == ids[1:]
+        assert _new(connection, of=2) == ids[2:]
+
+
+def test_a_rollback_gives_feedback_back(store: Engine):
+    """Version 2 was taken back, version 3 grows from 1: what only 2 had learned is new again."""
+    with store.begin() as connection:
+        ids = [rated(connection)[1] for _ in range(3)]
+        _learn(connection, 1, 0, new=ids[:1])
+        _learn(connection, 2, 1, new=ids[1:2])
+        _learn(connection, 3, 1, new=ids[2:])
+        assert _new(connection, of=3) == ids[1:2]
+
+
+def test_a_changed_thumb_is_new_again(store: Engine):
+    with store.begin() as connection:
+        response_id, feedback_id = rated(connection, 1)
+        _learn(connection, 1, 0, new=[feedback_id])
+        assert _new(connection, of=1) == []
+        changed = thumb(connection, response_id, 0)
+        assert _new(connection, of=1) == [changed.feedback_id]
+
+
+def test_only_new_feedback_on_replies_that_may_be_learned_from_is_counted(store: Engine):
+    with store.begin() as connection:
+        ids = [rated(connection)[1] for _ in range(3)]
+        rated(connection, learning=Learning.EXCLUDED)
+        rated(connection, status=Status.CANCELLED)
+        rated(connection, policy="another")
+        _learn(connection, 1, 0, new=ids[:1])
+        assert feedback.count_new(connection, DEFAULT_POLICY, []) == 3
+        rounds = versions.learned_by(connection, DEFAULT_POLICY, 1)
+        assert feedback.count_new(connection, DEFAULT_POLICY, rounds) == 2
+
+
+def test_nothing_is_new_in_an_empty_store(store: Engine):
+    with reading(store) as connection:
+        assert feedback.list_rated(connection, DEFAULT_POLICY) == []
+        assert feedback.count_new(connection, DEFAULT_POLICY, []) == 0
+        assert feedback.counts(connection) == (0, 0)
+
+
+def _learn(connection: Connection, number: int, parent: int, *, new, replayed=()) -> None:
+    done = finished_round(
+        number, parent, new_feedback=tuple(new), replayed_feedback=tuple(replayed)
+    )
+    versions.finish_round(connection, done, version(number, parent))
+
+
+def _new(connection: Connection, *, of: int) -> list[int]:
+    rounds = versions.learned_by(connection, DEFAULT_POLICY, of)
+    listed = feedback.list_rated(connection, DEFAULT_POLICY, rounds)
+    return [r.feedback_id for r in listed if r.is_new]

@@ -1,0 +1,51 @@
+import inspect
+import re
+
+import grpc
+import pytest
+
+from thumbloop import errors
+from thumbloop.errors import BadPolicyVersion, FieldViolation, InvalidRequest, ThumbloopError
+
+CLASSES = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, ThumbloopError)
+]
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_error_has_a_status(kind: type[ThumbloopError]):
+    assert isinstance(kind.code, grpc.StatusCode)
+    assert kind.code is not grpc.StatusCode.OK
+
+
+def test_the_tree_in_the_docstring_is_the_tree():
+    """Name, depth and status of every class; a status that is not drawn is the parent's."""
+    assert errors.__doc__ is not None
+    drawn = {}
+    for line in errors.__doc__.splitlines():
+        if found := re.match(r"([│├└─ ]*)(\w+)(?: {2,}([A-Z_]+) )?", line):
+            branches, name, status = found.groups()
+            if name in {kind.__name__ for kind in CLASSES}:
+                drawn[name] = (len(branches) // 4, status)
+    depth = {kind.__name__: len(kind.__mro__) - len(ThumbloopError.__mro__) for kind in CLASSES}
+    assert {name: d for name, (d, _) in drawn.items()} == depth
+    for kind in CLASSES:
+        status = drawn[kind.__name__][1]
+        if status is not None:
+            assert kind.code.name == status
+        else:
+            assert kind.code is kind.__mro__[1].code  # type: ignore[attr-defined]
+
+
+def test_an_invalid_request_names_every_field_that_is_wrong():
+    error = InvalidRequest(FieldViolation("text", "is empty"), FieldViolation("seed", "is odd"))
+    assert str(error) == "text: is empty; seed: is odd"
+    assert [v.field for v in error.violations] == ["text", "seed"]
+    assert InvalidRequest.of("text", "is empty").violations == error.violations[:1]
+
+
+def test_a_bad_version_says_its_reason_first():
+    error = BadPolicyVersion("not_finite", "layer 3 holds NaN")
+    assert (error.reason, str(error)) == ("not_finite", "not_finite: layer 3 holds NaN")

@@ -1,0 +1,274 @@
+"""Immutable version folders: write, verify, open.
+
+    versions/<policy>/<000042>/manifest.json    what is inside, and what to expect of it
+                               policy/ reward/  adapters in PEFT's own layout
+                               value/           the critic; the trainer's own
+
+A folder is written under a temporary name, synced and renamed; it is visible once its row is in the
+store. Nothing is ever written into it again.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from thumbloop.errors import BadPolicyVersion, SettingsError
+
+MANIFEST = "manifest.json"
+POLICY = "policy"
+REWARD = "reward"
+VALUE = "value"
+WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+_CHUNK_BYTES = 1 << 20
+
+
+class Strict(BaseModel):
+    """A part of the manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseModelIdentity(Strict):
+    """Which base model a version belongs to: sha256 of its config and weights, and of its tokenizer."""
+
+    digest: str
+    tokenizer_digest: str
+
+
+class VerdictIdentity(Strict):
+    """The reward model's question and answers, token ids."""
+
+    prompt: tuple[int, ...]
+    up: int
+    down: int
+
+
+class AdapterFacts(Strict):
+    """One adapter of a version.
+
+    `distance` is the mean absolute difference from the parent's numbers over all probes
+    (log-probabilities in nats for the policy, logits for the reward model); None when unchanged.
+    """
+
+    digest: str
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    distance: float | None
+
+
+class Probe(Strict):
+    """A synthetic sequence and the trainer's own numbers for it.
+
+    `continuation` is what the child decodes greedily after `prompt`; `logprobs` and
+    `parent_logprobs` are its tokens' log-probabilities at temperature 1 under child and parent.
+    `reward` and `parent_reward` are those of `continuation` as a reply to `prompt`; the parent's is
+    None where the parent has no reward adapter.
+    """
+
+    prompt: tuple[int, ...]
+    continuation: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    parent_logprobs: tuple[float, ...]
+    reward: float
+    parent_reward: float | None
+
+
+class Lineage(Strict):
+    """Where a version comes from."""
+
+    round_id: str
+    feedback_count: int
+    first_feedback_id: int
+    last_feedback_id: int
+    rollout_candidates: int
+
+
+class Manifest(Strict):
+    """What a version folder holds, and what to expect of it."""
+
+    format: int = 1
+    policy: str
+    version: int
+    parent: int | None
+    created_at: float
+    base_model: BaseModelIdentity
+    verdict: VerdictIdentity | None = None
+    dtype: str = "float32"
+    policy_adapter: AdapterFacts | None = None
+    reward_adapter: AdapterFacts | None = None
+    probes: tuple[Probe, ...] = ()
+    lineage: Lineage | None = None
+    settings: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
+    files: dict[str, str] = {}
+
+
+class WrittenVersion(NamedTuple):
+    """A folder that is complete on disk: its path relative to the versions folder, and digests."""
+
+    folder: str
+    manifest: Manifest
+    manifest_digest: str
+
+
+def folder_of(policy: str, version: int) -> str:
+    """Return a version's folder, relative to the folder of versions."""
+    return f"{policy}/{version:06d}"
+
+
+def write_version(
+    versions: Path, manifest: Manifest, fill: Callable[[Path], None]
+) -> WrittenVersion:
+    """Write a version folder: `fill` puts its files into the folder it is given.
+
+    Digests of the files are added to the manifest. All is synced to disk before the rename. A folder
+    of the same number that no row names (a killed writer's) is replaced; the caller makes sure of
+    that. Raises OSError when the disk is full or not writable.
+    """
+    relative = folder_of(manifest.policy, manifest.version)
+    final = versions / relative
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    fill(temporary)
+    complete = manifest.model_copy(update={"files": _digests(temporary)})
+    data = complete.model_dump_json(indent=1).encode()
+    (temporary / MANIFEST).write_bytes(data)
+    for path in [*_files(temporary), *_folders(temporary)]:
+        _sync(path)
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync(final.parent)
+    return WrittenVersion(relative, complete, hashlib.sha256(data).hexdigest())
+
+
+def read_manifest(folder: Path, expected_digest: str | None = None) -> Manifest:
+    """Return a folder's manifest. Raises BadPolicyVersion: missing, altered or malformed."""
+    try:
+        data = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BadPolicyVersion("manifest_missing", f"{folder.name}: {error.strerror}") from None
+    if expected_digest is not None and hashlib.sha256(data).hexdigest() != expected_digest:
+        raise BadPolicyVersion("manifest_altered", f"{folder.name}: the store has another digest")
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise BadPolicyVersion("manifest_malformed", f"{folder.name}: {error}") from None
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Check that the folder holds exactly the manifest's files, unaltered, and no links.
+
+    Raises BadPolicyVersion with the reason `link`, `extra_file`, `file_missing`,
+    `file_unreadable` or `file_altered`.
+    """
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise BadPolicyVersion("link", f"{folder.name} holds the link {path.name}")
+    found = {name for name in _names(folder) if name != MANIFEST}
+    if extra := sorted(found - manifest.files.keys()):
+        raise BadPolicyVersion("extra_file", f"{folder.name} holds {extra[0]}, not in its manifest")
+    if missing := sorted(manifest.files.keys() - found):
+        raise BadPolicyVersion("file_missing", f"{folder.name} lacks {missing[0]}")
+    for name, digest in manifest.files.items():
+        try:
+            found_digest = file_digest(folder / name)
+        except OSError as error:
+            raise BadPolicyVersion("file_unreadable", f"{name}: {error.strerror}") from None
+        if found_digest != digest:
+            raise BadPolicyVersion("file_altered", f"{folder.name}: {name} is not what was written")
+
+
+def remove_unpublished(versions: Path, policy: str, published: Iterable[int]) -> list[str]:
+    """Remove folders that a killed writer left behind; return their names.
+
+    Only the one process that writes versions may call it, and not while it writes.
+    """
+    keep = {f"{version:06d}" for version in published}
+    folder = versions / policy
+    orphans = [p for p in folder.glob("*") if p.is_dir() and p.name not in keep]
+    for orphan in orphans:
+        shutil.rmtree(orphan)
+    return sorted(orphan.name for orphan in orphans)
+
+
+def identify(model: Path) -> BaseModelIdentity:
+    """Return the identity of a base model's folder. Raises SettingsError: it is no such folder."""
+    if not (model / "config.json").is_file():
+        raise SettingsError(
+            f"model.path: {model} is no model folder (it has no config.json);"
+            " give a folder in Hugging Face layout, or build the demo's with `make demo`"
+        )
+    weights = [p for p in model.iterdir() if p.suffix == ".safetensors"]
+    tokenizer = [p for p in model.iterdir() if p.name.startswith(("tokenizer", "vocab", "merges"))]
+    return BaseModelIdentity(
+        digest=_digest_of([model / "config.json", *weights]), tokenizer_digest=_digest_of(tokenizer)
+    )
+
+
+def claim_base(versions: Path, policy: str, identity: BaseModelIdentity, at: float) -> None:
+    """Write version 0's folder, or check that it names the same base model.
+
+    Server and trainer may start at the same time: one writes, under a lock, the other checks.
+    Raises SettingsError: the state belongs to another base model.
+    """
+    folder = versions / folder_of(policy, 0)
+    versions.mkdir(parents=True, exist_ok=True)
+    with (versions / "claim.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / MANIFEST).exists():
+            base = Manifest(
+                policy=policy, version=0, parent=None, created_at=at, base_model=identity
+            )
+            write_version(versions, base, lambda _folder: None)
+    if read_manifest(folder).base_model != identity:
+        raise SettingsError(
+            "model.path: this state folder belongs to another base model;"
+            " give that one back, or choose a new state.folder"
+        )
+
+
+def file_digest(path: Path) -> str:
+    """Return a file's sha256, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(paths: Iterable[Path]) -> str:
+    digests: Mapping[str, str] = {p.name: file_digest(p) for p in sorted(paths)}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: file_digest(folder / name) for name in sorted(_names(folder))}
+
+
+def _names(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in _files(folder)}
+
+
+def _files(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.is_file()]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [folder, *(p for p in folder.rglob("*") if p.is_dir())]
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,38 @@
+"""Finding the base model: a folder as it is, or a hub id through the hub's own cache."""
+
+from pathlib import Path
+
+from thumbloop.config import Model
+from thumbloop.errors import SettingsError
+
+
+def locate(model: Model) -> Path:
+    """Return the folder of the base model, fetching a hub id first.
+
+    Raises SettingsError: no model is set, the folder is missing, or the hub does not have it.
+    """
+    if not model.path:
+        raise SettingsError(
+            "model.path: no model is set; give a folder or a hub id,"
+            " or run `make serve`, which builds the demo's"
+        )
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or model.path.startswith((".", "~")) or model.path.count("/") != 1:
+        raise SettingsError(f"model.path: there is no folder {model.path}")
+    return _fetch(model)
+
+
+def _fetch(model: Model) -> Path:
+    # Imported here: the wheel does without it, and a folder needs no hub.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model.path, revision=model.revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise SettingsError(
+            f"model.path: {model.path} is no folder, and the hub did not give it:"
+            f" {' '.join(str(error).split())[:200]}"
+        ) from None

@@ -1,0 +1,135 @@
+"""Settings of `python -m server`."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from thumbloop.config.shared import Metrics, Section, ThumbloopSettings
+from thumbloop.types import Strategy
+
+
+class Listen(Section):
+    """The gRPC port."""
+
+    host: str = "127.0.0.1"
+    """Address to bind; loopback unless there is authentication in front."""
+    port: int = Field(50051, ge=0, le=65535)
+    """TCP port; 0 takes a free one and prints it."""
+    grace_s: float = Field(30.0, ge=0)
+    """Seconds that calls in flight get to finish after SIGTERM."""
+    max_message_bytes: int = Field(4 * 1024 * 1024, ge=1024)
+    """Largest request taken, bytes."""
+
+
+class EngineSettings(Section):
+    """vLLM."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Weights and activations; auto is float32 on a CPU and bfloat16 on a GPU."""
+    max_model_len: int | None = Field(None, ge=16)
+    """Longest prompt plus reply plus verdict prompt, tokens; absent: the model's own limit."""
+    max_num_seqs: int = Field(64, ge=1)
+    """Sequences decoded together."""
+    block_size: int = Field(32, ge=8)
+    """Tokens of one KV block; small blocks let short prompts share a prefix."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """KV cache on a CPU, GiB; on a GPU see gpu_memory_utilization."""
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    """Share of the GPU's memory that the engine may take."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """GPUs that share one copy of the model."""
+    max_versions: int = Field(5, ge=3)
+    """Versions held at once: current, incoming, draining, the others kept for pins; each takes two
+    adapter slots."""
+    max_rank: int = Field(16, ge=1)
+    """Highest LoRA rank served."""
+
+
+class SamplingDefaults(Section):
+    """Sampling of a candidate where the request says nothing."""
+
+    max_tokens: int = Field(64, ge=1)
+    """Most tokens of one candidate."""
+    temperature: float = Field(1.0, ge=0, le=2)
+    """Softmax temperature; 0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus mass; below 1 replies are not trained on."""
+    top_k: int = Field(0, ge=0)
+    """Only the k most likely tokens; 0 means all."""
+
+
+class Limits(Section):
+    """What one request may ask for."""
+
+    max_tokens: int = Field(1024, ge=1)
+    """Most tokens of one candidate that a request may ask for."""
+    max_candidates: int = Field(16, ge=1)
+    """Most candidates of one request."""
+    max_stop: int = Field(8, ge=0)
+    """Most stop texts of one request, each of at most 128 characters."""
+    max_prompt_characters: int = Field(200_000, ge=1)
+    """Longest prompt, characters, refused before it is tokenised."""
+    max_requests_in_flight: int = Field(256, ge=1)
+    """Generate calls served at once; beyond it RESOURCE_EXHAUSTED."""
+
+
+class Guidance(Section):
+    """How the shown candidate is chosen where the request says nothing."""
+
+    strategy: Literal[Strategy.NONE, Strategy.SOFT_BEST_OF_N] = Strategy.SOFT_BEST_OF_N
+    """none or soft_best_of_n; the wire names more, which this release does not serve."""
+    num_candidates: int = Field(4, ge=1, le=64)
+    """Responses sampled per prompt; 1 turns guidance off."""
+    temperature: float = Field(0.5, gt=0, le=100)
+    """Temperature of the soft choice, reward units (logits); small is greedy."""
+    audit_share: float = Field(0.03, ge=0, le=1)
+    """Share of requests that show a uniformly random candidate; keeps every propensity positive."""
+
+
+class Delivery(Section):
+    """How a published version comes to answer."""
+
+    mode: Literal["direct"] = "direct"
+    """direct: an attested version becomes current at once."""
+    poll_interval_s: float = Field(0.25, gt=0)
+    """Seconds between looks at the store."""
+    drain_timeout_s: float = Field(120.0, ge=0)
+    """Seconds after which a replaced version that still answers requests is reported."""
+    max_norm_factor: float = Field(20.0, gt=1)
+    """Largest growth of any module's update norm against the parent's."""
+    small_update_norm: float = Field(0.5, gt=0)
+    """Update norms below this count as this for max_norm_factor: a young adapter may grow."""
+    max_update_norm: float = Field(1e3, gt=0)
+    """Largest Frobenius norm of any module's update."""
+
+
+class ServerConfig(ThumbloopSettings):
+    """Settings of `python -m server`."""
+
+    model_config = SettingsConfigDict(env_prefix="THUMBLOOP_SERVER_")
+
+    listen: Listen = Listen()
+    """The gRPC port."""
+    metrics: Metrics = Metrics()
+    """The Prometheus endpoint."""
+    engine: EngineSettings = EngineSettings()
+    """vLLM."""
+    sampling: SamplingDefaults = SamplingDefaults()
+    """Sampling where the request says nothing."""
+    guidance: Guidance = Guidance()
+    """Choice where the request says nothing."""
+    limits: Limits = Limits()
+    """What one request may ask for."""
+    delivery: Delivery = Delivery()
+    """How a published version comes to answer."""
+
+    @model_validator(mode="after")
+    def _defaults_within_limits(self) -> Self:
+        if self.guidance.num_candidates > self.limits.max_candidates:
+            raise ValueError("guidance.num_candidates is above limits.max_candidates")
+        if 0 < self.sampling.temperature < 0.01:
+            raise ValueError("sampling.temperature has to be 0 (greedy) or at least 0.01")
+        if self.sampling.max_tokens > self.limits.max_tokens:
+            raise ValueError("sampling.max_tokens is above limits.max_tokens")
+        return self

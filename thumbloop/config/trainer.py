@@ -1,0 +1,143 @@
+"""Settings of `python -m trainer`."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from thumbloop.config.shared import Metrics, Section, ThumbloopSettings
+
+
+class TrainerEndpoint(Metrics):
+    """The trainer's own Prometheus endpoint."""
+
+    port: int = Field(9465, ge=0, le=65535)
+    """TCP port; 0 takes a free one and prints it."""
+
+
+class Round(Section):
+    """When the trainer learns, and from what."""
+
+    min_feedback: int = Field(64, ge=1)
+    """New thumbs that start a round."""
+    max_rollouts: int = Field(256, ge=1)
+    """Most candidates in one PPO batch, newest first."""
+    min_rollouts: int = Field(64, ge=1)
+    """Fewest candidates in one PPO batch; with fewer the round waits."""
+    max_staleness: int = Field(2, ge=0, le=4)
+    """Versions behind the current one that a rollout may be; older ones are dropped and counted."""
+    poll_interval_s: float = Field(0.5, gt=0)
+    """Seconds between looks at the store."""
+    max_rounds: int | None = Field(None, ge=1)
+    """Rounds after which the trainer stops; absent: it goes on."""
+
+
+class Lora(Section):
+    """Shape of both adapters."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of every module's update."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale: the update is alpha / rank * B A."""
+
+
+class RewardFit(Section):
+    """Fitting the reward model to thumbs."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """Adam's step size."""
+    epochs: int = Field(2, ge=1)
+    """Passes over new and replayed feedback."""
+    batch_size: int = Field(8, ge=1)
+    """Replies per optimizer step."""
+    replay_share: float = Field(1.0, ge=0)
+    """Replayed older thumbs per new one, at most."""
+    max_weight: float = Field(4.0, ge=1)
+    """Clip of the self-normalised inverse-propensity weight."""
+    max_user_share: float = Field(0.1, gt=0, le=1)
+    """Largest share of the total weight that one user may have."""
+
+
+class Ppo(Section):
+    """The policy update."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """Adam's step size."""
+    epochs: int = Field(2, ge=1)
+    """Passes over the batch."""
+    minibatch_size: int = Field(32, ge=1)
+    """Rollouts per optimizer step."""
+    clip: float = Field(0.2, gt=0, lt=1)
+    """Clip of the probability ratio."""
+    value_clip: float = Field(0.2, gt=0)
+    """Clip of the value's change, reward units."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """GAE lambda of the policy's advantages."""
+    advantage_shift: float = Field(0.8, ge=0)
+    """Added to the whitened advantages: praise weighs more than blame, which frays the language."""
+    kl_coef: float = Field(0.1, ge=0)
+    """Price of one nat of divergence from the reference, normalised reward units."""
+    kl_coef_gain: float = Field(0.0, ge=0)
+    """How strongly the price follows reference_kl_target from round to round; 0 keeps it."""
+    reference_kl_target: float = Field(6.0, gt=0)
+    """Divergence from the reference that the price is steered to, nats per reply."""
+    target_kl: float = Field(0.05, gt=0)
+    """Epochs stop when approx_kl passes 1.5 times this, nats per token."""
+    max_importance_weight: float = Field(2.0, ge=1)
+    """Truncation of the behaviour correction."""
+    min_reward_std: float = Field(0.2, gt=0, le=0.5)
+    """Spread of the predicted thumb-up probabilities under which scores and steps shrink with it."""
+    missing_eos_penalty: float = Field(1.0, ge=0)
+    """Taken from the normalised reward of a reply that reached its token limit."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Clip of the gradient's norm."""
+
+
+class Gate(Section):
+    """What a round has to show before it is published."""
+
+    min_auroc_bound: float = Field(0.5, ge=0, le=1)
+    """The lower confidence bound of the held-out AUROC has to be above this."""
+    confidence: float = Field(0.99, gt=0.5, lt=1)
+    """Level of that one-sided bound; a run has many rounds, each with a chance to err."""
+    max_kl: float = Field(20.0, gt=0)
+    """Largest divergence from the reference, nats per reply."""
+    max_update_norm: float = Field(100.0, gt=0)
+    """Largest Frobenius norm of any module's update."""
+
+
+class Resources(Section):
+    """What the trainer may take of the machine."""
+
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Trunk weights; auto is float32 on a CPU and bfloat16 on a GPU."""
+    threads: int = Field(1, ge=1)
+    """CPU threads."""
+    nice: int = Field(10, ge=0, le=19)
+    """Niceness, so that serving goes first."""
+
+
+class TrainerConfig(ThumbloopSettings):
+    """Settings of `python -m trainer`."""
+
+    model_config = SettingsConfigDict(env_prefix="THUMBLOOP_TRAINER_")
+
+    metrics: TrainerEndpoint = TrainerEndpoint()
+    """The Prometheus endpoint."""
+    tensorboard: Path | None = None
+    """Folder for TensorBoard scalars; absent: `tensorboard` in the state folder."""
+    round: Round = Round()
+    """When the trainer learns, and from what."""
+    lora: Lora = Lora()
+    """Shape of both adapters."""
+    reward: RewardFit = RewardFit()
+    """Fitting the reward model."""
+    ppo: Ppo = Ppo()
+    """The policy update."""
+    gate: Gate = Gate()
+    """What a round has to show before it is published."""
+    resources: Resources = Resources()
+    """What the trainer may take of the machine."""

@@ -1,0 +1,132 @@
+"""Every error that callers, operators or the log may see, each with its gRPC status.
+
+ThumbloopError                  INTERNAL             something of ours went wrong
+├── InvalidRequest              INVALID_ARGUMENT     the caller has to change the request
+├── NotFound                    NOT_FOUND            no such thing, or not for this caller
+│   ├── UnknownPolicy
+│   ├── UnknownPolicyVersion
+│   └── UnknownResponse
+├── PolicyVersionUnavailable    FAILED_PRECONDITION  the version exists but is not loaded
+├── VersionConflict             ABORTED              a compare-and-set lost
+├── Overloaded                  RESOURCE_EXHAUSTED   try again later
+├── Unavailable                 UNAVAILABLE          draining or restarting
+│   ├── Draining
+│   ├── EngineUnavailable
+│   └── StoreUnavailable
+├── BadPolicyVersion            FAILED_PRECONDITION  a published version failed a check
+├── StoreIncompatible           FAILED_PRECONDITION  the store is from a newer release
+└── SettingsError               FAILED_PRECONDITION  the configuration cannot work
+"""
+
+from dataclasses import dataclass
+
+import grpc
+
+
+class ThumbloopError(Exception):
+    """Base of all errors of this project."""
+
+    code = grpc.StatusCode.INTERNAL
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field of a request that is wrong: its path and what is expected."""
+
+    field: str
+    description: str
+
+
+class InvalidRequest(ThumbloopError):
+    """The request breaks the contract; `violations` name the fields."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+    def __init__(self, *violations: FieldViolation) -> None:
+        self.violations = violations
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+
+    @classmethod
+    def of(cls, field: str, description: str) -> "InvalidRequest":
+        """Return the error for one field."""
+        return cls(FieldViolation(field, description))
+
+
+class NotFound(ThumbloopError):
+    """What was asked for does not exist, or not for this caller."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class UnknownPolicy(NotFound):
+    """No policy of this name is served."""
+
+
+class UnknownPolicyVersion(NotFound):
+    """The policy has no such version."""
+
+
+class UnknownResponse(NotFound):
+    """No such reply, or it belongs to somebody else; the words are the same."""
+
+
+class PolicyVersionUnavailable(ThumbloopError):
+    """The version exists, but the engine does not hold it."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class VersionConflict(ThumbloopError):
+    """The current version is not the one the caller saw."""
+
+    code = grpc.StatusCode.ABORTED
+
+
+class Overloaded(ThumbloopError):
+    """The server has as much to do as its limits allow."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class Unavailable(ThumbloopError):
+    """The server cannot answer now; a retry may succeed."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class Draining(Unavailable):
+    """The server is shutting down and takes no new requests."""
+
+
+class EngineUnavailable(Unavailable):
+    """The engine died or is starting."""
+
+
+class StoreUnavailable(Unavailable):
+    """The database did not take a write: locked, full or unreachable."""
+
+
+class BadPolicyVersion(ThumbloopError):
+    """A published version failed verification or attestation; `reason` is a stable word."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(f"{reason}: {message}")
+
+
+class StoreIncompatible(ThumbloopError):
+    """The store was written by a newer release of this software."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class SettingsError(ThumbloopError):
+    """The configuration cannot work; the message names the setting and what to do."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION

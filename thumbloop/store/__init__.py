@@ -1,0 +1,12 @@
+"""The store: one database, one module per noun, functions that take an open connection.
+
+engine = open_store(state)                       # creates, migrates
+writer = GroupWriter(engine)                     # the server: group commits
+with reading(engine) as connection: ...          # short read transactions
+with engine.begin() as connection: ...           # the trainer: one transaction per round
+"""
+
+from thumbloop.store.database import open_store, reading
+from thumbloop.store.writer import GroupWriter
+
+__all__ = ["GroupWriter", "open_store", "reading"]

@@ -1,0 +1,195 @@
+"""Thumbs: an append-only history of events, and the effective thumb of each reply."""
+
+from collections.abc import Iterable
+
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select
+
+from thumbloop.errors import InvalidRequest, UnknownResponse
+from thumbloop.store.interactions import candidate_of
+from thumbloop.store.packing import unpack_ids
+from thumbloop.store.schema import candidates, feedback, interactions, round_inputs, thumbs
+from thumbloop.types import Arm, Feedback, Learning, RatedReply, Status, User
+
+THUMB = "thumb"
+_UNKNOWN = "there is no such response; rate a response_id that Generate returned to this user"
+
+
+def submit_thumb(
+    connection: Connection,
+    response_id: str,
+    value: int,
+    user: User,
+    *,
+    comment: str = "",
+    request_id: str = "",
+    at: float,
+) -> Feedback:
+    """Store a thumb (1 up, 0 down) and make it the effective one; a repetition changes nothing.
+
+    Raises UnknownResponse: no such reply, or it was given to another user. InvalidRequest: the
+    request id was used for other feedback.
+    """
+    version = connection.scalar(
+        select(interactions.c.policy_version).where(
+            interactions.c.response_id == response_id,
+            interactions.c.subject == user.subject,
+            interactions.c.user_id == user.user_id,
+        )
+    )
+    if version is None:
+        raise UnknownResponse(_UNKNOWN)
+    earlier = _earlier(connection, response_id, user, request_id, value, comment)
+    if earlier is not None:
+        return Feedback(
+            earlier["id"],
+            response_id,
+            version,
+            earlier["value"],
+            user,
+            earlier["created_at"],
+            duplicate=True,
+        )
+    feedback_id = connection.execute(
+        insert(feedback)
+        .values(
+            response_id=response_id,
+            kind=THUMB,
+            value=value,
+            comment=comment,
+            subject=user.subject,
+            user_id=user.user_id,
+            request_id=request_id or None,
+            created_at=at,
+        )
+        .returning(feedback.c.id)
+    ).scalar_one()
+    connection.execute(delete(thumbs).where(thumbs.c.response_id == response_id))
+    connection.execute(insert(thumbs).values(response_id=response_id, feedback_id=feedback_id))
+    return Feedback(feedback_id, response_id, version, value, user, at)
+
+
+def _earlier(
+    connection: Connection, response_id: str, user: User, request_id: str, value: int, comment: str
+) -> RowMapping | None:
+    """Return the event that this one repeats: same request, or the thumb that already counts."""
+    columns = (
+        feedback.c.id,
+        feedback.c.value,
+        feedback.c.created_at,
+        feedback.c.response_id,
+        feedback.c.comment,
+    )
+    if request_id:
+        same = (
+            connection.execute(
+                select(*columns).where(
+                    feedback.c.subject == user.subject,
+                    feedback.c.user_id == user.user_id,
+                    feedback.c.request_id == request_id,
+                )
+            )
+            .mappings()
+            .one_or_none()
+        )
+        if same is not None:
+            if (same["response_id"], same["value"], same["comment"]) != (
+                response_id,
+                value,
+                comment,
+            ):
+                raise InvalidRequest.of(
+                    "request_id", "was used for other feedback; a new thumb needs a new one"
+                )
+            return same
+    return (
+        connection.execute(
+            select(*columns)
+            .join(thumbs, thumbs.c.feedback_id == feedback.c.id)
+            .where(
+                thumbs.c.response_id == response_id,
+                feedback.c.value == value,
+                feedback.c.comment == comment,
+            )
+        )
+        .mappings()
+        .one_or_none()
+    )
+
+
+def list_rated(
+    connection: Connection, policy: str, learned_by: Iterable[str] = ()
+) -> list[RatedReply]:
+    """Return every effective thumb with the reply it judges, oldest first.
+
+    `learned_by` names the rounds whose feedback is no longer new.
+    """
+    used = set(
+        connection.scalars(
+            select(round_inputs.c.row).where(
+                round_inputs.c.role == "new", round_inputs.c.round_id.in_(list(learned_by))
+            )
+        )
+    )
+    query = (
+        select(
+            feedback.c.id.label("feedback_id"),
+            feedback.c.value,
+            feedback.c.created_at.label("rated_at"),
+            interactions.c.subject,
+            interactions.c.user_id,
+            interactions.c.learning,
+            interactions.c.status,
+            interactions.c.arm,
+            interactions.c.prompt_token_ids,
+            candidates,
+        )
+        .select_from(thumbs)
+        .join(feedback, feedback.c.id == thumbs.c.feedback_id)
+        .join(interactions, interactions.c.response_id == thumbs.c.response_id)
+        .join(candidates, candidates.c.response_id == thumbs.c.response_id)
+        .where(interactions.c.policy == policy, candidates.c.chosen)
+        .order_by(feedback.c.id)
+    )
+    return [
+        RatedReply(
+            feedback_id=row["feedback_id"],
+            response_id=row["response_id"],
+            value=row["value"],
+            created_at=row["rated_at"],
+            is_new=str(row["feedback_id"]) not in used,
+            user=User(row["subject"], row["user_id"]),
+            policy_version=row["policy_version"],
+            learning=Learning(row["learning"]),
+            status=Status(row["status"]),
+            arm=Arm(row["arm"]),
+            prompt_token_ids=unpack_ids(row["prompt_token_ids"]),
+            candidate=candidate_of(row),
+        )
+        for row in connection.execute(query).mappings()
+    ]
+
+
+def count_new(connection: Connection, policy: str, learned_by: Iterable[str]) -> int:
+    """Return how many effective thumbs on replies that may be learned from are new."""
+    used = select(round_inputs.c.row).where(
+        round_inputs.c.role == "new", round_inputs.c.round_id.in_(list(learned_by))
+    )
+    ids = set(
+        connection.scalars(
+            select(thumbs.c.feedback_id)
+            .join(interactions, interactions.c.response_id == thumbs.c.response_id)
+            .where(
+                interactions.c.policy == policy,
+                interactions.c.learning == Learning.ALLOWED.value,
+                interactions.c.status == Status.COMPLETED.value,
+            )
+        )
+    )
+    return len(ids - {int(row) for row in connection.scalars(used)})
+
+
+def counts(connection: Connection) -> tuple[int, int]:
+    """Return how many feedback events and how many effective thumbs are stored."""
+    events = connection.scalar(select(func.count()).select_from(feedback))
+    effective = connection.scalar(select(func.count()).select_from(thumbs))
+    return int(events or 0), int(effective or 0)

@@ -1,0 +1,185 @@
+"""Requests as they were answered, with all their candidates. Written by the server only."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, func, insert, select
+
+from thumbloop.store.packing import pack_floats, pack_ids, unpack_floats, unpack_ids
+from thumbloop.store.schema import candidates, interactions, round_inputs
+from thumbloop.types import (
+    Arm,
+    Candidate,
+    FinishReason,
+    Interaction,
+    Learning,
+    Message,
+    Prompt,
+    Role,
+    Sampling,
+    Status,
+    Strategy,
+    User,
+)
+
+# Columns that hold an attribute as it is.
+_SAME_OF_INTERACTION = (
+    "response_id",
+    "policy",
+    "policy_version",
+    "session_id",
+    "request_id",
+    "reranked",
+    "trainable",
+    "untrainable_reason",
+    "policy_digest",
+    "reward_digest",
+    "created_at",
+)
+_SAME_OF_CANDIDATE = ("policy_version", "text", "reward", "propensity", "chosen")
+_BATCH = 200  # rows per query: no read transaction reads for long
+
+
+def append(connection: Connection, interaction: Interaction) -> None:
+    """Write a request and its candidates."""
+    connection.execute(insert(interactions), _interaction_row(interaction))
+    rows = [_candidate_row(interaction.response_id, c) for c in interaction.candidates]
+    if rows:
+        connection.execute(insert(candidates), rows)
+
+
+def get(connection: Connection, response_id: str) -> Interaction | None:
+    """Return one interaction, None when there is none."""
+    return next(iter(_load(connection, [response_id])), None)
+
+
+def list_since(connection: Connection, policy: str, min_version: int) -> list[Interaction]:
+    """Return the interactions answered by `min_version` or a later version, oldest first."""
+    ids = connection.scalars(
+        select(interactions.c.response_id)
+        .where(interactions.c.policy == policy, interactions.c.policy_version >= min_version)
+        .order_by(interactions.c.response_id)
+    ).all()
+    return _load(connection, ids)
+
+
+def count_before(connection: Connection, policy: str, version: int) -> int:
+    """Return how many candidates were sampled for requests that an earlier version answered."""
+    query = (
+        select(func.count())
+        .select_from(candidates)
+        .join(interactions, interactions.c.response_id == candidates.c.response_id)
+        .where(interactions.c.policy == policy, interactions.c.policy_version < version)
+    )
+    return int(connection.scalar(query) or 0)
+
+
+def used_as_rollouts(connection: Connection, round_ids: Iterable[str]) -> set[str]:
+    """Return the response ids whose candidates these rounds trained the policy on."""
+    return set(
+        connection.scalars(
+            select(round_inputs.c.row).where(
+                round_inputs.c.role == "rollout", round_inputs.c.round_id.in_(list(round_ids))
+            )
+        )
+    )
+
+
+def _load(connection: Connection, response_ids: Iterable[str]) -> list[Interaction]:
+    ids = list(response_ids)
+    loaded: list[Interaction] = []
+    for start in range(0, len(ids), _BATCH):
+        batch = ids[start : start + _BATCH]
+        by_response: dict[str, list[Candidate]] = defaultdict(list)
+        for row in connection.execute(
+            select(candidates)
+            .where(candidates.c.response_id.in_(batch))
+            .order_by(candidates.c.response_id, candidates.c.position)
+        ).mappings():
+            by_response[row["response_id"]].append(candidate_of(row))
+        rows = connection.execute(
+            select(interactions)
+            .where(interactions.c.response_id.in_(batch))
+            .order_by(interactions.c.response_id)
+        ).mappings()
+        loaded += [_interaction_of(row, by_response[row["response_id"]]) for row in rows]
+    return loaded
+
+
+def _interaction_row(interaction: Interaction) -> dict[str, Any]:
+    return {name: getattr(interaction, name) for name in _SAME_OF_INTERACTION} | {
+        "subject": interaction.user.subject,
+        "user_id": interaction.user.user_id,
+        "prompt": _prompt_json(interaction.prompt),
+        "prompt_token_ids": pack_ids(interaction.prompt_token_ids),
+        "sampling": asdict(interaction.sampling),
+        "strategy": interaction.strategy.value,
+        "arm": interaction.arm.value,
+        "learning": interaction.learning.value,
+        "status": interaction.status.value,
+    }
+
+
+def _candidate_row(response_id: str, candidate: Candidate) -> dict[str, Any]:
+    return {name: getattr(candidate, name) for name in _SAME_OF_CANDIDATE} | {
+        "response_id": response_id,
+        "position": candidate.index,
+        "token_ids": pack_ids(candidate.token_ids),
+        "logprobs": pack_floats(candidate.logprobs),
+        "finish_reason": candidate.finish_reason.value,
+    }
+
+
+def candidate_of(row: RowMapping) -> Candidate:
+    """Return the candidate in a row of `candidates`."""
+    return Candidate(
+        index=row["position"],
+        policy_version=row["policy_version"],
+        token_ids=unpack_ids(row["token_ids"]),
+        logprobs=unpack_floats(row["logprobs"]),
+        text=row["text"],
+        finish_reason=FinishReason(row["finish_reason"]),
+        reward=row["reward"],
+        propensity=row["propensity"],
+        chosen=row["chosen"],
+    )
+
+
+def _interaction_of(row: RowMapping, of_it: list[Candidate]) -> Interaction:
+    sampling = row["sampling"]
+    return Interaction(
+        response_id=row["response_id"],
+        policy=row["policy"],
+        policy_version=row["policy_version"],
+        user=User(row["subject"], row["user_id"]),
+        session_id=row["session_id"],
+        request_id=row["request_id"],
+        prompt=_prompt_of(row["prompt"]),
+        prompt_token_ids=unpack_ids(row["prompt_token_ids"]),
+        sampling=Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
+        strategy=Strategy(row["strategy"]),
+        arm=Arm(row["arm"]),
+        reranked=row["reranked"],
+        learning=Learning(row["learning"]),
+        status=Status(row["status"]),
+        trainable=row["trainable"],
+        untrainable_reason=row["untrainable_reason"],
+        policy_digest=row["policy_digest"],
+        reward_digest=row["reward_digest"],
+        created_at=row["created_at"],
+        candidates=tuple(of_it),
+    )
+
+
+def _prompt_json(prompt: Prompt) -> dict[str, Any]:
+    if prompt.text is not None:
+        return {"text": prompt.text}
+    return {"messages": [[m.role.value, m.content] for m in prompt.messages]}
+
+
+def _prompt_of(stored: Mapping[str, Any]) -> Prompt:
+    if "text" in stored:
+        return Prompt(text=stored["text"])
+    return Prompt(messages=tuple(Message(Role(r), content) for r, content in stored["messages"]))

@@ -1,0 +1,200 @@
+"""Policy versions: what the trainer published, what the server made of it, and why."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select
+
+from thumbloop.store.schema import (
+    deployments,
+    events,
+    policy_versions,
+    round_inputs,
+    rounds,
+)
+from thumbloop.types import PolicyVersion, Round, VersionState
+
+
+def list_versions(connection: Connection, policy: str) -> list[PolicyVersion]:
+    """Return all versions of a policy with their state, oldest first."""
+    query = (
+        select(policy_versions, deployments.c.state, deployments.c.since, deployments.c.reason)
+        .outerjoin(
+            deployments,
+            (deployments.c.policy == policy_versions.c.policy)
+            & (deployments.c.version == policy_versions.c.version),
+        )
+        .where(policy_versions.c.policy == policy)
+        .order_by(policy_versions.c.version)
+    )
+    return [_version_of(row) for row in connection.execute(query).mappings()]
+
+
+def get(connection: Connection, policy: str, version: int) -> PolicyVersion | None:
+    """Return one version, None when there is none."""
+    return next((v for v in list_versions(connection, policy) if v.version == version), None)
+
+
+def current(connection: Connection, policy: str) -> PolicyVersion:
+    """Return the version that answers; there is always exactly one."""
+    (only,) = [v for v in list_versions(connection, policy) if v.state is VersionState.CURRENT]
+    return only
+
+
+def learned_by(connection: Connection, policy: str, version: int) -> list[str]:
+    """Return the rounds behind a version: its own and those of all its ancestors."""
+    by_number = {v.version: v for v in list_versions(connection, policy)}
+    round_ids: list[str] = []
+    ancestor: PolicyVersion | None = by_number[version]
+    while ancestor is not None:
+        if ancestor.round_id:
+            round_ids.append(ancestor.round_id)
+        ancestor = by_number.get(ancestor.parent) if ancestor.parent is not None else None
+    return round_ids
+
+
+def next_number(connection: Connection, policy: str) -> int:
+    """Return the number after the highest one ever published."""
+    highest = connection.scalar(
+        select(func.max(policy_versions.c.version)).where(policy_versions.c.policy == policy)
+    )
+    return int(highest or 0) + 1
+
+
+def finish_round(connection: Connection, done: Round, published: PolicyVersion | None) -> None:
+    """Record what a round used, and the version it published, in one transaction."""
+    connection.execute(
+        insert(rounds).values(
+            round_id=done.round_id,
+            policy=done.policy,
+            parent=done.parent,
+            version=done.version,
+            reason=done.reason,
+            metrics=dict(done.metrics),
+            started_at=done.started_at,
+            finished_at=done.finished_at,
+        )
+    )
+    inputs: list[tuple[str, Iterable[int | str]]] = [
+        ("new", done.new_feedback),
+        ("replay", done.replayed_feedback),
+        ("rollout", done.rollouts),
+    ]
+    rows = [
+        {"round_id": done.round_id, "role": role, "row": str(row)}
+        for role, used in inputs
+        for row in used
+    ]
+    if rows:
+        connection.execute(insert(round_inputs), rows)
+    if published is not None:
+        connection.execute(insert(policy_versions), _version_row(published))
+
+
+def list_rounds(connection: Connection, policy: str) -> list[RowMapping]:
+    """Return the rows of all rounds, oldest first."""
+    query = select(rounds).where(rounds.c.policy == policy).order_by(rounds.c.finished_at)
+    return list(connection.execute(query).mappings())
+
+
+def feedback_by_version(connection: Connection, policy: str) -> dict[int, set[int]]:
+    """Return the ids of the feedback that each version learned from as new."""
+    query = (
+        select(policy_versions.c.version, round_inputs.c.row)
+        .join(round_inputs, round_inputs.c.round_id == policy_versions.c.round_id)
+        .where(policy_versions.c.policy == policy, round_inputs.c.role == "new")
+    )
+    learned: dict[int, set[int]] = defaultdict(set)
+    for version, row in connection.execute(query):
+        learned[version].add(int(row))
+    return dict(learned)
+
+
+def set_state(
+    connection: Connection,
+    policy: str,
+    version: int,
+    state: VersionState,
+    *,
+    at: float,
+    reason: str = "",
+    actor: str = "server",
+    detail: Mapping[str, Any] | None = None,
+) -> None:
+    """Move a version to a state, and log the event. Making one current retires the one before."""
+    if state is VersionState.CURRENT:
+        _retire_current(connection, policy, version, at)
+    _write_state(connection, policy, version, state, at, reason)
+    connection.execute(
+        insert(events).values(
+            at=at,
+            kind=state.value,
+            policy=policy,
+            version=version,
+            actor=actor,
+            detail={"reason": reason, **(detail or {})},
+        )
+    )
+
+
+def _retire_current(connection: Connection, policy: str, version: int, at: float) -> None:
+    others = connection.scalars(
+        select(deployments.c.version).where(
+            deployments.c.policy == policy,
+            deployments.c.state == VersionState.CURRENT.value,
+            deployments.c.version != version,
+        )
+    ).all()
+    for other in others:
+        reason = f"replaced by version {version}"
+        _write_state(connection, policy, other, VersionState.RETIRED, at, reason)
+
+
+def _write_state(
+    connection: Connection, policy: str, version: int, state: VersionState, at: float, reason: str
+) -> None:
+    connection.execute(
+        delete(deployments).where(deployments.c.policy == policy, deployments.c.version == version)
+    )
+    connection.execute(
+        insert(deployments).values(
+            policy=policy, version=version, state=state.value, since=at, reason=reason
+        )
+    )
+
+
+def list_events(connection: Connection, policy: str) -> list[RowMapping]:
+    """Return what happened to the versions of a policy, oldest first."""
+    query = select(events).where(events.c.policy == policy).order_by(events.c.id)
+    return list(connection.execute(query).mappings())
+
+
+_PUBLISHED = (
+    "policy",
+    "version",
+    "parent",
+    "folder",
+    "policy_digest",
+    "reward_digest",
+    "manifest_digest",
+    "round_id",
+    "feedback_count",
+    "first_feedback_id",
+    "last_feedback_id",
+    "metrics",
+    "published_at",
+)
+
+
+def _version_row(version: PolicyVersion) -> dict[str, Any]:
+    return {name: getattr(version, name) for name in _PUBLISHED}
+
+
+def _version_of(row: RowMapping) -> PolicyVersion:
+    return PolicyVersion(
+        **{name: row[name] for name in _PUBLISHED},
+        state=VersionState(row["state"] or VersionState.PUBLISHED),
+        state_since=row["since"] or row["published_at"],
+        reason=row["reason"] or "",
+    )

@@ -1,0 +1,118 @@
+"""One thread that writes: many callers' changes share one commit, and no event loop waits for disk."""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from thumbloop.errors import StoreUnavailable
+
+T = TypeVar("T")
+
+
+class _Write(NamedTuple):
+    change: Callable[[Connection], Any]
+    result: Future[Any]
+
+
+class GroupWriter:
+    """Runs changes in order, as many in one transaction as have arrived; each in its own savepoint.
+
+    A result is delivered only after the commit that holds it. `on_commit` hears of each commit:
+    how many changes it held, and how long it took in seconds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_group: int = 256,
+        on_commit: Callable[[int, float], None] = lambda _changes, _seconds: None,
+    ) -> None:
+        self._engine = engine
+        self._max_group = max_group
+        self._on_commit = on_commit
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Return how many changes wait for a commit."""
+        return self._queue.qsize()
+
+    def submit(self, change: Callable[[Connection], T]) -> "Future[T]":
+        """Queue a change; the future holds what it returns once it is durable.
+
+        The future raises what the change raises, or StoreUnavailable when the commit fails.
+        """
+        if self._is_closed:
+            raise StoreUnavailable("the store is closed")
+        result: Future[T] = Future()
+        self._queue.put(_Write(change, result))
+        return result
+
+    async def run(self, change: Callable[[Connection], T]) -> T:
+        """Await a change; cancelling the waiter does not undo it."""
+        return await asyncio.shield(asyncio.wrap_future(self.submit(change)))
+
+    def close(self) -> None:
+        """Commit what is queued, then stop."""
+        self._is_closed = True
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while group := self._next_group():
+            self._commit(group)
+
+    def _next_group(self) -> list[_Write]:
+        """Wait for a write and take those that have queued behind it; empty when closed."""
+        first = self._queue.get()
+        group: list[_Write] = []
+        while first is not None:
+            group.append(first)
+            if len(group) == self._max_group or self._queue.empty():
+                return group
+            first = self._queue.get()
+        self._queue.put(None)  # come back to it after this group
+        return group
+
+    def _commit(self, group: list[_Write]) -> None:
+        started = time.perf_counter()
+        outcomes: list[tuple[Future[Any], Any, BaseException | None]]
+        try:
+            with self._engine.begin() as connection:
+                outcomes = [(w.result, *_apply(connection, w.change)) for w in group]
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            failure = StoreUnavailable(f"the store did not take the write: {cause}")
+            outcomes = [(write.result, None, failure) for write in group]
+        self._on_commit(len(group), time.perf_counter() - started)
+        for result, value, raised in outcomes:
+            if not result.set_running_or_notify_cancel():
+                continue  # nobody waits for it any more
+            if raised is None:
+                result.set_result(value)
+            else:
+                result.set_exception(raised)
+
+
+def _apply(
+    connection: Connection, change: Callable[[Connection], Any]
+) -> tuple[Any, BaseException | None]:
+    """Run one change in a savepoint, so that its failure costs the others nothing."""
+    try:
+        with connection.begin_nested():
+            return change(connection), None
+    except OperationalError:
+        raise  # locked or full: SQLite may have rolled all of it back, so the group fails as one
+    except Exception as error:  # handed to whoever asked for the change
+        return None, error

@@ -1,0 +1,1 @@
+"""The application that answers: python -m server."""

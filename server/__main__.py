@@ -1,0 +1,66 @@
+"""python -m server: parse settings, build the application, serve until told to stop. Wiring only."""
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from server.application import Application
+from server.engine import Engine
+from thumbloop.config import ServerConfig, load
+from thumbloop.errors import ThumbloopError
+
+
+def make_engine(model: Path, config: ServerConfig) -> Engine:
+    """Start vLLM."""
+    from server.engine.vllm_engine import VllmEngine  # seconds of imports: only when ports are ours
+
+    return VllmEngine(model, config.engine, seed=config.seed)
+
+
+async def serve(config: ServerConfig) -> None:
+    """Serve until SIGTERM or SIGINT, or until something fails that cannot be mended."""
+    application = Application(config, make_engine)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    wait = asyncio.create_task(stopping.wait())
+    life = asyncio.create_task(_live(application))
+    try:
+        await asyncio.wait((wait, life), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        wait.cancel()
+        if not life.done():
+            life.cancel()
+        await application.stop()
+    if life.done() and not life.cancelled() and (error := life.exception()):
+        raise error
+
+
+async def _live(application: Application) -> None:
+    await application.start()
+    print(f"serving on port {application.port}, metrics on {application.metrics_port}", flush=True)
+    await application.run()
+
+
+def main(
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+) -> None:
+    """Serve the current policy version."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("server").setLevel(logging.INFO)
+    try:
+        uvloop.run(serve(load(ServerConfig, config)))
+    except ThumbloopError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)

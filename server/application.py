@@ -1,0 +1,223 @@
+"""The server's objects and their life: ports, store, engine, versions, and back in reverse order."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+from sqlalchemy import Connection
+from sqlalchemy import Engine as Database
+
+from server.engine import Engine
+from server.hotswap import Swapper
+from server.interceptors import Translator
+from server.lifecycle import Lifecycle
+from server.metrics import ServerMetrics
+from server.pipeline import Pipeline
+from server.routes import Routes
+from server.scoring import VerdictScorer
+from server.servicers import AdminServicer, FeedbackServicer, PolicyServicer
+from server.translation import Defaults
+from server.verification import Expected
+from thumbloop import artifacts
+from thumbloop.base_model import locate
+from thumbloop.config import ServerConfig
+from thumbloop.errors import EngineUnavailable, SettingsError
+from thumbloop.rendering import verdict_tokens
+from thumbloop.store import GroupWriter, interactions, open_store
+from thumbloop.types import DEFAULT_POLICY, Interaction
+from thumbloop.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    feedback_pb2,
+    feedback_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
+)
+
+log = logging.getLogger(__name__)
+
+SERVICES = (
+    policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name,
+    feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"].full_name,
+    admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+)
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second listener
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+_HEALTH_INTERVAL_S = 1.0
+
+EngineFactory = Callable[[Path, ServerConfig], Engine]
+
+
+class Application:
+    """One server. `start` returns when it serves; `stop` drains and releases everything."""
+
+    def __init__(self, config: ServerConfig, make_engine: EngineFactory) -> None:
+        self._config = config
+        self._make_engine = make_engine
+        self._metrics = ServerMetrics()
+        self._routes = Routes()
+        self._lifecycle = Lifecycle(config.limits.max_requests_in_flight)
+        self._health = health.aio.HealthServicer()
+        self._stack = AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.port = 0
+        self.metrics_port = 0
+
+    async def start(self) -> None:
+        """Open the ports, then the engine and the current version; then say SERVING.
+
+        Raises SettingsError, StoreIncompatible, StoreUnavailable, BadPolicyVersion.
+        """
+        model = locate(self._config.model)
+        database = open_store(self._config.state)
+        self._stack.callback(database.dispose)
+        identity = artifacts.identify(model)
+        artifacts.claim_base(self._config.state.versions, DEFAULT_POLICY, identity, time.time())
+        writer = GroupWriter(database, on_commit=self._metrics.observe_commit)
+        self._stack.callback(writer.close)
+        self._start_metrics(writer)
+        grpc_server = await self._start_grpc(database, writer)
+        starting = asyncio.create_task(
+            asyncio.to_thread(self._make_engine, model, self._config), name="start engine"
+        )
+        self._stack.push_async_callback(_close, starting)
+        self._stack.push_async_callback(grpc_server.stop, 1.0)  # no call outlives the engine
+        engine = await asyncio.shield(starting)
+        await self._serve(engine, identity, database, writer)
+
+    async def _serve(
+        self,
+        engine: Engine,
+        identity: artifacts.BaseModelIdentity,
+        database: Database,
+        writer: GroupWriter,
+    ) -> None:
+        verdict = verdict_tokens(self._config.verdict, engine.tokenizer)
+        expected = Expected(identity, verdict, engine.lora_shapes, self._config.engine.max_rank)
+        swapper = Swapper(
+            engine,
+            self._routes,
+            database,
+            writer,
+            self._config.state.versions,
+            expected,
+            self._config.delivery,
+            max_versions=self._config.engine.max_versions,
+            on_swap=self._metrics.observe_swap,
+        )
+        while not self._routes.loaded:
+            await swapper.step()
+        await self._warm_up(engine)
+
+        async def append(interaction: Interaction) -> None:
+            def change(connection: Connection) -> None:
+                interactions.append(connection, interaction)
+
+            await writer.run(change)
+
+        scorer = VerdictScorer(engine, verdict)
+        self._lifecycle.serve(Pipeline(engine, scorer, verdict, self._routes, append))
+        self._tasks = [
+            asyncio.create_task(swapper.watch(), name="watch versions"),
+            asyncio.create_task(self._watch_engine(engine), name="watch engine"),
+        ]
+        await self._say(health_pb2.HealthCheckResponse.SERVING)
+
+    async def _warm_up(self, engine: Engine) -> None:
+        """Answer once for nobody: the first pass through an engine is slow."""
+        some_token = engine.tokenizer.encode("a", add_special_tokens=False)
+        with self._routes.hold() as version:
+            await engine.next_logprobs(some_token, some_token[:1], version.policy)
+
+    async def _watch_engine(self, engine: Engine) -> None:
+        """Raise EngineUnavailable when the engine dies, after saying so to health checks."""
+        while True:
+            try:
+                await engine.check()
+            except EngineUnavailable:
+                await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+                raise
+            await asyncio.sleep(_HEALTH_INTERVAL_S)
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises whatever ended a background task."""
+        await asyncio.gather(*self._tasks)
+
+    async def stop(self) -> None:
+        """Refuse new calls, let those in flight finish within the grace period, release all."""
+        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if not await self._lifecycle.drain(self._config.listen.grace_s):
+            log.warning("%d calls did not finish in time", self._lifecycle.in_flight)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
+
+    def _start_metrics(self, writer: GroupWriter) -> None:
+        self._metrics.store_queue.set_function(lambda: writer.waiting)
+        self._metrics.in_flight.set_function(lambda: self._lifecycle.in_flight)
+        self._metrics.version.set_function(self._routes.current_or_nan)
+        where = self._config.metrics
+        try:
+            http, thread = start_http_server(where.port, where.host, self._metrics.registry)
+        except OSError as error:
+            raise _port_taken("metrics", where.host, where.port, error.strerror) from None
+        self.metrics_port = int(http.server_port)
+        self._stack.callback(thread.join)
+        self._stack.callback(http.server_close)
+        self._stack.callback(http.shutdown)
+
+    async def _start_grpc(self, database: Database, writer: GroupWriter) -> grpc.aio.Server:
+        listen = self._config.listen
+        options = [*_OPTIONS, ("grpc.max_receive_message_length", listen.max_message_bytes)]
+        server = grpc.aio.server(interceptors=[Translator(self._metrics)], options=options)
+        defaults = Defaults(self._config.sampling, self._config.guidance, self._config.limits)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(
+            PolicyServicer(self._lifecycle, defaults, self._metrics), server
+        )
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
+            FeedbackServicer(writer, self._metrics), server
+        )
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(
+            AdminServicer(database, self._routes), server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        try:
+            self.port = server.add_insecure_port(f"{listen.host}:{listen.port}")
+        except RuntimeError:
+            raise _port_taken("listen", listen.host, listen.port, "in use?") from None
+        await server.start()
+        self._stack.push_async_callback(server.stop, 1.0)
+        return server
+
+    async def _say(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
+        for service in ("", *SERVICES):
+            await self._health.set(service, status)
+
+
+async def _close(starting: asyncio.Task[Engine]) -> None:
+    """Close the engine, even when nobody waited for it: a thread that starts it cannot be stopped."""
+    await asyncio.wait((starting,))
+    if starting.exception() is None:
+        starting.result().close()
+
+
+def _port_taken(section: str, host: str, port: int, why: str | None) -> SettingsError:
+    return SettingsError(
+        f"{section}.port: {host}:{port} cannot be bound ({why});"
+        " stop what listens there or choose another port, 0 takes a free one"
+    )

@@ -1,0 +1,82 @@
+"""What serving asks of an engine. vLLM implements it, and a deterministic fake in the tests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from thumbloop.rendering import Tokenizer
+from thumbloop.types import FinishReason, Sampling
+
+PROBE_PRIORITY = -1  # before anybody's request: a swap waits for it
+REPLY_PRIORITY = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter the engine holds. Name, number and folder are never used twice."""
+
+    name: str
+    number: int
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A finished sample: tokens, the log-probabilities they were drawn with, and why it ended."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+
+
+class Engine(Protocol):
+    """Samples and scores token sequences under LoRA adapters, many at once."""
+
+    tokenizer: Tokenizer
+    max_model_len: int
+    dtype: str
+    lora_shapes: Mapping[str, tuple[int, int]]
+    """(outputs, inputs) of every module that an adapter may change, by name."""
+
+    async def sample(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        adapter: Adapter,
+        *,
+        priority: int = REPLY_PRIORITY,
+    ) -> Sampled:
+        """Sample one response. Cancelling the call aborts it in the engine.
+
+        `logprobs` are those of the processed distribution the sampler used.
+        Raises EngineUnavailable: the engine died. Overloaded: its queue is full.
+        """
+
+    async def next_logprobs(
+        self,
+        prompt: Sequence[int],
+        token_ids: Sequence[int],
+        adapter: Adapter,
+        *,
+        priority: int = REPLY_PRIORITY,
+    ) -> tuple[float, ...]:
+        """Return the given tokens' log-probabilities right after `prompt`, at temperature 1.
+
+        Raises EngineUnavailable: the engine died. Overloaded: its queue is full.
+        """
+
+    async def load(self, name: str, folder: Path) -> Adapter:
+        """Load an adapter that has been verified. Raises BadPolicyVersion: the engine refused it."""
+
+    async def load_zero(self, name: str) -> Adapter:
+        """Load an adapter that changes nothing: the base model, served like any version."""
+
+    async def unload(self, adapter: Adapter) -> None:
+        """Forget an adapter that no request uses any more. Raises EngineUnavailable: it died."""
+
+    async def check(self) -> None:
+        """Raise EngineUnavailable when the engine is dead."""
+
+    def close(self) -> None:
+        """Stop the engine and its processes."""

@@ -1,0 +1,48 @@
+"""An adapter that changes nothing, so that the base model is served like any other version.
+
+vLLM's CPU operators give rows without an adapter another row's adapter when a batch mixes both; with
+this one no row is without.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from thumbloop.artifacts import ADAPTER_CONFIG, WEIGHTS
+
+
+def write_zero_adapter(model: Path, folder: Path) -> Path:
+    """Write a rank-1 adapter with all weights zero for every linear layer but the head."""
+    shapes = linear_shapes(model)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (outputs, inputs) in shapes.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.zeros(1, inputs)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.zeros(outputs, 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 1,
+        "lora_alpha": 1,
+        "bias": "none",
+        "target_modules": sorted({name.rpartition(".")[2] for name in shapes}),
+    }
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
+    return folder
+
+
+def linear_shapes(model: Path) -> dict[str, tuple[int, int]]:
+    """Return (outputs, inputs) of every linear layer but the head, by module name."""
+    with torch.device("meta"):
+        trunk = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    head = trunk.get_output_embeddings()
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in trunk.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }

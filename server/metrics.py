@@ -1,0 +1,107 @@
+"""What Prometheus sees of the server. Labels are bounded: never a user, a prompt or a reply."""
+
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+
+from server.hotswap import Swap
+from thumbloop.types import Feedback, Interaction
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_REWARDS = (-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8)
+
+
+class ServerMetrics:
+    """Our own metrics; vLLM's are on the same endpoint under their own names."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series each, of no use
+        self.registry = CollectorRegistry()
+        self.registry.register(REGISTRY)  # vLLM's, the process's and Python's
+        r = self.registry
+        method = ["grpc_service", "grpc_method"]
+        self._started = Counter("grpc_server_started", "Calls started.", method, registry=r)
+        self._handled = Counter(
+            "grpc_server_handled", "Calls completed, by status.", [*method, "grpc_code"], registry=r
+        )
+        self._seconds = Histogram(
+            "grpc_server_handling_seconds", "Time of a call.", method, buckets=_SECONDS, registry=r
+        )
+        self._replies = Counter(
+            "thumbloop_replies", "Replies, by strategy and arm.", ["strategy", "arm"], registry=r
+        )
+        self._candidates = Counter("thumbloop_candidates", "Candidates sampled.", registry=r)
+        self._tokens = Counter(
+            "thumbloop_tokens", "Tokens, by kind.", ["kind", "learning"], registry=r
+        )
+        self._reward = Histogram(
+            "thumbloop_reward", "Reward of shown replies, logits.", buckets=_REWARDS, registry=r
+        )
+        self._feedback = Counter(
+            "thumbloop_feedback", "Thumbs, by value and result.", ["thumb", "result"], registry=r
+        )
+        self._swaps = Counter(
+            "thumbloop_swaps", "Published versions tried, by result.", ["result"], registry=r
+        )
+        self._swap_seconds = Histogram(
+            "thumbloop_published_to_serving_seconds",
+            "From a version's publication until it answers.",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.version = Gauge("thumbloop_policy_version", "The version that answers.", registry=r)
+        self.store_queue = Gauge(
+            "thumbloop_store_queue_changes", "Changes waiting for a commit.", registry=r
+        )
+        self._commit_seconds = Histogram(
+            "thumbloop_store_commit_seconds", "Time of a commit.", buckets=_SECONDS, registry=r
+        )
+        self.in_flight = Gauge(
+            "thumbloop_requests_in_flight", "Generate calls being answered.", registry=r
+        )
+
+    def call_started(self, method: str) -> None:
+        """Count a call."""
+        self._started.labels(*_names(method)).inc()
+
+    def call_handled(self, method: str, code: str, seconds: float) -> None:
+        """Count a call's end."""
+        service, name = _names(method)
+        self._handled.labels(service, name, code).inc()
+        self._seconds.labels(service, name).observe(seconds)
+
+    def observe_reply(self, interaction: Interaction) -> None:
+        """Count a reply and its candidates."""
+        learning = interaction.learning.value
+        self._replies.labels(interaction.strategy.value, interaction.arm.value).inc()
+        self._candidates.inc(len(interaction.candidates))
+        self._tokens.labels("prompt", learning).inc(len(interaction.prompt_token_ids))
+        sampled = sum(len(c.token_ids) for c in interaction.candidates)
+        self._tokens.labels("candidate", learning).inc(sampled)
+        if interaction.chosen.reward is not None:
+            self._reward.observe(interaction.chosen.reward)
+
+    def observe_feedback(self, feedback: Feedback) -> None:
+        """Count a thumb."""
+        result = "duplicate" if feedback.duplicate else "accepted"
+        self._feedback.labels("up" if feedback.value else "down", result).inc()
+
+    def observe_swap(self, swap: Swap) -> None:
+        """Count a version that was tried."""
+        self._swaps.labels(swap.result.value).inc()
+        if swap.result.value == "current":
+            self._swap_seconds.observe(swap.published_to_serving_s)
+
+    def observe_commit(self, _changes: int, seconds: float) -> None:
+        """Count a commit of the store's writer."""
+        self._commit_seconds.observe(seconds)
+
+
+def _names(method: str) -> tuple[str, str]:
+    _, service, name = method.split("/")
+    return service, name

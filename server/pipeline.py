@@ -1,0 +1,123 @@
+"""prompt -> candidates -> rewards -> choice -> log: the page to read first."""
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from random import Random
+
+import uuid_utils
+
+from server.engine import Engine
+from server.guidance import STRATEGIES, Choice, Outcome
+from server.rollout import RolloutWorker, derive_seed
+from server.routes import LoadedVersion, Routes
+from server.scoring import Scorer
+from thumbloop.errors import InvalidRequest
+from thumbloop.rendering import VerdictTokens, render
+from thumbloop.types import (
+    DEFAULT_POLICY,
+    Interaction,
+    Learning,
+    Prompt,
+    Sampling,
+    Status,
+    Strategy,
+    User,
+)
+
+_CHOICE_SEED = -1  # the index of the guidance's own draw, beside the candidates' 0, 1, 2, ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a caller asked for, complete and valid."""
+
+    prompt: Prompt
+    sampling: Sampling
+    strategy: Strategy
+    choice: Choice
+    user: User
+    session_id: str = ""
+    request_id: str = ""
+    learning: Learning = Learning.ALLOWED
+    policy_version: int | None = None
+
+
+class Pipeline:
+    """Answers requests. `log` returns once the row is durable."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        scorer: Scorer,
+        verdict: VerdictTokens,
+        routes: Routes,
+        log: Callable[[Interaction], Awaitable[None]],
+    ) -> None:
+        self._engine = engine
+        self._scorer = scorer
+        self._verdict = verdict
+        self._routes = routes
+        self._log = log
+
+    async def respond(self, request: Request) -> Interaction:
+        """Answer from the routed version with the candidate that guidance chose.
+
+        Raises InvalidRequest, UnknownPolicyVersion, PolicyVersionUnavailable, EngineUnavailable,
+        StoreUnavailable.
+        """
+        prompt = self._render(request)
+        with self._routes.hold(request.policy_version) as version:
+            worker = RolloutWorker(self._engine, self._scorer, version, prompt, request.sampling)
+            guidance = STRATEGIES[request.strategy]
+            outcome = await guidance.run(worker, request.choice, _rng(request.sampling.seed))
+        interaction = _interaction(request, prompt, version, outcome)
+        await self._log(interaction)
+        return interaction
+
+    def _render(self, request: Request) -> tuple[int, ...]:
+        """Return the prompt's token ids, with room left for the reply and the verdict."""
+        prompt = render(request.prompt, self._engine.tokenizer)
+        room = self._engine.max_model_len - len(self._verdict.prompt) - 1
+        if len(prompt) + request.sampling.max_tokens > room:
+            raise InvalidRequest.of(
+                "prompt",
+                f"has {len(prompt)} tokens; with max_tokens={request.sampling.max_tokens} it may"
+                f" have {max(room - request.sampling.max_tokens, 0)} in this model's context",
+            )
+        return prompt
+
+
+def _rng(seed: int | None) -> Random:
+    """Return the source of guidance's own draws: reproducible where the request has a seed."""
+    return Random() if seed is None else Random(derive_seed(seed, _CHOICE_SEED))
+
+
+def _interaction(
+    request: Request, prompt: tuple[int, ...], version: LoadedVersion, outcome: Outcome
+) -> Interaction:
+    untrainable = request.sampling.untrainable_reason
+    if request.learning is Learning.EXCLUDED:
+        untrainable = "learning_excluded"
+    return Interaction(
+        response_id=str(uuid_utils.uuid7()),
+        policy=DEFAULT_POLICY,
+        policy_version=version.number,
+        user=request.user,
+        session_id=request.session_id,
+        request_id=request.request_id,
+        prompt=request.prompt,
+        prompt_token_ids=prompt,
+        sampling=request.sampling,
+        strategy=request.strategy,
+        arm=outcome.arm,
+        reranked=outcome.reranked,
+        learning=request.learning,
+        status=Status.COMPLETED,
+        trainable=untrainable is None,
+        untrainable_reason=untrainable,
+        policy_digest=version.facts.policy_digest,
+        reward_digest=version.facts.reward_digest,
+        created_at=time.time(),
+        candidates=outcome.candidates,
+    )

@@ -1,0 +1,291 @@
+"""Protocol buffers <-> types: what callers sent, checked field by field, and what they get back."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from server.guidance import STRATEGIES, Choice
+from server.pipeline import Request
+from thumbloop.config.server import Guidance, Limits, SamplingDefaults
+from thumbloop.errors import FieldViolation, InvalidRequest, UnknownPolicy
+from thumbloop.types import (
+    DEFAULT_POLICY,
+    Candidate,
+    FinishReason,
+    Interaction,
+    Learning,
+    Message,
+    PolicyVersion,
+    Prompt,
+    Role,
+    Sampling,
+    Strategy,
+    User,
+    VersionState,
+)
+from thumbloop.v1 import admin_pb2, feedback_pb2, policy_pb2
+
+MAX_ID = 256
+MAX_REQUEST_ID = 128
+MAX_COMMENT = 4096
+MAX_STOP = 128
+
+_ROLES = {
+    policy_pb2.ROLE_SYSTEM: Role.SYSTEM,
+    policy_pb2.ROLE_USER: Role.USER,
+    policy_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
+}
+_STRATEGIES = {
+    policy_pb2.GUIDANCE_STRATEGY_NONE: Strategy.NONE,
+    policy_pb2.GUIDANCE_STRATEGY_BEST_OF_N: Strategy.BEST_OF_N,
+    policy_pb2.GUIDANCE_STRATEGY_SOFT_BEST_OF_N: Strategy.SOFT_BEST_OF_N,
+    policy_pb2.GUIDANCE_STRATEGY_SPECULATIVE_REJECTION: Strategy.SPECULATIVE_REJECTION,
+}
+_FINISH = {
+    FinishReason.STOP: policy_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: policy_pb2.FINISH_REASON_LENGTH,
+    FinishReason.ABORTED: policy_pb2.FINISH_REASON_ABORTED,
+}
+_THUMBS = {feedback_pb2.THUMB_UP: 1, feedback_pb2.THUMB_DOWN: 0}
+_STATES = {
+    state: admin_pb2.PolicyVersionState.Value(f"POLICY_VERSION_STATE_{state.name}")
+    for state in VersionState
+}
+
+
+class Defaults(NamedTuple):
+    """What a request gets where it says nothing, and how far it may go."""
+
+    sampling: SamplingDefaults
+    guidance: Guidance
+    limits: Limits
+
+
+class _Violations:
+    """Collects what is wrong, so that a caller hears all of it at once."""
+
+    def __init__(self) -> None:
+        self._found: list[FieldViolation] = []
+
+    def expect(self, holds: bool, field: str, description: str) -> None:
+        if not holds:
+            self._found.append(FieldViolation(field, description))
+
+    def no_longer(self, text: str, most: int, field: str) -> None:
+        self.expect(len(text) <= most, field, f"has {len(text)} characters, at most {most} allowed")
+
+    def raise_if_any(self) -> None:
+        if self._found:
+            raise InvalidRequest(*self._found)
+
+
+def check_policy(name: str) -> str:
+    """Return the policy's name. Raises UnknownPolicy."""
+    if name not in ("", DEFAULT_POLICY):
+        raise UnknownPolicy(f"there is no policy of this name; served: {DEFAULT_POLICY}")
+    return DEFAULT_POLICY
+
+
+def request_of(message: policy_pb2.GenerateRequest, defaults: Defaults) -> Request:
+    """Return the request, complete with defaults.
+
+    Raises InvalidRequest with every violation. UnknownPolicy.
+    """
+    check_policy(message.policy)
+    wrong = _Violations()
+    prompt = _prompt_of(message, defaults.limits, wrong)
+    sampling = _sampling_of(message.sampling, defaults, wrong)
+    strategy, choice = _guidance_of(message.guidance, defaults, wrong)
+    wrong.no_longer(message.user_id, MAX_ID, "user_id")
+    wrong.no_longer(message.session_id, MAX_ID, "session_id")
+    wrong.no_longer(message.request_id, MAX_REQUEST_ID, "request_id")
+    wrong.expect(message.learning in (0, 1, 2), "learning", "is none of the known values")
+    pinned = message.policy_version if message.HasField("policy_version") else None
+    wrong.expect(pinned is None or pinned >= 0, "policy_version", "is negative")
+    wrong.raise_if_any()
+    excluded = message.learning == policy_pb2.LEARNING_EXCLUDED
+    return Request(
+        prompt=prompt,
+        sampling=sampling,
+        strategy=strategy,
+        choice=choice,
+        user=User(user_id=message.user_id),
+        session_id=message.session_id,
+        request_id=message.request_id,
+        learning=Learning.EXCLUDED if excluded else Learning.ALLOWED,
+        policy_version=pinned,
+    )
+
+
+def _prompt_of(message: policy_pb2.GenerateRequest, limits: Limits, wrong: _Violations) -> Prompt:
+    kind = message.WhichOneof("prompt")
+    wrong.expect(kind is not None, "prompt", "is missing; set `text` or `chat`")
+    if kind != "chat":
+        wrong.expect(kind is None or bool(message.text.strip()), "text", "is empty")
+        wrong.no_longer(message.text, limits.max_prompt_characters, "text")
+        return Prompt(text=message.text)
+    messages = message.chat.messages
+    wrong.expect(len(messages) > 0, "chat.messages", "is empty")
+    for i, turn in enumerate(messages):
+        wrong.expect(turn.role in _ROLES, f"chat.messages[{i}].role", "is missing or unknown")
+        wrong.expect(bool(turn.content.strip()), f"chat.messages[{i}].content", "is empty")
+    if messages and messages[-1].role in _ROLES:
+        is_users = messages[-1].role == policy_pb2.ROLE_USER
+        wrong.expect(is_users, f"chat.messages[{len(messages) - 1}].role", "has to be a user's")
+    total = sum(len(turn.content) for turn in messages)
+    wrong.expect(
+        total <= limits.max_prompt_characters,
+        "chat.messages",
+        f"have {total} characters, at most {limits.max_prompt_characters} allowed",
+    )
+    return Prompt(
+        messages=tuple(
+            Message(_ROLES[turn.role], turn.content) for turn in messages if turn.role in _ROLES
+        )
+    )
+
+
+def _sampling_of(
+    message: policy_pb2.SamplingParams, defaults: Defaults, wrong: _Violations
+) -> Sampling:
+    standard, limits = defaults.sampling, defaults.limits
+    max_tokens = _given(message, "max_tokens", standard.max_tokens)
+    temperature = _given(message, "temperature", standard.temperature)
+    top_p = _given(message, "top_p", standard.top_p)
+    top_k = _given(message, "top_k", standard.top_k)
+    stop = tuple(message.stop)
+    wrong.expect(
+        1 <= max_tokens <= limits.max_tokens,
+        "sampling.max_tokens",
+        f"has to be in [1, {limits.max_tokens}]",
+    )
+    wrong.expect(
+        temperature == 0 or 0.01 <= temperature <= 2,
+        "sampling.temperature",
+        "has to be 0 (greedy) or a number in [0.01, 2]",
+    )
+    wrong.expect(0 < top_p <= 1, "sampling.top_p", "has to be a number in (0, 1]")
+    wrong.expect(top_k <= 1_000_000, "sampling.top_k", "has to be in [0, 1000000]")
+    wrong.expect(len(stop) <= limits.max_stop, "sampling.stop", f"at most {limits.max_stop} texts")
+    for i, text in enumerate(stop):
+        in_range = 1 <= len(text) <= MAX_STOP
+        wrong.expect(in_range, f"sampling.stop[{i}]", f"has to have 1 to {MAX_STOP} characters")
+    seed = message.seed if message.HasField("seed") else None
+    return Sampling(max_tokens, temperature, top_p, top_k, seed, stop)
+
+
+def _guidance_of(
+    message: policy_pb2.GuidanceParams, defaults: Defaults, wrong: _Violations
+) -> tuple[Strategy, Choice]:
+    standard, most = defaults.guidance, defaults.limits.max_candidates
+    n = _given(message, "num_candidates", standard.num_candidates)
+    temperature = _given(message, "temperature", standard.temperature)
+    wrong.expect(1 <= n <= most, "guidance.num_candidates", f"has to be in [1, {most}]")
+    wrong.expect(0 < temperature <= 100, "guidance.temperature", "has to be a number in (0, 100]")
+    strategy: Strategy = standard.strategy
+    if message.strategy:
+        known = message.strategy in _STRATEGIES
+        wrong.expect(known, "guidance.strategy", "is none of the known values")
+        strategy = _STRATEGIES.get(message.strategy, strategy)
+    wrong.expect(
+        strategy in STRATEGIES, "guidance.strategy", f"{strategy} is not served by this release"
+    )
+    return strategy, Choice(n, temperature, standard.audit_share)
+
+
+def _given(message: Any, field: str, default: Any) -> Any:
+    """Return an optional field's value, or the default when it is absent."""
+    return getattr(message, field) if message.HasField(field) else default
+
+
+def response_of(
+    interaction: Interaction, *, include_candidates: bool
+) -> policy_pb2.GenerateResponse:
+    """Return what the caller gets for an interaction."""
+    chosen = interaction.chosen
+    return policy_pb2.GenerateResponse(
+        response_id=interaction.response_id,
+        text=chosen.text,
+        finish_reason=_FINISH[chosen.finish_reason],
+        policy_version=interaction.policy_version,
+        reward=_finite(chosen.reward),
+        candidates=_candidates(interaction.candidates) if include_candidates else (),
+        usage=policy_pb2.Usage(
+            prompt_tokens=len(interaction.prompt_token_ids),
+            reply_tokens=len(chosen.token_ids),
+            candidate_tokens=sum(len(c.token_ids) for c in interaction.candidates),
+        ),
+        reranked=interaction.reranked,
+    )
+
+
+def _candidates(candidates: Sequence[Candidate]) -> list[policy_pb2.Candidate]:
+    return [
+        policy_pb2.Candidate(
+            text=c.text,
+            reward=_finite(c.reward),
+            finish_reason=_FINISH[c.finish_reason],
+            index=c.index,
+        )
+        for c in candidates
+    ]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+class Rating(NamedTuple):
+    """A thumb as a caller sent it: 1 up, 0 down."""
+
+    response_id: str
+    value: int
+    user: User
+    comment: str
+    request_id: str
+
+
+def rating_of(message: feedback_pb2.SubmitFeedbackRequest) -> Rating:
+    """Return the thumb. Raises InvalidRequest."""
+    wrong = _Violations()
+    wrong.expect(bool(message.response_id), "response_id", "is missing")
+    wrong.no_longer(message.response_id, MAX_ID, "response_id")
+    wrong.expect(message.thumb in _THUMBS, "thumb", "has to be THUMB_UP or THUMB_DOWN")
+    wrong.no_longer(message.comment, MAX_COMMENT, "comment")
+    wrong.no_longer(message.user_id, MAX_ID, "user_id")
+    wrong.no_longer(message.request_id, MAX_REQUEST_ID, "request_id")
+    wrong.raise_if_any()
+    return Rating(
+        message.response_id,
+        _THUMBS[message.thumb],
+        User(user_id=message.user_id),
+        message.comment,
+        message.request_id,
+    )
+
+
+def version_of(version: PolicyVersion, *, is_available: bool) -> admin_pb2.PolicyVersion:
+    """Return a version as callers see it."""
+    return admin_pb2.PolicyVersion(
+        policy=version.policy,
+        policy_version=version.version,
+        parent_version=version.parent,
+        state=_STATES[version.state],
+        reason=version.reason,
+        published_at=_timestamp(version.published_at),
+        state_since=_timestamp(version.state_since),
+        policy_digest=version.policy_digest,
+        reward_digest=version.reward_digest,
+        metrics=dict(version.metrics),
+        feedback_count=version.feedback_count,
+        first_feedback_id=version.first_feedback_id,
+        last_feedback_id=version.last_feedback_id,
+        is_available=is_available,
+    )
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    whole = math.floor(seconds)
+    return Timestamp(seconds=whole, nanos=int((seconds - whole) * 1e9))

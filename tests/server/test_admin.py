@@ -1,0 +1,124 @@
+"""AdminService over the wire: versions, pages, states."""
+
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.refusals import fields, refused
+from tests.rows import finished_round, version
+from tests.serving import Running
+from thumbloop.store import versions
+from thumbloop.types import DEFAULT_POLICY, VersionState
+from thumbloop.v1 import admin_pb2
+
+List = admin_pb2.ListPolicyVersionsRequest
+Get = admin_pb2.GetPolicyVersionRequest
+
+
+def reject(server: Running, *numbers: int) -> None:
+    """Publish versions that were rejected."""
+    assert server.database is not None
+    with server.database.begin() as connection:
+        for number in numbers:
+            row = version(number, feedback_count=3, first_feedback_id=4, last_feedback_id=9)
+            versions.finish_round(connection, finished_round(number), row)
+            state = VersionState.REJECTED
+            versions.set_state(connection, DEFAULT_POLICY, number, state, at=5.5, reason="bad")
+
+
+async def test_a_blank_server_has_the_base_model(server: Running):
+    answer = await server.client.versions()
+    (base,) = answer.policy_versions
+    assert (base.policy, base.policy_version) == ("default", 0)
+    assert not base.HasField("parent_version")
+    assert base.state == admin_pb2.POLICY_VERSION_STATE_CURRENT
+    assert base.is_available
+    assert answer.current_version == 0
+
+
+async def test_a_version_shows_all_that_is_known_of_it(server: Running):
+    reject(server, 1)
+    shown = (await server.admin.GetPolicyVersion(Get(policy_version=1))).policy_version
+    assert (shown.policy_version, shown.parent_version) == (1, 0)
+    assert (shown.state, shown.reason) == (admin_pb2.POLICY_VERSION_STATE_REJECTED, "bad")
+    assert shown.published_at.ToSeconds() == 1_700_000_001
+    assert shown.state_since.ToMilliseconds() == 5_500
+    assert (shown.policy_digest, shown.reward_digest) == ("p" * 64, "r" * 64)
+    assert (shown.feedback_count, shown.first_feedback_id, shown.last_feedback_id) == (3, 4, 9)
+    assert not shown.is_available
+
+
+async def test_without_a_number_the_current_version_is_shown(server: Running):
+    reject(server, 1)
+    assert (await server.admin.GetPolicyVersion(Get())).policy_version.policy_version == 0
+    zero = await server.admin.GetPolicyVersion(Get(policy_version=0))
+    assert zero.policy_version.policy_version == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6, 7, 1000])
+async def test_pages_together_are_the_whole_list_newest_first(server: Running, size: int):
+    reject(server, *range(1, 7))
+    found, token, pages = [], "", 0
+    while True:
+        page = await server.admin.ListPolicyVersions(List(page_size=size, page_token=token))
+        assert 1 <= len(page.policy_versions) <= size
+        assert page.current_version == 0
+        found += [v.policy_version for v in page.policy_versions]
+        token, pages = page.next_page_token, pages + 1
+        if not token:
+            break
+    assert found == [6, 5, 4, 3, 2, 1, 0]
+    assert pages == -(-7 // size)
+
+
+async def test_a_version_published_between_two_pages_shifts_nothing(server: Running):
+    reject(server, 1, 2, 3)
+    first = await server.admin.ListPolicyVersions(List(page_size=2))
+    reject(server, 4)
+    rest = await server.admin.ListPolicyVersions(List(page_token=first.next_page_token))
+    assert [v.policy_version for v in rest.policy_versions] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (List(page_size=0), ["page_size"]),
+        (List(page_size=1001), ["page_size"]),
+        (List(page_token="x"), ["page_token"]),
+        (List(page_token="-1"), ["page_token"]),
+    ],
+)
+async def test_a_page_that_cannot_be_is_refused(server: Running, request_: List, expected):
+    assert fields(await refused(server.admin.ListPolicyVersions(request_))) == expected
+
+
+async def test_what_does_not_exist_is_not_found(server: Running):
+    for call in (
+        server.admin.GetPolicyVersion(Get(policy_version=5)),
+        server.admin.GetPolicyVersion(Get(policy="another")),
+        server.admin.ListPolicyVersions(List(policy="another")),
+    ):
+        assert (await refused(call)).code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_moving_the_pointer_is_not_served_yet(server: Running):
+    for call in (
+        server.admin.PromotePolicyVersion(admin_pb2.PromotePolicyVersionRequest()),
+        server.admin.RollbackPolicyVersion(admin_pb2.RollbackPolicyVersionRequest()),
+    ):
+        assert (await refused(call)).code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_every_state_of_a_version_is_on_the_wire():
+    names = {name.removeprefix("POLICY_VERSION_STATE_") for name in _state_names()}
+    assert names == {state.name for state in VersionState} | {"UNSPECIFIED"}
+
+
+def _state_names() -> list[str]:
+    return list(admin_pb2.PolicyVersionState.keys())
+
+
+def test_the_protocol_file_is_where_the_stubs_say(request: pytest.FixtureRequest):
+    root = Path(str(request.config.rootpath))
+    assert (root / "protos" / admin_pb2.DESCRIPTOR.name).is_file()

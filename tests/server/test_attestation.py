@@ -1,0 +1,206 @@
+"""A version may answer only when the engine's numbers are the child's, and not its parent's."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.attestation import Attestation, attest
+from server.engine.protocol import PROBE_PRIORITY
+from server.routes import LoadedVersion
+from tests.fakes import BASE, FakeEngine, weights_in
+from tests.publishing import Publisher
+from thumbloop import artifacts
+from thumbloop.artifacts import Manifest, Probe
+from thumbloop.config import State
+from thumbloop.errors import BadPolicyVersion, EngineUnavailable
+from thumbloop.rendering import VerdictTokens
+from thumbloop.types import PolicyVersion
+
+
+class Bench:
+    """Loads versions into a fake engine and attests them."""
+
+    def __init__(
+        self, engine: FakeEngine, publisher: Publisher, state: State, verdict: VerdictTokens
+    ) -> None:
+        self.engine = engine
+        self.publisher = publisher
+        self.versions = state.versions
+        self._verdict = verdict
+
+    async def attest(self, row: PolicyVersion) -> Attestation:
+        folder = self.versions / row.folder
+        manifest = artifacts.read_manifest(folder, row.manifest_digest)
+        loaded = LoadedVersion(
+            row,
+            await self.engine.load(f"v{row.version}-policy", folder / "policy"),
+            await self.engine.load(f"v{row.version}-reward", folder / "reward"),
+        )
+        return await attest(self.engine, self._verdict, loaded, manifest)
+
+    def weights(self, row: PolicyVersion, role: str) -> str:
+        return weights_in(self.versions / row.folder / role)
+
+
+@pytest.fixture
+def bench(engine: FakeEngine, publisher: Publisher, state: State, verdict: VerdictTokens) -> Bench:
+    return Bench(engine, publisher, state, verdict)
+
+
+async def test_a_faithful_engine_passes(bench: Bench):
+    result = await bench.attest(bench.publisher.write(1))
+    assert result == Attestation(prefilled=0.0, decoded=0.0, rewards=0.0)
+    bench.publisher.write(2, 1)
+    await bench.attest(bench.publisher.write(3, 2))
+
+
+async def test_probes_go_before_anybodys_request(bench: Bench):
+    priorities = set()
+    for name in ("sample", "next_logprobs"):
+        call = getattr(bench.engine, name)
+
+        async def spy(*arguments: Any, call: Any = call, priority: int = 0) -> Any:
+            priorities.add(priority)
+            return await call(*arguments, priority=priority)
+
+        setattr(bench.engine, name, spy)
+    await bench.attest(bench.publisher.write(1))
+    assert priorities == {PROBE_PRIORITY}
+
+
+@pytest.mark.parametrize("role", ["policy", "reward"])
+async def test_an_adapter_that_does_nothing_in_the_engine_is_refused(bench: Bench, role: str):
+    row = bench.publisher.write(1)
+    bench.engine.speaks_for[f"v1-{role}"] = BASE
+    with pytest.raises(BadPolicyVersion) as raised:
+        await bench.attest(row)
+    assert raised.value.reason == "attestation"
+
+
+@pytest.mark.parametrize("role", ["policy", "reward"])
+async def test_an_engine_that_still_serves_the_parent_is_refused(bench: Bench, role: str):
+    parent = bench.publisher.write(1)
+    row = bench.publisher.write(2, 1)
+    bench.engine.speaks_for[f"v2-{role}"] = bench.weights(parent, role)
+    with pytest.raises(BadPolicyVersion, match="attestation"):
+        await bench.attest(row)
+
+
+async def test_other_tokens_than_the_trainers_are_refused(bench: Bench):
+    def other_token(manifest: Manifest) -> Manifest:
+        first, *rest = manifest.probes
+        changed = (first.continuation[0] + 1, *first.continuation[1:])
+        probe = first.model_copy(update={"continuation": changed})
+        return manifest.model_copy(update={"probes": (probe, *rest)})
+
+    with pytest.raises(BadPolicyVersion, match="decodes other tokens"):
+        await bench.attest(bench.publisher.write(1, alter=other_token))
+
+
+def shifted(field: str, by: float) -> Callable[[Manifest], Manifest]:
+    """Return what moves a number of every probe, and of the parent beside it, by so much."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(v + by for v in value)
+        return value + by
+
+    def alter(manifest: Manifest) -> Manifest:
+        probes = [p.model_copy(update={field: move(getattr(p, field))}) for p in manifest.probes]
+        return manifest.model_copy(update={"probes": tuple(probes)})
+
+    return alter
+
+
+@pytest.mark.parametrize(
+    ("field", "within", "beyond"), [("logprobs", 5e-4, 2e-3), ("reward", 5e-3, 2e-2)]
+)
+async def test_rounding_is_tolerated_and_nothing_more(
+    bench: Bench, field: str, within: float, beyond: float
+):
+    result = await bench.attest(bench.publisher.write(1, alter=shifted(field, within)))
+    assert max(result.decoded, result.prefilled, result.rewards) == pytest.approx(within)
+    with pytest.raises(BadPolicyVersion, match="from the trainer's, allowed"):
+        await bench.attest(bench.publisher.write(2, alter=shifted(field, beyond)))
+
+
+async def test_within_the_tolerance_the_child_still_has_to_be_nearer_than_the_parent(bench: Bench):
+    """The whole update is smaller than the tolerance: only the comparison can tell."""
+
+    def parent_is_near(manifest: Manifest) -> Manifest:
+        probes = []
+        for p in manifest.probes:
+            child = tuple(v + 6e-4 for v in p.logprobs)  # the engine is 6e-4 from the child
+            parent = tuple(v + 1e-4 for v in p.logprobs)  # and 1e-4 from the parent
+            probes.append(p.model_copy(update={"logprobs": child, "parent_logprobs": parent}))
+        return manifest.model_copy(update={"probes": tuple(probes)})
+
+    with pytest.raises(BadPolicyVersion, match="may be serving the parent"):
+        await bench.attest(bench.publisher.write(1, alter=parent_is_near))
+
+
+async def test_an_unchanged_adapter_need_not_differ_from_the_parents(bench: Bench):
+    await bench.attest(bench.publisher.write(1, is_policy_unchanged=True))
+    bench.publisher.write(2)
+    row = bench.publisher.write(3, 2, is_policy_unchanged=True)
+    assert (await bench.attest(row)).decoded == 0.0
+    assert bench.weights(row, "policy") != bench.weights(row, "reward")
+
+
+async def test_an_unchanged_adapter_still_has_to_be_the_one_that_is_served(bench: Bench):
+    bench.publisher.write(1)
+    row = bench.publisher.write(2, 1, is_policy_unchanged=True)
+    bench.engine.speaks_for["v2-policy"] = BASE
+    with pytest.raises(BadPolicyVersion, match="attestation"):
+        await bench.attest(row)
+
+
+def _probe(**changes: Any) -> Callable[[Manifest], Manifest]:
+    def alter(manifest: Manifest) -> Manifest:
+        first, *rest = manifest.probes
+        return manifest.model_copy(update={"probes": (first.model_copy(update=changes), *rest)})
+
+    return alter
+
+
+@pytest.mark.parametrize(
+    ("alter", "reason"),
+    [
+        (lambda m: m.model_copy(update={"probes": ()}), "no_probes"),
+        (_probe(continuation=(), logprobs=(), parent_logprobs=()), "bad_probes"),
+        (_probe(prompt=()), "bad_probes"),
+        (_probe(logprobs=(-1.0,)), "bad_probes"),
+        (_probe(parent_logprobs=(-1.0,)), "bad_probes"),
+        (_probe(prompt=(10**6,)), "bad_probes"),
+        (_probe(prompt=(-1,)), "bad_probes"),
+        (_probe(prompt=(50,) * 600), "bad_probes"),
+    ],
+)
+async def test_probes_that_cannot_be_asked_are_refused_before_the_engine_hears_of_them(
+    bench: Bench, alter: Callable[[Manifest], Manifest], reason: str
+):
+    row = bench.publisher.write(1, alter=alter)
+    with pytest.raises(BadPolicyVersion) as raised:
+        await bench.attest(row)
+    assert raised.value.reason == reason
+    assert bench.engine.started == 0
+
+
+async def test_an_engine_that_dies_meanwhile_is_no_fault_of_the_version(bench: Bench):
+    bench.engine.may_sample.clear()
+
+    async def die(*_arguments: Any, **_options: Any) -> tuple[float, ...]:
+        raise EngineUnavailable("dead")
+
+    bench.engine.next_logprobs = die  # type: ignore[method-assign]
+    bench.engine.may_sample.set()
+    with pytest.raises(EngineUnavailable):
+        await bench.attest(bench.publisher.write(1))
+
+
+def test_the_probe_type_is_what_publishing_writes(bench: Bench):
+    row = bench.publisher.write(1)
+    manifest = artifacts.read_manifest(Path(bench.versions) / row.folder)
+    assert all(isinstance(p, Probe) and p.parent_reward is None for p in manifest.probes)

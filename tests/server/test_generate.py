@@ -1,0 +1,460 @@
+"""PolicyService over the wire: what is answered, what is stored, what is refused."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from server.rollout import derive_seed
+from tests.fakes import FakeEngine
+from tests.publishing import FakeSpeaker, Publisher
+from tests.refusals import detail_of, fields, refused
+from tests.serving import Running, running, until
+from thumbloop.client import GenerateOptions
+from thumbloop.config import State, Verdict
+from thumbloop.rendering import verdict_tokens
+from thumbloop.store import interactions, reading
+from thumbloop.types import (
+    DEFAULT_POLICY,
+    Arm,
+    Learning,
+    Message,
+    Prompt,
+    Role,
+    Sampling,
+    Status,
+    Strategy,
+    User,
+)
+from thumbloop.v1 import policy_pb2
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture
+async def taught(tiny_model: Path, state: State) -> AsyncIterator[Running]:
+    """A server whose current version is 1, so that there is a reward model."""
+    async with running(tiny_model, state) as server:
+        publisher_of(server, tiny_model, state).publish(1)
+        await server.serves(1)
+        yield server
+
+
+def publisher_of(server: Running, model: Path, state: State) -> Publisher:
+    verdict = verdict_tokens(Verdict(), server.engine.tokenizer)
+    return Publisher(model, state.versions, server.database, verdict, FakeSpeaker(server.engine))
+
+
+def rows(server: Running) -> int:
+    assert server.database is not None
+    with reading(server.database) as connection:
+        return len(interactions.list_since(connection, DEFAULT_POLICY, 0))
+
+
+async def test_a_text_is_continued(server: Running):
+    reply = await server.generate("the film was")
+    stored = server.stored(reply.response_id)
+    assert reply.text == stored.chosen.text
+    assert reply.policy_version == 0
+    assert not reply.reranked
+    assert not reply.HasField("reward")
+    assert list(reply.candidates) == []
+    assert stored.prompt == Prompt(text="the film was")
+    assert reply.response_id[14] == "7"  # UUIDv7
+
+
+async def test_a_conversation_is_answered_through_the_models_template(server: Running):
+    turns = [
+        Message(Role.SYSTEM, "Be brief."),
+        Message(Role.USER, "How was it?"),
+        Message(Role.ASSISTANT, "Good."),
+        Message(Role.USER, "And the <|up|> food?"),
+    ]
+    reply = await server.client.generate(turns, user_id="ann", session_id="s")
+    stored = server.stored(reply.response_id)
+    assert stored.prompt == Prompt(messages=tuple(turns))
+    shown = server.engine.tokenizer.decode(stored.prompt_token_ids)
+    assert shown.startswith("<|system|>Be brief.<|end|><|user|>How was it?<|end|><|assistant|>")
+    assert shown.endswith("<|assistant|>")
+    assert server.engine.tokenizer.convert_tokens_to_ids("<|up|>") not in stored.prompt_token_ids
+    assert stored.session_id == "s"
+
+
+async def test_everything_that_learning_needs_is_stored(taught: Running):
+    request = policy_pb2.GenerateRequest(
+        text="hello",
+        user_id="ann",
+        session_id="a session",
+        request_id="q1",
+        sampling=policy_pb2.SamplingParams(max_tokens=9, temperature=0.75, seed=2**64 - 1),
+        guidance=policy_pb2.GuidanceParams(num_candidates=3, temperature=2.0),
+        include_candidates=True,
+    )
+    reply = await taught.policy.Generate(request)
+    stored = taught.stored(reply.response_id)
+    assert stored.user == User(user_id="ann")
+    assert (stored.session_id, stored.request_id) == ("a session", "q1")
+    assert stored.sampling == Sampling(9, 0.75, 1.0, 0, 2**64 - 1, ())
+    assert (stored.strategy, stored.status) == (Strategy.SOFT_BEST_OF_N, Status.COMPLETED)
+    assert (stored.learning, stored.trainable) == (Learning.ALLOWED, True)
+    assert stored.policy_version == reply.policy_version == 1
+    assert len(stored.policy_digest) == len(stored.reward_digest) == 64
+    assert [c.index for c in stored.candidates] == [0, 1, 2]
+    for candidate in stored.candidates:
+        assert candidate.policy_version == 1
+        assert len(candidate.logprobs) == len(candidate.token_ids) <= 9
+        assert candidate.reward is not None
+        assert candidate.propensity is not None
+    assert sum(c.propensity for c in stored.candidates) == pytest.approx(1)
+    assert min(c.propensity for c in stored.candidates) >= 0.03 / 3
+    assert reply.reranked
+    assert reply.reward == stored.chosen.reward
+    assert [(c.index, c.text, c.reward) for c in reply.candidates] == [
+        (c.index, c.text, c.reward) for c in stored.candidates
+    ]
+    assert reply.usage.prompt_tokens == len(stored.prompt_token_ids)
+    assert reply.usage.reply_tokens == len(stored.chosen.token_ids)
+    assert reply.usage.candidate_tokens == sum(len(c.token_ids) for c in stored.candidates)
+
+
+async def test_each_candidate_has_the_logprobs_and_tokens_of_its_own_seed(server: Running):
+    reply = await server.generate(
+        "hello", sampling=policy_pb2.SamplingParams(seed=11, max_tokens=8)
+    )
+    stored = server.stored(reply.response_id)
+    for candidate in stored.candidates:
+        alone = server.engine.speak(
+            "", stored.prompt_token_ids, Sampling(8), derive_seed(11, candidate.index)
+        )
+        assert candidate.token_ids == alone.token_ids
+        assert candidate.logprobs == pytest.approx(alone.logprobs, rel=1e-6)
+
+
+async def test_a_seeded_request_gives_the_same_reply_again(taught: Running):
+    seeded = {"sampling": policy_pb2.SamplingParams(seed=5), "include_candidates": True}
+    first, second = [await taught.generate("hello", **seeded) for _ in range(2)]
+    assert first.response_id != second.response_id
+    assert (first.text, list(first.candidates)) == (second.text, list(second.candidates))
+
+
+async def test_requests_without_a_seed_differ(server: Running):
+    texts = {(await server.generate("hello")).text for _ in range(4)}
+    assert len(texts) > 1
+
+
+async def test_the_reply_with_the_higher_reward_is_shown_more_often(taught: Running):
+    letter = taught.engine.tokenizer.encode("a")[0]
+    taught.engine.reward = lambda tokens: 10.0 if letter in tokens[5:] else -10.0
+    for seed in range(20):
+        reply = await taught.generate(
+            "xxxxx", sampling=policy_pb2.SamplingParams(seed=seed), include_candidates=True
+        )
+        stored = taught.stored(reply.response_id)
+        if stored.arm is Arm.STRATEGY:
+            assert reply.reward == max(c.reward for c in reply.candidates)
+
+
+async def test_without_guidance_one_candidate_is_sampled_and_not_scored(taught: Running):
+    started = taught.engine.started
+    options = GenerateOptions(strategy=Strategy.NONE, num_candidates=8, include_candidates=True)
+    reply = await taught.client.generate("hello", options=options)
+    assert taught.engine.started == started + 1
+    assert len(reply.candidates) == 1
+    assert not reply.reranked
+    (only,) = taught.stored(reply.response_id).candidates
+    assert (only.reward, only.propensity) == (None, 1.0)
+
+
+async def test_when_scoring_is_refused_the_reply_still_comes(taught: Running):
+    taught.engine.is_too_full_to_score = True
+    reply = await taught.generate("hello")
+    stored = taught.stored(reply.response_id)
+    assert not reply.reranked
+    assert stored.arm is Arm.FALLBACK
+    assert {c.propensity for c in stored.candidates} == {None}
+
+
+async def test_who_opts_out_is_served_and_marked(server: Running):
+    reply = await server.client.generate("hello", options=GenerateOptions(is_excluded=True))
+    stored = server.stored(reply.response_id)
+    assert stored.learning is Learning.EXCLUDED
+    assert (stored.trainable, stored.untrainable_reason) == (False, "learning_excluded")
+
+
+@pytest.mark.parametrize(
+    ("sampling", "reason"),
+    [
+        ({"temperature": 0.0}, "greedy"),
+        ({"top_p": 0.9}, "truncated_sampling"),
+        ({"top_k": 5}, "truncated_sampling"),
+        ({"stop": ["zq"]}, "stop_strings"),
+    ],
+)
+async def test_samples_that_are_not_the_policys_own_are_not_trained_on(
+    server: Running, sampling: dict[str, Any], reason: str
+):
+    reply = await server.generate("hello", sampling=policy_pb2.SamplingParams(**sampling))
+    stored = server.stored(reply.response_id)
+    assert (stored.trainable, stored.untrainable_reason) == (False, reason)
+    assert stored.learning is Learning.ALLOWED
+
+
+async def test_zero_is_a_value_and_absence_takes_the_default(tiny_model: Path, state: State):
+    defaults = {"max_tokens": 5, "temperature": 0.5, "top_p": 0.75, "top_k": 7}
+    async with running(tiny_model, state, sampling=defaults) as server:
+        silent = server.stored((await server.generate("hello")).response_id)
+        assert silent.sampling == Sampling(5, 0.5, 0.75, 7, None, ())
+        zeros = policy_pb2.SamplingParams(temperature=0, top_k=0, seed=0)
+        greedy = server.stored((await server.generate("hi", sampling=zeros)).response_id)
+        assert greedy.sampling == Sampling(5, 0.0, 0.75, 0, 0, ())
+
+
+async def test_a_pinned_request_is_answered_by_that_version(taught: Running):
+    for number in (0, 1):
+        reply = await taught.generate("hello", policy_version=number)
+        assert reply.policy_version == number
+        assert taught.stored(reply.response_id).policy_version == number
+    unknown = await refused(taught.generate("hello", policy_version=7))
+    assert unknown.code() is grpc.StatusCode.NOT_FOUND
+    assert "available: 0, 1" in unknown.details()
+
+
+async def test_a_pin_to_a_version_that_was_unloaded_is_a_failed_precondition(
+    tiny_model: Path, state: State
+):
+    async with running(tiny_model, state, engine={"max_versions": 3}) as server:
+        publisher = publisher_of(server, tiny_model, state)
+        publisher.publish(1)
+        await server.serves(1)
+        await until(lambda: len(server.engine.loaded) == 2)
+        error = await refused(server.generate("hello", policy_version=0))
+        assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "not loaded; available: 1" in error.details()
+
+
+async def test_a_swap_in_the_middle_leaves_a_request_on_the_version_it_began_with(
+    tiny_model: Path, state: State
+):
+    async with running(tiny_model, state) as server:
+        publisher = publisher_of(server, tiny_model, state)
+        server.engine.may_sample.clear()
+        call = asyncio.create_task(server.generate("hello"))
+        await server.sampling(4)
+        publisher.publish(1)
+        await server.sampling(5)  # a probe waits too
+        server.engine.may_sample.set()
+        assert (await call).policy_version == 0
+        await server.serves(1)
+        assert (await server.generate("hello")).policy_version == 1
+
+
+BAD_REQUESTS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "no prompt": ({}, ["prompt"]),
+    "an empty text": ({"text": ""}, ["text"]),
+    "a blank text": ({"text": " \n\t"}, ["text"]),
+    "an empty conversation": ({"chat": {}}, ["chat.messages"]),
+    "a turn without a role": (
+        {"chat": {"messages": [{"content": "hi"}]}},
+        ["chat.messages[0].role"],
+    ),
+    "a turn without words": (
+        {"chat": {"messages": [{"role": "ROLE_USER", "content": " "}]}},
+        ["chat.messages[0].content"],
+    ),
+    "an assistant's last turn": (
+        {"chat": {"messages": [{"role": "ROLE_ASSISTANT", "content": "hi"}]}},
+        ["chat.messages[0].role"],
+    ),
+    "too many characters": ({"text": "x" * 200_001}, ["text"]),
+    "too many tokens": ({"text": "x y " * 400}, ["prompt"]),
+    "no room for the reply": ({"text": "hi", "sampling": {"max_tokens": 1000}}, ["prompt"]),
+    "no candidates": (
+        {"text": "hi", "guidance": {"num_candidates": 0}},
+        ["guidance.num_candidates"],
+    ),
+    "too many candidates": (
+        {"text": "hi", "guidance": {"num_candidates": 17}},
+        ["guidance.num_candidates"],
+    ),
+    "guidance temperature 0": (
+        {"text": "hi", "guidance": {"temperature": 0}},
+        ["guidance.temperature"],
+    ),
+    "guidance temperature NaN": (
+        {"text": "hi", "guidance": {"temperature": NAN}},
+        ["guidance.temperature"],
+    ),
+    "a strategy of a later release": (
+        {"text": "hi", "guidance": {"strategy": "GUIDANCE_STRATEGY_SPECULATIVE_REJECTION"}},
+        ["guidance.strategy"],
+    ),
+    "an unknown strategy": ({"text": "hi", "guidance": {"strategy": 99}}, ["guidance.strategy"]),
+    "no tokens": ({"text": "hi", "sampling": {"max_tokens": 0}}, ["sampling.max_tokens"]),
+    "too many tokens asked": (
+        {"text": "hi", "sampling": {"max_tokens": 2**32 - 1}},
+        ["sampling.max_tokens"],
+    ),
+    "temperature NaN": ({"text": "hi", "sampling": {"temperature": NAN}}, ["sampling.temperature"]),
+    "temperature infinite": (
+        {"text": "hi", "sampling": {"temperature": INF}},
+        ["sampling.temperature"],
+    ),
+    "temperature below 0": (
+        {"text": "hi", "sampling": {"temperature": -1}},
+        ["sampling.temperature"],
+    ),
+    "temperature above 2": (
+        {"text": "hi", "sampling": {"temperature": 2.01}},
+        ["sampling.temperature"],
+    ),
+    "temperature nearly 0": (
+        {"text": "hi", "sampling": {"temperature": 1e-5}},
+        ["sampling.temperature"],
+    ),
+    "top_p NaN": ({"text": "hi", "sampling": {"top_p": NAN}}, ["sampling.top_p"]),
+    "top_p 0": ({"text": "hi", "sampling": {"top_p": 0}}, ["sampling.top_p"]),
+    "top_p above 1": ({"text": "hi", "sampling": {"top_p": 1.5}}, ["sampling.top_p"]),
+    "top_k beyond all": ({"text": "hi", "sampling": {"top_k": 2_000_000}}, ["sampling.top_k"]),
+    "too many stops": ({"text": "hi", "sampling": {"stop": ["a"] * 9}}, ["sampling.stop"]),
+    "an empty stop": ({"text": "hi", "sampling": {"stop": ["a", ""]}}, ["sampling.stop[1]"]),
+    "a long stop": ({"text": "hi", "sampling": {"stop": ["a" * 129]}}, ["sampling.stop[0]"]),
+    "a long user id": ({"text": "hi", "user_id": "u" * 257}, ["user_id"]),
+    "a long session id": ({"text": "hi", "session_id": "u" * 257}, ["session_id"]),
+    "a long request id": ({"text": "hi", "request_id": "u" * 129}, ["request_id"]),
+    "unknown learning": ({"text": "hi", "learning": 9}, ["learning"]),
+    "a version below 0": ({"text": "hi", "policy_version": -1}, ["policy_version"]),
+    "several at once": (
+        {
+            "text": "",
+            "user_id": "u" * 300,
+            "sampling": {"temperature": NAN, "top_p": 7},
+            "guidance": {"num_candidates": 0},
+        },
+        [
+            "text",
+            "sampling.temperature",
+            "sampling.top_p",
+            "guidance.num_candidates",
+            "user_id",
+        ],
+    ),
+}
+
+
+async def test_whatever_is_wrong_with_a_request_is_named_field_by_field(server: Running):
+    wrong = {}
+    for name, (request, expected) in BAD_REQUESTS.items():
+        error = await refused(server.policy.Generate(policy_pb2.GenerateRequest(**request)))
+        found = fields(error)
+        if found != expected:
+            wrong[name] = found
+    assert wrong == {}
+    assert server.engine.started == 0
+    assert rows(server) == 0
+
+
+async def test_the_longest_prompt_that_fits_is_answered(server: Running):
+    room = server.engine.max_model_len - 16 - 2  # the reply, the question, the verdict
+    longest = "ab" * (room // 2)
+    ids = len(server.engine.tokenizer.encode(longest))
+    longest += "z" * (room - ids)
+    assert len(server.engine.tokenizer.encode(longest)) == room
+    assert (await server.generate(longest)).usage.prompt_tokens == room
+    assert fields(await refused(server.generate(longest + "z"))) == ["prompt"]
+
+
+async def test_another_policy_is_not_found(server: Running):
+    assert (await server.generate("hello", policy="default")).text
+    error = await refused(server.generate("hello", policy="another"))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_too_many_calls_at_once_are_told_when_to_come_again(tiny_model: Path, state: State):
+    async with running(tiny_model, state, limits={"max_requests_in_flight": 2}) as server:
+        server.engine.may_sample.clear()
+        inside = [asyncio.create_task(server.generate("hello")) for _ in range(2)]
+        await server.sampling(8)
+        error = await refused(server.generate("one too many"))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        delay = detail_of(error, error_details_pb2.RetryInfo).retry_delay
+        assert delay.ToMilliseconds() == 500
+        server.engine.may_sample.set()
+        await asyncio.gather(*inside)
+        assert (await server.generate("again")).text
+
+
+async def test_a_full_engine_queue_says_so(server: Running):
+    server.engine.is_full = True
+    error = await refused(server.generate("hello"))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert detail_of(error, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 250
+    assert rows(server) == 0
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+async def test_a_call_that_is_given_up_stops_its_samples_and_leaves_no_row(
+    server: Running, how: str
+):
+    server.engine.may_sample.clear()
+    request = policy_pb2.GenerateRequest(text="hello")
+    call = server.policy.Generate(request, timeout=0.5 if how == "deadline" else None)
+    await server.sampling(4)
+    if how == "cancel":
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    else:
+        assert (await refused(call)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: server.engine.aborted == 4)
+    server.engine.may_sample.set()
+    assert (await server.generate("next")).text
+    assert rows(server) == 1
+
+
+async def test_an_unexpected_error_is_internal_and_tells_nothing(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail(*_arguments: Any, **_options: Any) -> None:
+        raise RuntimeError("the secret path /etc/passwd")
+
+    monkeypatch.setattr(FakeEngine, "speak", fail)
+    error = await refused(server.generate("hello"))
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert error.details() == "internal error; the server's log has the cause"
+    assert rpc_status.from_call(error) is None
+    assert "the secret path" in caplog.text
+
+
+async def test_a_reply_whose_row_cannot_be_written_is_not_given(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+):
+    from sqlalchemy.exc import OperationalError
+
+    def fail(*_arguments: Any) -> None:
+        raise OperationalError("INSERT", {}, Exception("disk full"))
+
+    monkeypatch.setattr(interactions, "append", fail)
+    error = await refused(server.generate("hello"))
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert "disk full" in error.details()
+
+
+async def test_a_row_is_durable_before_the_reply_leaves(server: Running):
+    replies = await asyncio.gather(*(server.generate(f"hello {i}") for i in range(20)))
+    for reply in replies:
+        assert server.stored(reply.response_id).chosen.text == reply.text
+
+
+async def test_streaming_is_not_served_yet(server: Running):
+    request = policy_pb2.StreamGenerateRequest(request=policy_pb2.GenerateRequest(text="hello"))
+
+    async def stream() -> None:
+        async for _ in server.policy.StreamGenerate(request):
+            pass
+
+    assert (await refused(stream())).code() is grpc.StatusCode.UNIMPLEMENTED

@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import pytest
+
+from server.rollout import RolloutWorker, derive_seed
+from server.routes import LoadedVersion
+from server.scoring import FORGED_REWARD, VerdictScorer
+from tests.fakes import FakeEngine
+from tests.publishing import FakeSpeaker, write_adapter
+from tests.rows import version
+from thumbloop.config import Verdict
+from thumbloop.rendering import verdict_tokens
+from thumbloop.types import FinishReason, Sampling
+
+PROMPT = (40, 41, 42)
+
+
+@pytest.fixture
+def engine(tiny_model: Path) -> FakeEngine:
+    return FakeEngine(tiny_model)
+
+
+@pytest.fixture
+async def loaded(engine: FakeEngine, tiny_model: Path, tmp_path: Path) -> LoadedVersion:
+    write_adapter(tiny_model, tmp_path / "policy", scale=0.1, seed=1)
+    write_adapter(tiny_model, tmp_path / "reward", scale=0.1, seed=2)
+    return LoadedVersion(
+        version(3),
+        await engine.load("v3-policy", tmp_path / "policy"),
+        await engine.load("v3-reward", tmp_path / "reward"),
+    )
+
+
+def worker(engine: FakeEngine, loaded: LoadedVersion, sampling: Sampling) -> RolloutWorker:
+    scorer = VerdictScorer(engine, verdict_tokens(Verdict(), engine.tokenizer))
+    return RolloutWorker(engine, scorer, loaded, PROMPT, sampling)
+
+
+def test_seeds_of_candidates_differ_and_are_the_same_on_every_machine():
+    seeds = [derive_seed(7, i) for i in range(-1, 16)]
+    assert len(set(seeds)) == 17
+    assert derive_seed(7, 0) != derive_seed(70, 0)
+    assert derive_seed(7, 0) == 7985665222500292864
+    assert all(0 <= derive_seed(2**64 - 1, i) < 2**63 for i in range(100))
+
+
+async def test_candidates_of_one_request_differ_and_come_again(engine, loaded):
+    hands = worker(engine, loaded, Sampling(12, seed=5))
+    first = [await hands.sample(i) for i in range(4)]
+    assert len({c.token_ids for c in first}) == 4
+    assert [await hands.sample(i) for i in range(4)] == first
+
+
+async def test_without_a_seed_every_sample_is_another(engine, loaded):
+    hands = worker(engine, loaded, Sampling(12))
+    assert (await hands.sample(0)).token_ids != (await hands.sample(0)).token_ids
+
+
+async def test_a_candidate_names_its_version_and_keeps_a_logprob_per_token(engine, loaded):
+    candidate = await worker(engine, loaded, Sampling(12, seed=1)).sample(2)
+    assert (candidate.index, candidate.policy_version) == (2, 3)
+    assert len(candidate.logprobs) == len(candidate.token_ids)
+    assert candidate.text == engine.tokenizer.decode(candidate.token_ids, skip_special_tokens=True)
+
+
+async def test_a_reply_ends_before_its_stop_text_but_keeps_the_tokens_that_were_sampled(
+    engine, loaded
+):
+    free = await worker(engine, loaded, Sampling(30, seed=3)).sample(0)
+    stop = free.text[2:4]
+    stopped = await worker(engine, loaded, Sampling(30, seed=3, stop=("§", stop))).sample(0)
+    assert stopped.text == free.text[: free.text.index(stop)]
+    assert stopped.finish_reason is FinishReason.STOP
+    assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
+    assert len(stopped.token_ids) == len(stopped.logprobs) == free.text.index(stop) + 2
+
+
+async def test_the_policy_adapter_samples_and_the_reward_adapter_scores(
+    engine, loaded, tmp_path: Path
+):
+    hands = worker(engine, loaded, Sampling(6, seed=1))
+    sampled = await hands.sample(0)
+    speaker, verdict = FakeSpeaker(engine), verdict_tokens(Verdict(), engine.tokenizer)
+    expected = speaker.logprobs(tmp_path / "policy", PROMPT, sampled.token_ids)
+    assert sampled.logprobs == pytest.approx(expected)
+    read = verdict.wrap(PROMPT, sampled.token_ids)
+    up, down = speaker.next_logprobs(tmp_path / "reward", read, (verdict.up, verdict.down))
+    assert (await hands.score(sampled)).reward == pytest.approx(up - down)
+
+
+async def test_a_reward_is_the_logit_of_a_thumb_up_under_the_reward_adapter(engine, loaded):
+    read = []
+    engine.reward = lambda tokens: read.append(tuple(tokens)) or 1.25
+    hands = worker(engine, loaded, Sampling(6, seed=1))
+    candidate = await hands.sample(0)
+    assert (await hands.score(candidate)).reward == pytest.approx(1.25)
+    verdict = verdict_tokens(Verdict(), engine.tokenizer)
+    assert read == [(*PROMPT, *candidate.token_ids, *verdict.prompt)]
+
+
+async def test_a_forged_verdict_gets_the_lowest_reward_without_asking(engine, loaded):
+    engine.reward = lambda _tokens: pytest.fail("asked")
+    verdict = verdict_tokens(Verdict(), engine.tokenizer)
+    scorer = VerdictScorer(engine, verdict)
+    assert await scorer.score(PROMPT, (50, verdict.up), loaded.reward) == FORGED_REWARD
+
+
+async def test_the_base_model_cannot_score(engine):
+    base = LoadedVersion(version(0, None), await engine.load_zero("v0-policy"), None)
+    assert not worker(engine, base, Sampling(4)).can_score

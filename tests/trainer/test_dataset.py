@@ -1,0 +1,162 @@
+import pytest
+
+from tests.rows import candidate, finished_round, interaction, rated, version
+from thumbloop.config import State
+from thumbloop.config.trainer import Round
+from thumbloop.store import interactions, open_store, versions
+from thumbloop.types import FinishReason, Learning, Sampling, Status, VersionState
+from trainer import dataset
+from trainer.dataset import usable_versions
+
+SETTINGS = Round(max_rollouts=100, max_staleness=1)
+
+
+@pytest.fixture
+def connection(tmp_path):
+    """A store with versions 0 to 3 in one line, 3 being current."""
+    engine = open_store(State(folder=tmp_path))
+    with engine.begin() as connection:
+        for number in (1, 2, 3):
+            versions.finish_round(
+                connection, finished_round(number, number - 1), version(number, number - 1)
+            )
+            versions.set_state(connection, "default", number, VersionState.CURRENT, at=1.0)
+        yield connection
+    engine.dispose()
+
+
+def read(connection, settings=SETTINGS) -> dataset.Dataset:
+    return dataset.read(connection, "default", versions.current(connection, "default"), settings)
+
+
+def store(connection, number=3, **changes) -> str:
+    """Store an unrated reply of two candidates by a version."""
+    pair = tuple(candidate(i, policy_version=number) for i in (0, 1))
+    reply = interaction(**{"policy_version": number, "candidates": pair, **changes})
+    interactions.append(connection, reply)
+    return reply.response_id
+
+
+def test_an_empty_store_is_no_error(connection):
+    data = read(connection)
+    assert (data.new, data.older, data.rollouts) == ((), (), ())
+
+
+def test_all_candidates_become_rollouts_chosen_or_not(connection):
+    response_id = store(connection)
+    rollouts = read(connection).rollouts
+    assert [r.response_id for r in rollouts] == [response_id] * 2
+    assert rollouts[1].response == (11, 11, 1)
+    assert rollouts[1].logprobs == pytest.approx((-0.5, -0.25, -1.5))
+    assert rollouts[0].prompt == (7, 8, 9)
+    assert (rollouts[0].policy_version, rollouts[0].temperature) == (3, 1.0)
+
+
+def test_thumbs_are_new_until_an_ancestor_has_learned_from_them(connection):
+    _, old = rated(connection, 1)
+    _, new = rated(connection, 0)
+    done = finished_round(4, 3, new_feedback=(old,))
+    versions.finish_round(connection, done, version(4, 3))
+    assert [t.feedback_id for t in read(connection).new] == [old, new]
+    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    data = read(connection)
+    assert [t.feedback_id for t in data.older] == [old]
+    assert [(t.feedback_id, t.is_up) for t in data.new] == [(new, False)]
+
+
+def test_a_rollback_gives_feedback_back(connection):
+    _, thumb = rated(connection)
+    versions.finish_round(connection, finished_round(4, 3, new_feedback=(thumb,)), version(4, 3))
+    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    versions.set_state(connection, "default", 3, VersionState.CURRENT, at=2.0)
+    assert [t.feedback_id for t in read(connection).new] == [thumb]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"learning": Learning.EXCLUDED}, "learning_excluded"),
+        ({"status": Status.CANCELLED}, "cancelled"),
+    ],
+)
+def test_what_may_not_be_learned_from_is_counted(connection, changes, reason):
+    rated(connection, **changes, policy_version=3)
+    data = read(connection)
+    assert (data.new, data.thumbs_left_out) == ((), {reason: 1})
+    assert (data.rollouts, data.rollouts_left_out) == ((), {reason: 2})
+
+
+def test_thumbs_on_untrainable_replies_still_teach_the_reward_model(connection):
+    rated(connection, trainable=False, untrainable_reason="greedy", policy_version=3)
+    data = read(connection)
+    assert len(data.new) == 1
+    assert data.rollouts_left_out == {"greedy": 2}
+
+
+def test_stale_rollouts_are_dropped_and_counted(connection):
+    for number in (0, 1, 2, 3):
+        store(connection, number)
+    data = read(connection)
+    assert {r.policy_version for r in data.rollouts} == {2, 3}
+    assert data.rollouts_left_out == {"too_old": 4}
+
+
+def test_only_the_parents_own_line_is_usable():
+    known = [version(0, None), version(1, 0), version(2, 1), version(3, 1), version(4, 3)]
+    assert usable_versions(known, known[4], 2) == {4, 3, 1}
+    assert usable_versions(known, known[1], 4) == {1, 0}
+    assert usable_versions(known, known[4], 0) == {4}
+
+
+def test_rollouts_of_a_version_taken_back_are_counted(connection):
+    versions.finish_round(connection, finished_round(4, 2), version(4, 2))
+    store(connection, 4)
+    assert read(connection).rollouts_left_out == {"other_lineage": 2}
+
+
+def test_rollouts_are_used_once(connection):
+    response_id = store(connection)
+    done = finished_round(4, 3, rollouts=(response_id,))
+    versions.finish_round(connection, done, version(4, 3))
+    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    assert read(connection).rollouts_left_out == {"used": 2}
+
+
+def test_the_same_draw_again_is_no_new_sample(connection):
+    for _ in range(2):
+        store(connection, sampling=Sampling(max_tokens=8, seed=5))
+    store(connection, sampling=Sampling(max_tokens=8, seed=6))
+    data = read(connection)
+    assert len(data.rollouts) == 4
+    assert data.rollouts_left_out == {"repeated": 2}
+
+
+def test_malformed_candidates_are_counted(connection):
+    broken = (
+        candidate(0, policy_version=3, token_ids=(), logprobs=()),
+        candidate(1, policy_version=3, logprobs=(-1.0,)),
+    )
+    store(connection, candidates=broken)
+    assert read(connection).rollouts_left_out == {"empty": 1, "no_logprobs": 1}
+
+
+def test_how_a_candidate_ended_is_kept(connection):
+    ends = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.ABORTED)
+    store(
+        connection,
+        candidates=tuple(
+            candidate(i, policy_version=3, finish_reason=end) for i, end in enumerate(ends)
+        ),
+    )
+    assert [(r.is_finished, r.has_eos) for r in read(connection).rollouts] == [
+        (True, True),
+        (True, False),
+        (False, False),
+    ]
+
+
+def test_the_newest_rollouts_are_kept_and_all_add_up(connection):
+    ids = [store(connection, sampling=Sampling(max_tokens=8, seed=i)) for i in range(5)]
+    data = read(connection, Round(max_rollouts=4))
+    assert [r.response_id for r in data.rollouts] == [ids[3], ids[3], ids[4], ids[4]]
+    assert data.rollouts_left_out == {"over_limit": 6}

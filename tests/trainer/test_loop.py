@@ -1,0 +1,336 @@
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from sqlalchemy import select
+
+from tests.rows import candidate, interaction
+from tests.tiny_model import build_tiny_model
+from thumbloop import artifacts
+from thumbloop.config import Model, State, TrainerConfig
+from thumbloop.config.trainer import Gate, Lora, Ppo, RewardFit, Round
+from thumbloop.errors import StoreUnavailable
+from thumbloop.rendering import VerdictTokens
+from thumbloop.store import feedback, interactions, open_store, reading, versions
+from thumbloop.store.schema import round_inputs
+from thumbloop.types import FinishReason, User, VersionState
+from trainer import publishing, reward
+from trainer.loop import Loop
+from trainer.metrics import TrainerMetrics
+from trainer.models import Trunk
+from trainer.ppo import NotFinite
+from trainer.rollouts import collate
+
+LIKED = 20
+ONE_ROUND = TrainerConfig(round=Round(max_rounds=1, poll_interval_s=0.01))
+VERDICT = VerdictTokens(prompt=(5,), up=6, down=7, is_special=True)
+
+
+class Bench:
+    """A trainer on a tiny model, with a store that can be filled and a server that can adopt."""
+
+    def __init__(self, folder, model, **settings):
+        self.config = TrainerConfig(
+            state=State(folder=folder / "state"),
+            model=Model(path=str(model)),
+            round=Round(min_feedback=32, min_rollouts=16, max_rollouts=64, poll_interval_s=0.01),
+            lora=Lora(rank=4, alpha=8),
+            reward=RewardFit(learning_rate=1e-2, batch_size=8, epochs=3),
+            ppo=Ppo(minibatch_size=16, epochs=2),
+            gate=Gate(confidence=0.95),
+            **settings,
+        )
+        self.engine = open_store(self.config.state)
+        self.base = artifacts.identify(model)
+        artifacts.claim_base(self.config.state.versions, "default", self.base, 0.0)
+        self.trunk = Trunk.open(model, self.config.lora, VERDICT, device="cpu", dtype="float32")
+        self.metrics = TrainerMetrics(folder / "tensorboard", Console(quiet=True))
+        self.lines: list[str] = []
+        self.metrics.say = self.lines.append
+        self.loop = Loop(
+            self.config,
+            self.engine,
+            self.trunk,
+            self.base,
+            self.metrics,
+            vocabulary=range(8, 60),
+            end=(1,),
+        )
+        self.random = random.Random(0)
+
+    def rate(self, n: int, version: int = 0, *, shuffled: bool = False) -> None:
+        """Store n rated replies of two candidates; thumbs go up for the liked token, or at random."""
+        prompts = [self._prompt() for _ in range(n)]
+        pairs = [(prompt, self._response()) for prompt in prompts for _ in (0, 1)]
+        with torch.no_grad():
+            batch = collate(pairs)
+            logprobs = self.trunk.respond(batch, torch.ones(2 * n, 1), "policy").logprobs.tolist()
+        for i in range(n):
+            two = tuple(
+                candidate(
+                    k,
+                    policy_version=version,
+                    token_ids=pairs[2 * i + k][1],
+                    logprobs=tuple(logprobs[2 * i + k][: len(pairs[2 * i + k][1])]),
+                    finish_reason=FinishReason.STOP,
+                )
+                for k in (0, 1)
+            )
+            liked = self.random.random() < 0.5 if shuffled else LIKED in two[0].token_ids
+            with self.engine.begin() as connection:
+                reply = interaction(
+                    policy_version=version,
+                    prompt_token_ids=pairs[2 * i][0],
+                    candidates=two,
+                    user=User(user_id=f"user {self.random.randrange(20)}"),
+                )
+                reply = dataclasses.replace(
+                    reply, sampling=dataclasses.replace(reply.sampling, seed=None)
+                )
+                interactions.append(connection, reply)
+                feedback.submit_thumb(connection, reply.response_id, int(liked), reply.user, at=1.0)
+
+    def adopt(self, version: int, state: VersionState = VersionState.CURRENT) -> None:
+        with self.engine.begin() as connection:
+            versions.set_state(connection, "default", version, state, at=1.0)
+
+    def versions(self) -> list[int]:
+        with reading(self.engine) as connection:
+            return [v.version for v in versions.list_versions(connection, "default")]
+
+    def get(self, version: int):
+        with reading(self.engine) as connection:
+            return versions.get(connection, "default", version)
+
+    def rounds(self):
+        with reading(self.engine) as connection:
+            return versions.list_rounds(connection, "default")
+
+    def new_feedback(self, version: int) -> int:
+        with reading(self.engine) as connection:
+            learned_by = versions.learned_by(connection, "default", version)
+            return feedback.count_new(connection, "default", learned_by)
+
+    def _prompt(self) -> tuple[int, ...]:
+        return tuple(self.random.randrange(21, 40) for _ in range(3))
+
+    def _response(self) -> tuple[int, ...]:
+        tokens = [self.random.randrange(8, 19) for _ in range(self.random.randint(3, 5))]
+        if self.random.random() < 0.5:
+            tokens[self.random.randrange(len(tokens))] = LIKED
+        return (*tokens, 1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return build_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def bench(tmp_path, model):
+    bench = Bench(tmp_path, model)
+    yield bench
+    bench.engine.dispose()
+
+
+def test_an_empty_store_waits_and_says_so_once(bench):
+    assert not bench.loop.step()
+    assert not bench.loop.step()
+    assert bench.lines == ["waiting for 32 new thumbs; version 0 is current"]
+
+
+def test_a_round_publishes_a_version_that_verifies(bench):
+    bench.rate(40)
+    assert bench.loop.step()
+    version = bench.get(1)
+    folder = bench.config.state.versions / version.folder
+    manifest = artifacts.read_manifest(folder, version.manifest_digest)
+    artifacts.verify_files(folder, manifest)
+    assert (version.parent, version.feedback_count, version.state) == (0, 40, "published")
+    assert version.policy_digest == artifacts.file_digest(folder / "policy" / artifacts.WEIGHTS)
+    assert (manifest.base_model, manifest.parent) == (bench.base, 0)
+    assert manifest.verdict.up == VERDICT.up
+    assert manifest.policy_adapter.distance > 0
+    assert manifest.lineage.rollout_candidates == 64
+    assert manifest.metrics["reward_auroc"] > 0.6
+    assert manifest.metrics["sampler_trainer_kl"] < 1e-6
+    assert "state" not in manifest.settings
+
+
+def test_what_a_round_used_is_recorded_with_its_version(bench):
+    bench.rate(40)
+    bench.loop.step()
+    (row,) = bench.rounds()
+    assert (row["parent"], row["version"], row["reason"]) == (0, 1, "published")
+    assert row["metrics"]["candidates_left_out"] == {"over_limit": 16}
+    with reading(bench.engine) as connection:
+        roles = list(connection.scalars(select(round_inputs.c.role)))
+    assert (roles.count("new"), roles.count("replay"), roles.count("rollout")) == (40, 0, 32)
+    assert bench.new_feedback(0) == 40  # not used up until the version serves
+    assert bench.new_feedback(1) == 0
+
+
+def test_the_next_round_waits_for_the_server_to_decide(bench):
+    bench.rate(40)
+    bench.loop.step()
+    bench.rate(40)
+    assert not bench.loop.step()
+    assert bench.lines[-1] == "waiting for the server to try version 1"
+
+
+def test_rounds_build_on_each_other(bench):
+    bench.rate(40)
+    bench.loop.step()
+    bench.adopt(1)
+    bench.rate(40, version=1)
+    assert bench.loop.step()
+    first, second = bench.get(1), bench.get(2)
+    assert second.parent == 1
+    assert second.metrics["reward_auroc_bound"] >= first.metrics["reward_auroc_bound"]
+    manifest = artifacts.read_manifest(bench.config.state.versions / second.folder)
+    assert all(probe.parent_reward is not None for probe in manifest.probes)
+    assert second.metrics["parent_kl_to_reference"] >= 0
+    with reading(bench.engine) as connection:
+        roles = list(connection.scalars(select(round_inputs.c.role)))
+    assert roles.count("replay") > 0
+
+
+def test_a_round_starts_from_its_parents_adapters(bench):
+    bench.rate(40)
+    bench.loop.step()
+    published = bench.trunk.snapshot("policy")
+    bench.adopt(1)
+    bench.trunk.reset()
+    bench.loop._take(bench.get(1), 2)
+    for name, parameter in bench.trunk.parameters("policy").items():
+        assert torch.equal(parameter, published[name])
+
+
+def test_random_thumbs_publish_nothing_and_are_given_back(bench):
+    bench.rate(40, shuffled=True)
+    assert bench.loop.step()
+    assert bench.versions() == [0]
+    (row,) = bench.rounds()
+    assert row["version"] is None
+    assert row["reason"].startswith("auroc: ")
+    assert bench.new_feedback(0) == 40
+
+
+def test_a_blocked_round_does_not_spin(bench):
+    bench.rate(40, shuffled=True)
+    bench.loop.step()
+    assert not bench.loop.step()
+    bench.rate(15, shuffled=True)
+    assert not bench.loop.step()
+    bench.rate(1, shuffled=True)
+    assert bench.loop.step()
+    assert len(bench.rounds()) == 2
+
+
+def test_a_rejected_version_does_not_spin_either(bench):
+    bench.rate(40)
+    bench.loop.step()
+    bench.adopt(1, VersionState.REJECTED)
+    assert not bench.loop.step()
+    bench.rate(16)
+    assert bench.loop.step()
+    assert bench.get(2).parent == 0
+
+
+def test_too_few_candidates_wait_and_say_why(bench):
+    bench.rate(32, version=0)
+    with bench.engine.begin() as connection:
+        connection.execute(interactions.interactions.update().values(trainable=False))
+    assert not bench.loop.step()
+    assert "candidates {'untrainable': 64}" in bench.lines[-1]
+    assert bench.rounds() == []
+
+
+def test_a_round_whose_parent_was_replaced_publishes_nothing_and_says_so(bench, monkeypatch):
+    bench.rate(40)
+    bench.loop.step()
+    bench.adopt(1)
+    bench.rate(40, version=1)
+    describe = publishing.describe
+
+    def roll_back_meanwhile(*arguments):
+        bench.adopt(0)
+        return describe(*arguments)
+
+    monkeypatch.setattr(publishing, "describe", roll_back_meanwhile)
+    bench.loop.step()
+    assert bench.versions() == [0, 1]
+    assert bench.rounds()[-1]["reason"].startswith("superseded: version 0 ")
+    assert bench.rounds()[-1]["version"] is None
+    assert not (bench.config.state.versions / "default" / "000002").exists()
+    assert "no longer current" in bench.lines[-1]
+
+
+def test_the_trainer_stops_after_the_set_number_of_rounds(tmp_path, model):
+    bench = Bench(tmp_path, model)
+    bench.config = bench.config.model_copy(
+        update={"round": bench.config.round.model_copy(update={"max_rounds": 1})}
+    )
+    loop = Loop(
+        bench.config,
+        bench.engine,
+        bench.trunk,
+        bench.base,
+        bench.metrics,
+        vocabulary=range(8, 60),
+        end=(1,),
+    )
+    bench.rate(40)
+    loop.run()
+    assert bench.versions() == [0, 1]
+    bench.engine.dispose()
+
+
+def test_every_number_of_a_version_is_explained(bench):
+    bench.rate(40)
+    bench.loop.step()
+    page = (Path(__file__).parents[2] / "docs" / "algorithm.md").read_text()
+    assert [name for name in bench.get(1).metrics if f"`{name}`" not in page] == []
+
+
+def test_every_metric_of_a_round_is_exported(bench):
+    bench.rate(40)
+    bench.loop.step()
+    registry = bench.metrics.registry
+    sample = registry.get_sample_value
+    assert sample("thumbloop_trainer_rounds_total", {"outcome": "published"}) == 1
+    assert sample("thumbloop_trainer_feedback_used_total") == 40
+    assert sample("thumbloop_trainer_value", {"name": "reward_auroc"}) > 0.5
+    assert sample("thumbloop_trainer_left_out", {"kind": "candidate", "reason": "over_limit"}) == 16
+    assert sample("thumbloop_trainer_stage_seconds_count", {"stage": "ppo"}) == 1
+
+
+def test_numbers_that_break_down_block_the_round(bench, monkeypatch):
+    def broken(*_args, **_kwargs):
+        raise NotFinite("the reward model's gradient is not finite")
+
+    monkeypatch.setattr(reward, "fit", broken)
+    bench.rate(40)
+    assert bench.loop.step()
+    assert bench.versions() == [0]
+    (row,) = bench.rounds()
+    assert row["reason"].startswith("broken: ")
+    assert bench.new_feedback(0) == 40
+
+
+def test_a_store_that_does_not_answer_is_waited_for(bench, monkeypatch):
+    answers = iter([StoreUnavailable("the store cannot be read: locked"), True])
+
+    def step():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(bench.loop, "step", step)
+    monkeypatch.setattr(bench.loop, "_config", ONE_ROUND)
+    bench.loop.run()
+    assert any("locked" in line for line in bench.lines)

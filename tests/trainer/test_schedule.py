@@ -1,0 +1,33 @@
+from tests.rows import version
+from thumbloop.types import VersionState
+from trainer.schedule import awaited, needed_feedback
+
+
+def rounds(*pairs: tuple[int, int]) -> list[dict]:
+    return [{"parent": parent, "metrics": {"feedback_used": used}} for parent, used in pairs]
+
+
+def test_the_first_round_starts_with_enough_thumbs():
+    assert needed_feedback([], version(0, None), 64) == 64
+
+
+def test_a_blocked_round_waits_for_half_as_many_more():
+    assert needed_feedback(rounds((0, 70)), version(0, None), 64) == 102
+    assert needed_feedback(rounds((0, 70), (0, 110)), version(0, None), 64) == 142
+
+
+def test_rounds_on_other_parents_do_not_count():
+    assert needed_feedback(rounds((0, 300), (1, 64)), version(2, 1), 64) == 64
+
+
+def test_a_child_the_server_has_not_decided_about_is_awaited():
+    current = version(3, 2, state=VersionState.CURRENT)
+    for state in (VersionState.PUBLISHED, VersionState.ATTESTED, VersionState.CANARY):
+        assert awaited([current, version(4, 3, state=state)], current).version == 4
+    for state in (VersionState.REJECTED, VersionState.ROLLED_BACK):
+        assert awaited([current, version(4, 3, state=state)], current) is None
+
+
+def test_the_children_of_other_versions_are_not_awaited():
+    current = version(3, 2, state=VersionState.CURRENT)
+    assert awaited([current, version(4, 2, state=VersionState.PUBLISHED)], current) is None

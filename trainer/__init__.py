@@ -1,0 +1,1 @@
+"""The application that learns: thumbs in, policy versions out."""

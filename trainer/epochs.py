@@ -1,0 +1,130 @@
+"""The epochs of one update: minibatches, the optimizer, and what stops them."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from thumbloop.config.trainer import Ppo
+from trainer import ppo
+from trainer.measure import MICRO_BATCH, Fixed, shrink
+from trainer.models import Trunk
+from trainer.rollouts import by_length
+
+RATIO_TOLERANCE = {torch.float32: 1e-3}
+HALF_PRECISION_TOLERANCE = 0.2
+EXPLODED_WEIGHT = 20.0
+EARLY_STOP_FACTOR = 1.5
+
+
+class RatioMismatch(AssertionError):
+    """The policy disagrees with itself before its first step: an off-by-one or a wrong temperature."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How the epochs went; `kl` (B, T) is each state's divergence from the reference, as last seen."""
+
+    kl: Tensor
+    steps: int = 0
+    skipped: int = 0
+    stopped_early: bool = False
+    losses: list[ppo.PolicyLoss] = field(default_factory=list)
+
+
+def improve(
+    trunk: Trunk,
+    fixed: Fixed,
+    advantages: Tensor,
+    settings: Ppo,
+    generator: torch.Generator,
+    *,
+    step_scale: float,
+) -> Progress:
+    """Run the epochs: one optimizer step per minibatch, until the policy has moved far enough.
+
+    `step_scale` shortens the steps, which Adam makes equally long whatever the loss's scale.
+    """
+    parameters = list(trunk.parameters("policy").values())
+    optimizer = torch.optim.Adam(parameters, lr=step_scale * settings.learning_rate)
+    progress = Progress(fixed.prox_kl.clone())
+    for _ in range(settings.epochs):
+        order = torch.randperm(len(advantages), generator=generator)
+        for rows in order.split(settings.minibatch_size):
+            optimizer.zero_grad()
+            outcome = accumulate(trunk, fixed, advantages, rows, settings, progress.kl)
+            if progress.steps + progress.skipped == 0:
+                check_ratio(float(outcome.max_log_ratio), trunk.dtype)
+            if outcome.approx_kl > EARLY_STOP_FACTOR * settings.target_kl:
+                progress.stopped_early = True
+                return progress
+            if is_exploded(outcome):
+                progress.skipped += 1
+                continue
+            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+            optimizer.step()
+            progress.steps += 1
+            progress.losses.append(outcome)
+    return progress
+
+
+def accumulate(
+    trunk: Trunk, fixed: Fixed, advantages: Tensor, rows: Tensor, settings: Ppo, kl: Tensor
+) -> ppo.PolicyLoss:
+    """Add a minibatch's gradient up over micro-batches of like length; return the whole's loss.
+
+    Each micro-batch counts by its tokens, so that short replies weigh no more than long ones.
+    `kl` (B, T) takes the divergence from the reference met on the way.
+    """
+    tokens = int(fixed.batch.mask[rows].sum())
+    lengths = (fixed.batch.positions[rows, -1] + 1).tolist()
+    parts = []
+    for indices in by_length(lengths, MICRO_BATCH):
+        part_rows = rows[indices]
+        part = shrink(fixed.batch, part_rows)
+        width, share = part.mask.shape[1], float(part.mask.sum()) / tokens
+        temperature = fixed.temperature[part_rows]
+        policy = trunk.respond(part, temperature, "policy")
+        outcome = ppo.policy_loss(
+            policy.logprobs,
+            fixed.prox_logprobs[part_rows, :width],
+            fixed.old_logprobs[part_rows, :width],
+            advantages[part_rows, :width],
+            part.mask,
+            clip=settings.clip,
+            max_weight=settings.max_importance_weight,
+        )
+        (outcome.loss * share).backward()
+        with torch.no_grad():
+            ref_logits = trunk.logits(fixed.hidden[part_rows, :width])
+            kl[part_rows, :width] = ppo.exact_kl(policy.logits, ref_logits, temperature)
+        parts.append((share, outcome))
+    return _combine(parts)
+
+
+def _combine(parts: list[tuple[float, ppo.PolicyLoss]]) -> ppo.PolicyLoss:
+    def mean(name: str) -> Tensor:
+        return torch.stack([share * getattr(p, name).detach() for share, p in parts]).sum()
+
+    return ppo.PolicyLoss(
+        loss=mean("loss"),
+        approx_kl=mean("approx_kl"),
+        clip_fraction=mean("clip_fraction"),
+        max_log_ratio=torch.stack([p.max_log_ratio for _, p in parts]).max(),
+        max_weight=torch.stack([p.max_weight for _, p in parts]).max(),
+    )
+
+
+def check_ratio(max_log_ratio: float, dtype: torch.dtype) -> None:
+    """Make sure that the ratio is 1 before the first step."""
+    tolerance = RATIO_TOLERANCE.get(dtype, HALF_PRECISION_TOLERANCE)
+    if not max_log_ratio <= tolerance:
+        raise RatioMismatch(
+            f"the first ratio is off by {max_log_ratio:.2g} nats, at most {tolerance} is rounding"
+        )
+
+
+def is_exploded(outcome: ppo.PolicyLoss) -> bool:
+    """Say whether a minibatch would teach numerics: a token counts twenty-fold, or the loss is NaN."""
+    return not (math.isfinite(float(outcome.loss)) and float(outcome.max_weight) <= EXPLODED_WEIGHT)

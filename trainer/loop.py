@@ -1,0 +1,180 @@
+"""The trainer's rounds: wait until enough is new, learn, then publish or say why not."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from time import perf_counter, sleep, time
+
+import torch
+import uuid_utils
+from sqlalchemy import Engine
+
+from thumbloop.artifacts import BaseModelIdentity
+from thumbloop.config import TrainerConfig
+from thumbloop.errors import StoreUnavailable
+from thumbloop.store import feedback, reading, versions
+from thumbloop.types import DEFAULT_POLICY, PolicyVersion
+from trainer import dataset, probes, publishing
+from trainer.dataset import Dataset
+from trainer.learning import learn
+from trainer.metrics import TrainerMetrics
+from trainer.models import ADAPTERS, Trunk
+from trainer.publishing import Attempt
+from trainer.schedule import awaited, needed_feedback
+
+
+class Loop:
+    """Turns new feedback into policy versions, one round at a time."""
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        engine: Engine,
+        trunk: Trunk,
+        base: BaseModelIdentity,
+        metrics: TrainerMetrics,
+        *,
+        vocabulary: Sequence[int],
+        end: Sequence[int],
+        policy: str = DEFAULT_POLICY,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._trunk = trunk
+        self._base = base
+        self._metrics = metrics
+        self._vocabulary = vocabulary
+        self._end = end
+        self._policy = policy
+        self._waiting_for = ""
+
+    def run(self) -> None:
+        """Run rounds until there have been enough of them, or for ever."""
+        done = 0
+        while self._config.round.max_rounds is None or done < self._config.round.max_rounds:
+            if self._step_when_readable():
+                done += 1
+            else:
+                sleep(self._config.round.poll_interval_s)
+
+    def _step_when_readable(self) -> bool:
+        """Run a round if one is due; a store that does not answer is waited for."""
+        try:
+            return self.step()
+        except StoreUnavailable as error:
+            self._wait(f"{error}; trying again")
+            return False
+
+    def step(self) -> bool:
+        """Run a round if one is due; say whether one was."""
+        due = self._due()
+        if due is None:
+            return False
+        parent, number = due
+        data = self._read(parent)
+        if data is None:
+            return False
+        self._waiting_for = ""
+        self._round(parent, number, data)
+        return True
+
+    def _due(self) -> tuple[PolicyVersion, int] | None:
+        """Return the parent and the number of the next round, once there are thumbs for it."""
+        with reading(self._engine) as connection:
+            parent = versions.current(connection, self._policy)
+            known = versions.list_versions(connection, self._policy)
+            rounds = versions.list_rounds(connection, self._policy)
+            learned_by = versions.learned_by(connection, self._policy, parent.version)
+            new = feedback.count_new(connection, self._policy, learned_by)
+        self._metrics.parent.set(parent.version)
+        self._metrics.new_feedback.set(new)
+        if child := awaited(known, parent):
+            self._wait(f"waiting for the server to try version {child.version}")
+            return None
+        needed = needed_feedback(rounds, parent, self._config.round.min_feedback)
+        if new < needed:
+            self._wait(f"waiting for {needed} new thumbs; version {parent.version} is current")
+            return None
+        return parent, len(rounds) + 1
+
+    def _read(self, parent: PolicyVersion) -> Dataset | None:
+        """Read what the round learns from, once there is enough of it."""
+        with reading(self._engine) as connection:
+            data = dataset.read(connection, self._policy, parent, self._config.round)
+        if data.new and len(data.rollouts) >= self._config.round.min_rollouts:
+            return data
+        self._wait(
+            f"waiting for {self._config.round.min_rollouts} candidates: there are"
+            f" {len(data.rollouts)} and {len(data.new)} new thumbs;"
+            f" left out: thumbs {dict(data.thumbs_left_out)},"
+            f" candidates {dict(data.rollouts_left_out)}"
+        )
+        return None
+
+    def _round(self, parent: PolicyVersion, number: int, data: Dataset) -> None:
+        """Learn from the data, then publish a version or record why there is none."""
+        started, started_at = perf_counter(), time()
+        self._metrics.say(
+            f"round {number}: {len(data.new)} new thumbs and {len(data.rollouts)} candidates"
+            f" on version {parent.version}"
+        )
+        generator = self._take(parent, number)
+        before = {adapter: self._trunk.snapshot(adapter) for adapter in ADAPTERS}
+        learned = learn(self._trunk, data, parent, self._config, self._metrics, generator)
+        attempt = Attempt(str(uuid_utils.uuid7()), self._policy, parent, started_at, data, learned)
+        child = None
+        if learned.verdict.passed:
+            with self._metrics.stage("probes"):
+                proof = probes.make(
+                    self._trunk,
+                    before,
+                    parent_has_reward=bool(parent.reward_digest),
+                    vocabulary=self._vocabulary,
+                    end=self._end,
+                    generator=generator,
+                )
+            with self._metrics.stage("publish"):
+                child = publishing.publish(
+                    self._engine, self._trunk, attempt, proof, self._base, self._config
+                )
+        else:
+            publishing.record_blocked(self._engine, attempt)
+        self._report(number, attempt, child, perf_counter() - started)
+
+    def _take(self, parent: PolicyVersion, number: int) -> torch.Generator:
+        """Put the parent's adapters into the trunk; return the round's own source of chance."""
+        name = f"{self._config.seed}/{self._policy}/{parent.version}/{number}"
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 2**63
+        torch.manual_seed(seed)
+        self._trunk.reset()
+        if parent.policy_digest:
+            self._trunk.load(self._config.state.versions / parent.folder)
+        return torch.Generator().manual_seed(seed)
+
+    def _report(
+        self, number: int, attempt: Attempt, child: PolicyVersion | None, seconds: float
+    ) -> None:
+        """Show what came of a round."""
+        numbers, data = attempt.learned.metrics, attempt.data
+        if child is not None:
+            outcome = "published"
+            words = f"published version {child.version}"
+        elif attempt.learned.verdict.passed:
+            outcome = "superseded"
+            words = f"published nothing: version {attempt.parent.version} is no longer current"
+        else:
+            outcome = "blocked"
+            words = f"published nothing: {attempt.learned.verdict.reason}"
+        self._metrics.say(
+            f"round {number}: {words}; {seconds:.1f} s,"
+            f" reward AUROC {numbers.get('reward_auroc', math.nan):.3f},"
+            f" KL to the reference {numbers.get('kl_to_reference', 0.0):.2f} nats per reply"
+        )
+        left_out = {"thumb": data.thumbs_left_out, "candidate": data.rollouts_left_out}
+        self._metrics.round_ended(number, outcome, seconds, numbers, left_out)
+
+    def _wait(self, words: str) -> None:
+        """Say what is missing, once."""
+        if words != self._waiting_for:
+            self._waiting_for = words
+            self._metrics.say(words)

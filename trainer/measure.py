@@ -1,0 +1,62 @@
+"""What one update computes once, before the policy moves: reference, proximal policy, hidden states."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer import ppo
+from trainer.models import Trunk
+from trainer.rollouts import Batch, Rollout, by_length, collate, pad
+
+MICRO_BATCH = 32
+
+
+class Fixed(NamedTuple):
+    """The fixed terms of an update; (B, T) unless noted."""
+
+    batch: Batch
+    temperature: Tensor  # (B, 1)
+    old_logprobs: Tensor
+    prox_logprobs: Tensor
+    ref_logprobs: Tensor
+    prox_kl: Tensor  # of the proximal policy from the reference, exact in each state
+    hidden: Tensor  # (B, T + 1, H), the reference's
+
+
+@torch.no_grad()
+def measure(trunk: Trunk, rollouts: Sequence[Rollout]) -> Fixed:
+    """Compute the reference's and the proximal policy's numbers, in micro-batches of like length."""
+    whole = collate([(r.prompt, r.response) for r in rollouts]).to(trunk.device)
+    temperature = torch.tensor([[r.temperature] for r in rollouts], device=trunk.device)
+    prox, ref, kl = (torch.zeros(whole.mask.shape, device=trunk.device) for _ in range(3))
+    hidden = None
+    for rows in by_length([len(r.prompt) + len(r.response) for r in rollouts], MICRO_BATCH):
+        part = shrink(whole, torch.tensor(rows))
+        width = part.mask.shape[1]
+        reference = trunk.respond(part, temperature[rows], "reference")
+        if hidden is None:
+            shape = (len(rollouts), whole.mask.shape[1] + 1, reference.hidden.shape[-1])
+            hidden = torch.zeros(shape, device=trunk.device)
+        hidden[rows, : width + 1] = reference.hidden.float()
+        ref[rows, :width] = reference.logprobs
+        policy = trunk.respond(part, temperature[rows], "policy")
+        prox[rows, :width] = policy.logprobs
+        kl[rows, :width] = ppo.exact_kl(policy.logits, reference.logits, temperature[rows])
+    assert hidden is not None
+    old = pad([r.logprobs for r in rollouts]).to(trunk.device, torch.float32)
+    return Fixed(whole, temperature, old, prox, ref, kl, hidden)
+
+
+def shrink(batch: Batch, rows: Tensor) -> Batch:
+    """Return some rows of a batch without the padding that only the others needed."""
+    mask = batch.mask[rows]
+    width = int(mask.sum(dim=1).max())
+    length = int(batch.positions[rows].max()) + 1
+    return Batch(
+        tokens=batch.tokens[rows, :length],
+        positions=batch.positions[rows, : width + 1],
+        responses=batch.responses[rows, :width],
+        mask=mask[:, :width],
+    )

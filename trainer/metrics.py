@@ -1,0 +1,101 @@
+"""What the trainer shows while it works: lines in the terminal, TensorBoard scalars, Prometheus."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+from thumbloop.config.shared import Metrics
+from thumbloop.errors import SettingsError
+
+_SECONDS = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+
+
+class TrainerMetrics:
+    """The trainer's metrics in all three forms. Labels are bounded: never a user or a text."""
+
+    def __init__(self, tensorboard: Path, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.registry = r = CollectorRegistry()
+        self._writer = SummaryWriter(str(tensorboard))
+        self._rounds = Counter(
+            "thumbloop_trainer_rounds", "Rounds, by outcome.", ["outcome"], registry=r
+        )
+        self._round_seconds = Histogram(
+            "thumbloop_trainer_round_seconds", "Time of a round.", buckets=_SECONDS, registry=r
+        )
+        self._stage_seconds = Histogram(
+            "thumbloop_trainer_stage_seconds",
+            "Time of a round's stage.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self._feedback = Counter(
+            "thumbloop_trainer_feedback_used", "New thumbs in published rounds.", registry=r
+        )
+        self._left_out = Gauge(
+            "thumbloop_trainer_left_out",
+            "Thumbs and candidates that the last round left out, by reason.",
+            ["kind", "reason"],
+            registry=r,
+        )
+        self._value = Gauge(
+            "thumbloop_trainer_value", "What the last round measured.", ["name"], registry=r
+        )
+        self.new_feedback = Gauge(
+            "thumbloop_trainer_new_feedback", "Thumbs not learned from yet.", registry=r
+        )
+        self.parent = Gauge(
+            "thumbloop_trainer_parent_version", "The version trained from.", registry=r
+        )
+
+    def serve(self, where: Metrics) -> int:
+        """Open the Prometheus endpoint; return its port. Raises SettingsError: it is taken."""
+        try:
+            server, _thread = start_http_server(where.port, where.host, self.registry)
+        except OSError as error:
+            raise SettingsError(
+                f"metrics.port: {where.host}:{where.port} cannot be bound ({error.strerror});"
+                " choose another port, or 0 for a free one"
+            ) from None
+        return int(server.server_port)
+
+    def say(self, line: str) -> None:
+        """Print one line of progress."""
+        self.console.print(line, markup=False)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage of a round."""
+        started = perf_counter()
+        yield
+        seconds = perf_counter() - started
+        self._stage_seconds.labels(name).observe(seconds)
+        self.say(f"  {name} {seconds:.1f} s")
+
+    def round_ended(
+        self,
+        number: int,
+        outcome: str,
+        seconds: float,
+        values: Mapping[str, float],
+        left_out: Mapping[str, Mapping[str, int]],
+    ) -> None:
+        """Record a round under its number: `published` or `blocked`, and what it measured."""
+        self._rounds.labels(outcome).inc()
+        self._round_seconds.observe(seconds)
+        if outcome == "published":
+            self._feedback.inc(values["feedback_used"])
+        self._left_out.clear()
+        for kind, reasons in left_out.items():
+            for reason, count in reasons.items():
+                self._left_out.labels(kind, reason).set(count)
+        for name, value in values.items():
+            self._value.labels(name).set(value)
+            self._writer.add_scalar(f"round/{name}", value, number)
+        self._writer.flush()

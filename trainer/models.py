@@ -1,0 +1,222 @@
+"""One trunk, four roles: policy, reference, reward model and value head.
+
+The policy is the trunk with the policy adapter, the reference the trunk without any, the reward
+model the trunk with the reward adapter, and the value head reads the reference's hidden states. The
+trunk itself is never trained.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from thumbloop.artifacts import VALUE, WEIGHTS
+from thumbloop.config.trainer import Lora
+from thumbloop.errors import SettingsError
+from thumbloop.rendering import VerdictTokens
+from trainer.ppo import token_logprobs
+from trainer.rollouts import Batch
+
+VALUE_WEIGHTS = "value_head.safetensors"
+
+Adapter = Literal["policy", "reward"]
+Role = Literal["policy", "reference", "reward"]
+
+ADAPTERS: tuple[Adapter, ...] = ("policy", "reward")
+
+
+class Response(NamedTuple):
+    """What the trunk says of the responses of a batch."""
+
+    logprobs: Tensor  # (B, T)
+    hidden: Tensor  # (B, T + 1, H): state before each token and after the last
+    logits: Tensor  # (B, T, V), before the temperature
+
+
+class ValueHead(nn.Module):
+    """The critic: values (B, T) from the trunk's frozen hidden states (B, T, H)."""
+
+    def __init__(self, hidden_size: int, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width), nn.Tanh(), nn.Linear(width, 1)
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the expected return of each state."""
+        values: Tensor = self.layers(hidden.float())
+        return values.squeeze(-1)
+
+
+class Trunk:
+    """A causal language model with a policy and a reward adapter on all linear layers."""
+
+    def __init__(self, model: nn.Module, lora: Lora, verdict: VerdictTokens) -> None:
+        self.lora = lora
+        self.verdict = verdict
+        self.device = next(model.parameters()).device
+        self.dtype = next(model.parameters()).dtype
+        model.eval()
+        self.model: PeftModel = get_peft_model(model, _config(lora), adapter_name="policy")
+        self.model.add_adapter("reward", _config(lora))
+        self.causal: Any = self.model.get_base_model()
+        self.context = int(self.causal.config.max_position_embeddings)
+        self.target_modules = tuple(sorted(self.model.peft_config["policy"].target_modules))
+        self.value_head = self.new_value_head()
+        self.reset()
+
+    @classmethod
+    def open(
+        cls, folder: Path, lora: Lora, verdict: VerdictTokens, *, device: str, dtype: str
+    ) -> "Trunk":
+        """Load the base model; `auto` is CUDA where there is one, float32 on a CPU, else bfloat16."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype == "auto":
+            dtype = "float32" if device == "cpu" else "bfloat16"
+        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
+        return cls(model.to(device), lora, verdict)
+
+    def reset(self) -> None:
+        """Make both adapters do nothing, as in version 0; draws fresh A matrices."""
+        for module in self.model.modules():
+            if hasattr(module, "reset_lora_parameters"):
+                for name in ADAPTERS:
+                    module.reset_lora_parameters(name, True)
+        self.value_head = self.new_value_head()
+
+    def new_value_head(self) -> ValueHead:
+        """Return an untrained critic of the right size."""
+        return ValueHead(self.causal.config.hidden_size).to(self.device)
+
+    def parameters(self, adapter: Adapter) -> dict[str, nn.Parameter]:
+        """Return the adapter's own weights by name."""
+        return {n: p for n, p in self.model.named_parameters() if f".{adapter}." in n}
+
+    def snapshot(self, adapter: Adapter) -> dict[str, Tensor]:
+        """Return a copy of the adapter's weights, for restore()."""
+        return {name: p.detach().clone() for name, p in self.parameters(adapter).items()}
+
+    @torch.no_grad()
+    def restore(self, adapter: Adapter, weights: Mapping[str, Tensor]) -> None:
+        """Put back weights that snapshot() took."""
+        for name, parameter in self.parameters(adapter).items():
+            parameter.copy_(weights[name])
+
+    @torch.no_grad()
+    def update_norms(self, adapter: Adapter) -> dict[str, float]:
+        """Return the Frobenius norm of alpha / rank * B A for each module."""
+        weights = self.parameters(adapter)
+        scale = self.lora.alpha / self.lora.rank
+        norms = {}
+        for name, a in weights.items():
+            if ".lora_A." in name:
+                b = weights[name.replace(".lora_A.", ".lora_B.")]
+                squared = ((b.T @ b) * (a @ a.T)).sum()  # trace of (BA)^T BA without forming BA
+                norms[name.split(".lora_A.")[0]] = scale * float(squared.clamp(min=0).sqrt())
+        return norms
+
+    @contextmanager
+    def role(self, role: Role) -> Iterator[None]:
+        """Make the trunk speak in one role; the trunk and the other adapter get no gradient."""
+        if role == "reference":
+            with self.model.disable_adapter():
+                yield
+        else:
+            self.model.set_adapter(role)
+            yield
+
+    def respond(self, batch: Batch, temperature: Tensor, role: Role) -> Response:
+        """Return the log-probabilities of the batch's responses at temperature (B, 1).
+
+        Logits are computed for response positions only, never for the prompt.
+        """
+        with self.role(role):
+            hidden = self._hidden(batch.tokens, batch.positions)
+            logits = self.logits(hidden[:, :-1])
+        return Response(token_logprobs(logits, batch.responses, temperature), hidden, logits)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (..., V) of hidden states (..., H); the head is the same in every role."""
+        logits: Tensor = self.causal.get_output_embeddings()(hidden.to(self.dtype))
+        return logits
+
+    def rewards(self, batch: Batch) -> Tensor:
+        """Return the logit of a thumb up (B,) for a batch whose responses end with the verdict prompt."""
+        with self.role("reward"):
+            hidden = self._hidden(batch.tokens, batch.positions[:, -1:])
+            logits = self.logits(hidden[:, 0]).float()
+        rewards: Tensor = logits[:, self.verdict.up] - logits[:, self.verdict.down]
+        return rewards
+
+    def next_logits(self, batch: Batch) -> Tensor:
+        """Return the policy's logits (B, V) for the token after each response."""
+        batch = batch.to(self.device)
+        with self.role("policy"):
+            hidden = self._hidden(batch.tokens, batch.positions[:, -1:])
+        return self.logits(hidden[:, 0]).float()
+
+    def _hidden(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Return the last hidden states (B, P, H) at positions (B, P)."""
+        states: Tensor = self.causal.base_model(input_ids=tokens, use_cache=False)[0]
+        return states.gather(1, positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+
+    def load(self, folder: Path) -> None:
+        """Take both adapters, and the critic where there is one, from a version's folder."""
+        for adapter in ADAPTERS:
+            _check_shape(folder / adapter, self.lora)
+            weights = load_file(folder / adapter / WEIGHTS, device=str(self.device))
+            found = set_peft_model_state_dict(self.model, weights, adapter_name=adapter)
+            if found.unexpected_keys:
+                raise SettingsError(f"{folder}: the {adapter} adapter does not fit the base model")
+        if (folder / VALUE).is_dir():
+            head = self.new_value_head()
+            head.load_state_dict(load_file(folder / VALUE / VALUE_WEIGHTS))
+            self.value_head = head
+
+    def save(self, folder: Path) -> None:
+        """Write policy/ and reward/ in plain PEFT layout and value/, into an existing folder."""
+        for adapter in ADAPTERS:
+            (folder / adapter).mkdir()
+            weights = get_peft_model_state_dict(
+                self.model, adapter_name=adapter, save_embedding_layers=False
+            )
+            _save(weights, folder / adapter / WEIGHTS)
+            config = copy(self.model.peft_config[adapter])
+            config.target_modules = list(self.target_modules)  # a set has no order of its own
+            config.inference_mode = True
+            config.save_pretrained(str(folder / adapter))
+        (folder / VALUE).mkdir()
+        _save(self.value_head.state_dict(), folder / VALUE / VALUE_WEIGHTS)
+
+
+def _config(lora: Lora) -> LoraConfig:
+    # Neither dropout, bias, DoRA nor modules_to_save: vLLM refuses or ignores them.
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+    )
+
+
+def _check_shape(folder: Path, lora: Lora) -> None:
+    config = LoraConfig.from_pretrained(str(folder))
+    if (config.r, config.lora_alpha) != (lora.rank, lora.alpha):
+        raise SettingsError(
+            f"lora: rank {lora.rank} and alpha {lora.alpha} are set, but {folder} was trained with "
+            f"{config.r} and {config.lora_alpha}; set those, or start from a fresh state folder"
+        )
+
+
+def _save(weights: dict[str, Tensor], path: Path) -> None:
+    save_file({name: w.detach().cpu().contiguous() for name, w in sorted(weights.items())}, path)

@@ -1,0 +1,180 @@
+"""A round's end: the version's folder first, then one transaction that says what the round used."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shutil import copytree, rmtree
+from tempfile import TemporaryDirectory
+from time import time
+
+from sqlalchemy import Engine
+
+from thumbloop.artifacts import (
+    POLICY,
+    REWARD,
+    WEIGHTS,
+    AdapterFacts,
+    BaseModelIdentity,
+    Lineage,
+    Manifest,
+    VerdictIdentity,
+    WrittenVersion,
+    file_digest,
+    write_version,
+)
+from thumbloop.config import TrainerConfig
+from thumbloop.store import reading, versions
+from thumbloop.types import PolicyVersion, Round
+from trainer.dataset import Dataset
+from trainer.learning import Learned
+from trainer.models import Trunk
+from trainer.probes import Probes
+
+RECORDED_SETTINGS = {"seed", "round", "lora", "reward", "ppo", "gate"}
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One round so far: what it read, what came of it."""
+
+    round_id: str
+    policy: str
+    parent: PolicyVersion
+    started_at: float
+    data: Dataset
+    learned: Learned
+
+    def finished(self, version: int | None) -> Round:
+        """Return the round as it is recorded; a blocked one names its thumbs but uses up none."""
+        numbers = {
+            name: value if math.isfinite(value) else str(value)
+            for name, value in self.learned.metrics.items()
+        }
+        return Round(
+            round_id=self.round_id,
+            policy=self.policy,
+            parent=self.parent.version,
+            started_at=self.started_at,
+            finished_at=time(),
+            version=version,
+            reason=self.learned.verdict.reason or "published",
+            metrics={
+                **numbers,
+                "feedback_left_out": dict(self.data.thumbs_left_out),
+                "candidates_left_out": dict(self.data.rollouts_left_out),
+            },
+            new_feedback=tuple(t.feedback_id for t in self.data.new),
+            replayed_feedback=self.learned.replayed,
+            rollouts=tuple(sorted({r.response_id for r in self.data.rollouts})),
+        )
+
+
+def record_blocked(engine: Engine, attempt: Attempt) -> None:
+    """Record why a round published nothing."""
+    with engine.begin() as connection:
+        versions.finish_round(connection, attempt.finished(None), None)
+
+
+def publish(
+    engine: Engine,
+    trunk: Trunk,
+    attempt: Attempt,
+    probes: Probes,
+    base: BaseModelIdentity,
+    config: TrainerConfig,
+) -> PolicyVersion | None:
+    """Write the trunk's adapters as a version. None: the parent stopped being current meanwhile."""
+    with reading(engine) as connection:
+        number = versions.next_number(connection, attempt.policy)
+    with TemporaryDirectory() as scratch:
+        trunk.save(Path(scratch))
+        manifest = describe(Path(scratch), number, trunk, attempt, probes, base, config)
+        written = write_version(
+            config.state.versions,
+            manifest,
+            lambda folder: _copy(Path(scratch), folder),
+        )
+    version = row_of(written, attempt)
+    with engine.begin() as connection:
+        current = versions.current(connection, attempt.policy).version
+        if current == attempt.parent.version:
+            versions.finish_round(connection, attempt.finished(number), version)
+            return version
+        reason = f"superseded: version {current} became current meanwhile"
+        versions.finish_round(connection, replace(attempt.finished(None), reason=reason), None)
+    rmtree(config.state.versions / written.folder)
+    return None
+
+
+def describe(
+    folder: Path,
+    number: int,
+    trunk: Trunk,
+    attempt: Attempt,
+    probes: Probes,
+    base: BaseModelIdentity,
+    config: TrainerConfig,
+) -> Manifest:
+    """Return the manifest of the adapters in a folder."""
+    ids = [t.feedback_id for t in attempt.data.new]
+    return Manifest(
+        policy=attempt.policy,
+        version=number,
+        parent=attempt.parent.version,
+        created_at=time(),
+        base_model=base,
+        verdict=VerdictIdentity(
+            prompt=trunk.verdict.prompt, up=trunk.verdict.up, down=trunk.verdict.down
+        ),
+        dtype=str(trunk.dtype).removeprefix("torch."),
+        policy_adapter=adapter_facts(folder / POLICY, trunk, probes.policy_distance),
+        reward_adapter=adapter_facts(folder / REWARD, trunk, probes.reward_distance),
+        probes=probes.probes,
+        lineage=Lineage(
+            round_id=attempt.round_id,
+            feedback_count=len(ids),
+            first_feedback_id=min(ids),
+            last_feedback_id=max(ids),
+            rollout_candidates=len(attempt.data.rollouts),
+        ),
+        settings=config.model_dump(mode="json", include=RECORDED_SETTINGS),
+        metrics=attempt.learned.metrics,
+    )
+
+
+def adapter_facts(folder: Path, trunk: Trunk, distance: float | None) -> AdapterFacts:
+    """Return what the manifest says of one adapter."""
+    return AdapterFacts(
+        digest=file_digest(folder / WEIGHTS),
+        rank=trunk.lora.rank,
+        alpha=trunk.lora.alpha,
+        target_modules=trunk.target_modules,
+        distance=distance,
+    )
+
+
+def row_of(written: WrittenVersion, attempt: Attempt) -> PolicyVersion:
+    """Return the store's row for a folder that is complete on disk."""
+    manifest = written.manifest
+    assert manifest.lineage is not None
+    assert manifest.policy_adapter is not None
+    assert manifest.reward_adapter is not None
+    return PolicyVersion(
+        policy=manifest.policy,
+        version=manifest.version,
+        parent=manifest.parent,
+        folder=written.folder,
+        policy_digest=manifest.policy_adapter.digest,
+        reward_digest=manifest.reward_adapter.digest,
+        manifest_digest=written.manifest_digest,
+        published_at=time(),
+        round_id=attempt.round_id,
+        feedback_count=manifest.lineage.feedback_count,
+        first_feedback_id=manifest.lineage.first_feedback_id,
+        last_feedback_id=manifest.lineage.last_feedback_id,
+        metrics=manifest.metrics,
+    )
+
+
+def _copy(source: Path, folder: Path) -> None:
+    copytree(source, folder, dirs_exist_ok=True)

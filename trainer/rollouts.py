@@ -1,0 +1,79 @@
+"""What is learned from, as tensors: rollouts for PPO, thumbs for the reward model, padded batches of both."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled candidate: what the policy saw, said and how likely the sampler found it.
+
+    `is_finished` is False for a truncated candidate, whose score is unknown; `has_eos` is False for
+    one that reached its token limit. `reward` is the new reward model's, in logits.
+    """
+
+    response_id: str
+    policy_version: int
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    temperature: float
+    is_finished: bool = True
+    has_eos: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Thumb:
+    """One rated reply; `propensity` is None where no claim about the choice can be made."""
+
+    feedback_id: int
+    user: str
+    is_up: bool
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    propensity: float | None = None
+
+
+class Batch(NamedTuple):
+    """Sequences of prompt and response, padded on the right only: causal attention needs no mask then.
+
+    S is the longest prompt plus response, T the longest response.
+    """
+
+    tokens: Tensor  # (B, S)
+    positions: Tensor  # (B, T + 1): of the states before each response token and after the last
+    responses: Tensor  # (B, T)
+    mask: Tensor  # (B, T)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        return Batch(*(x.to(device) for x in self))
+
+
+def pad(rows: Sequence[Sequence[int]] | Sequence[Sequence[float]]) -> Tensor:
+    """Stack rows of different lengths (B, longest), 0 in the padding."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+
+
+def collate(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
+    """Build one batch from (prompt, response) token ids; no prompt may be empty."""
+    lengths = torch.tensor([len(response) for _, response in pairs])
+    first = torch.tensor([len(prompt) - 1 for prompt, _ in pairs])
+    steps = torch.arange(int(lengths.max()) + 1)
+    return Batch(
+        tokens=pad([[*prompt, *response] for prompt, response in pairs]),
+        positions=first[:, None] + torch.minimum(steps[None], lengths[:, None]),
+        responses=pad([response for _, response in pairs]),
+        mask=steps[None, :-1] < lengths[:, None],
+    )
+
+
+def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield indices in groups of similar length, at most `size` each, longest group first."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    yield from (order[start : start + size] for start in range(0, len(order), size))

@@ -1,0 +1,29 @@
+"""When a round is due: pure functions of what the store says."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from thumbloop.types import PolicyVersion, VersionState
+
+UNDECIDED = frozenset({VersionState.PUBLISHED, VersionState.ATTESTED, VersionState.CANARY})
+
+
+def awaited(known: Iterable[PolicyVersion], current: PolicyVersion) -> PolicyVersion | None:
+    """Return the newest child of the current version that the server has not decided about."""
+    children = [v for v in known if v.parent == current.version and v.state in UNDECIDED]
+    return max(children, key=lambda v: v.version, default=None)
+
+
+def needed_feedback(
+    rounds: Iterable[Mapping[Any, Any]], current: PolicyVersion, min_feedback: int
+) -> int:
+    """Return how many new thumbs start the next round.
+
+    A round that was blocked, or whose version did not come to serve, gives its thumbs back; trying
+    the same ones again would end the same way, so half a round's worth has to join them.
+    """
+    tried = [
+        int(r["metrics"].get("feedback_used", 0)) for r in rounds if r["parent"] == current.version
+    ]
+    return max(tried) + math.ceil(min_feedback / 2) if tried else min_feedback

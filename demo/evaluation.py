@@ -1,0 +1,79 @@
+"""How good a version is: held-out prompts, version pinned, never learned from, judged without noise."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import binomtest
+
+from demo.ledger import Ledger
+from demo.preferences import Preference
+from thumbloop.client import Client, GenerateOptions
+from thumbloop.types import Strategy
+
+_AT_ONCE = 16
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a version does on held-out prompts. `interval` is Wilson's, 95 %."""
+
+    thumb_up_rate: float
+    interval: tuple[float, float]
+    mean_reply_tokens: float
+    well_formed_share: float | None
+
+
+class Examiner:
+    """Asks the same held-out prompts of every version."""
+
+    def __init__(
+        self,
+        client: Client,
+        prompts: Sequence[str],
+        preference: Preference,
+        is_well_formed: Callable[[str], bool] | None,
+        ledger: Ledger,
+    ) -> None:
+        self._client = client
+        self._prompts = prompts
+        self._preference = preference
+        self._is_well_formed = is_well_formed
+        self._ledger = ledger
+
+    async def policy(self, version: int) -> Evaluation:
+        """Evaluate the policy itself: one sample, no guidance."""
+        return await self._evaluate(version, Strategy.NONE, 1)
+
+    async def guided(self, version: int) -> Evaluation:
+        """Evaluate what users see: soft best-of-4."""
+        return await self._evaluate(version, Strategy.SOFT_BEST_OF_N, 4)
+
+    async def _evaluate(self, version: int, strategy: Strategy, n: int) -> Evaluation:
+        at_once = asyncio.Semaphore(_AT_ONCE)
+        options = GenerateOptions(
+            policy_version=version, strategy=strategy, num_candidates=n, is_excluded=True
+        )
+
+        async def ask(prompt: str) -> tuple[str, int]:
+            async with at_once:
+                reply = await self._client.generate(prompt, user_id="examiner", options=options)
+            assert reply.policy_version == version, "a pinned request was answered by another"
+            self._ledger.evaluated.add(reply.response_id)
+            return reply.text, reply.usage.reply_tokens
+
+        answers = await asyncio.gather(*(ask(prompt) for prompt in self._prompts))
+        return self._judge([text for text, _ in answers], [tokens for _, tokens in answers])
+
+    def _judge(self, replies: list[str], tokens: list[int]) -> Evaluation:
+        n = len(replies)
+        liked = sum(self._preference(p, r) for p, r in zip(self._prompts, replies, strict=True))
+        interval = binomtest(round(liked), n).proportion_ci(_CONFIDENCE, method="wilson")
+        formed = self._is_well_formed
+        return Evaluation(
+            thumb_up_rate=liked / n,
+            interval=(float(interval.low), float(interval.high)),
+            mean_reply_tokens=sum(tokens) / n,
+            well_formed_share=sum(map(formed, replies)) / n if formed else None,
+        )

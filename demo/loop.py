@@ -1,0 +1,164 @@
+"""The whole loop: real server, real trainer, users who rate; every new version is examined."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+from sqlalchemy import Engine as Database
+
+from demo.base_model import build, default_folder
+from demo.corpus import held_out_prompts, train_prompts
+from demo.evaluation import Examiner
+from demo.grammar import is_well_formed
+from demo.ledger import Ledger
+from demo.preferences import load_preference
+from demo.processes import Process, peak_memory
+from demo.report import Run, make_report, read_store, version_rows
+from demo.settings import Options, server_settings, trainer_settings
+from demo.users import Crowd, Users
+from thumbloop.base_model import locate
+from thumbloop.client import Client
+from thumbloop.config import Model, State
+from thumbloop.errors import SettingsError
+from thumbloop.store import open_store
+
+_POLL_S = 0.5
+_PROMPTS = 5000
+MARKER = ".thumbloop-demo"
+"""Says that a folder is a run of the demo, to be replaced by the next."""
+
+Show = Callable[[list[dict[str, Any]], str], None]
+
+
+def base_model(options: Options, on_progress: Callable[[Any], None]) -> Path:
+    """Return the folder of the model to serve: the one that was named, or the demo's own."""
+    if options.model is not None:
+        return locate(Model(path=options.model))
+    return build(default_folder(), on_progress=on_progress)
+
+
+async def run_loop(options: Options, model: Path, show: Show) -> dict[str, Any]:
+    """Serve, rate, learn and swap until enough versions are examined; return the report.
+
+    Raises ProcessFailed: the server or the trainer ended by itself.
+    """
+    preference = load_preference(options.preference)
+    empty(options.folder)
+    database = open_store(State(folder=options.folder / "state"))
+    with _process("server", server_settings(options, model), options.folder) as server:
+        show([], "starting the server")
+        port, _ = await server.serving_ports()
+        with _process("trainer", trainer_settings(options, model), options.folder) as trainer:
+            async with Client(f"127.0.0.1:{port}") as client:
+                ledger = Ledger()
+                run = Run(options.preference, options.seed, options.shuffled, ledger, time.time())
+                prompts = train_prompts(_PROMPTS, options.seed)
+                users = Users(
+                    client,
+                    prompts,
+                    preference,
+                    Crowd(),
+                    ledger,
+                    seed=options.seed,
+                    shuffled=options.shuffled,
+                )
+                formed = is_well_formed if options.model is None else None
+                held_out = held_out_prompts(options.held_out, options.seed)
+                examiner = Examiner(client, held_out, preference, formed, ledger)
+                follow = _follow(options, run, examiner, database, (server, trainer), show)
+                await _until_done(follow, users.visit(), peak_memory((server, trainer), run.memory))
+                await users.leave()
+                trainer.stop()
+                last = max(run.evaluations)
+                show(version_rows(run, database), f"examining version {last} with guidance")
+                run.guided[last] = await examiner.guided(last)
+                return make_report(run, read_store(database), time.time())
+
+
+def empty(folder: Path) -> None:
+    """Make a fresh folder, taking the place of an earlier run's.
+
+    Raises SettingsError: it holds something that no demo wrote, which is left alone.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).is_file():
+        raise SettingsError(
+            f"--folder: {folder} holds no run of the demo; give a new or an empty one"
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARKER).touch()
+
+
+@contextmanager
+def _process(name: str, settings: dict[str, Any], folder: Path) -> Iterator[Process]:
+    process = Process(name, settings, folder)
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+async def _until_done(main: Any, *others: Any) -> None:
+    """Run the others beside `main` and end them with it."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in (main, *others)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _follow(
+    options: Options,
+    run: Run,
+    examiner: Examiner,
+    database: Database,
+    processes: tuple[Process, ...],
+    show: Show,
+) -> None:
+    """Examine each version as it becomes current, until there are enough or time is up."""
+    examining: asyncio.Task[None] | None = None
+    while True:
+        for process in processes:
+            process.check()
+        rows = version_rows(run, database)
+        show(rows, _caption(options, run))
+        if examining is not None and examining.done():
+            examining.result()
+            examining = None
+        current = max(v["policy_version"] for v in rows if v["state"] == "current")
+        enough = current >= options.rounds or _minutes(run) > options.max_minutes
+        if examining is None:
+            if current not in run.evaluations:
+                examining = asyncio.create_task(_examine(examiner, run, current))
+            elif enough:
+                return
+        await asyncio.sleep(_POLL_S)
+
+
+async def _examine(examiner: Examiner, run: Run, version: int) -> None:
+    try:
+        run.evaluations[version] = await examiner.policy(version)
+    except grpc.aio.AioRpcError as error:  # counted; the version is examined again
+        run.ledger.fail(error)
+
+
+def _minutes(run: Run) -> float:
+    return (time.time() - run.started_at) / 60
+
+
+def _caption(options: Options, run: Run) -> str:
+    ledger = run.ledger
+    return (
+        f"{_minutes(run):.1f} min · {ledger.requests} requests, {len(ledger.failed)} failed"
+        f" · {len(ledger.acknowledged)} thumbs · preference {options.preference}"
+        + (" · thumbs shuffled" if options.shuffled else "")
+    )

@@ -1,0 +1,94 @@
+import asyncio
+import time
+
+import pytest
+
+from demo.ledger import Ledger, Served
+from demo.loop import MARKER, empty
+from demo.report import Run, Stored, make_report
+from demo.users import Crowd, Users
+from thumbloop.errors import SettingsError
+from thumbloop.types import PolicyVersion, VersionState
+from thumbloop.v1 import feedback_pb2, policy_pb2
+
+
+def test_a_folder_that_no_demo_wrote_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(SettingsError, match="holds no run of the demo"):
+        empty(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_earlier_run_is_replaced(tmp_path):
+    empty(tmp_path / "run")
+    (tmp_path / "run" / "report.json").write_text("{}")
+    empty(tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [MARKER]
+
+
+class FakeClient:
+    """Answers at once; every reply is its number."""
+
+    def __init__(self, until=50):
+        self.thumbs = {}
+        self.asked = 0
+        self.until = until
+        self.has_asked_enough = asyncio.Event()
+
+    async def generate(self, prompt, *, user_id):
+        self.asked += 1
+        if self.asked >= self.until:
+            self.has_asked_enough.set()
+        return policy_pb2.GenerateResponse(response_id=str(self.asked), text=str(self.asked))
+
+    async def rate(self, response_id, *, up, user_id, request_id):
+        self.thumbs[response_id] = up
+        return feedback_pb2.SubmitFeedbackResponse()
+
+
+async def crowd_of(client, preference, *, shuffled, ledger=None):
+    crowd = Crowd(requests_per_s=5000, rating_share=1.0, noise=0.0)
+    users = Users(client, ["?"], preference, crowd, ledger or Ledger(), seed=0, shuffled=shuffled)
+    visiting = asyncio.create_task(users.visit())
+    enough = asyncio.create_task(client.has_asked_enough.wait())
+    await asyncio.wait((visiting, enough), return_when=asyncio.FIRST_COMPLETED)
+    enough.cancel()
+    visiting.cancel()
+    await users.leave()
+    return visiting
+
+
+async def test_users_like_what_they_prefer():
+    client, ledger = FakeClient(), Ledger()
+    await crowd_of(client, lambda _, r: float(int(r) % 2), shuffled=False, ledger=ledger)
+    assert client.thumbs == {r: bool(int(r) % 2) for r in client.thumbs}
+    assert ledger.sent == len(ledger.acknowledged) == len(client.thumbs) >= 50
+
+
+async def test_the_control_keeps_the_number_of_thumbs_up_and_moves_them():
+    client = FakeClient(until=400)
+    await crowd_of(client, lambda _, r: float(int(r) % 2), shuffled=True)
+    given = client.thumbs
+    right = sum(up == bool(int(r) % 2) for r, up in given.items())
+    assert len(given) % Crowd().shuffle_block == 0
+    assert 0.35 < right / len(given) < 0.65
+
+
+async def test_a_preference_that_raises_ends_the_demo_with_its_error():
+    def broken(_prompt, _reply):
+        raise ZeroDivisionError("a bug in the preference")
+
+    visiting = await crowd_of(FakeClient(), broken, shuffled=False)
+    with pytest.raises(ZeroDivisionError):
+        await visiting
+
+
+def test_the_report_counts_lost_and_duplicated_thumbs():
+    ledger = Ledger(served=[Served("a", 0, 1.0, 1.0)], sent=2)
+    ledger.acknowledged["a"] = (2.0, 1)
+    ledger.acknowledged["b"] = (2.0, 0)
+    base = PolicyVersion("default", 0, None, "", "", "", "", 0.0, state=VersionState.CURRENT)
+    stored = Stored([base], [], [], feedback_events=1, rounds=[], learned_from={})
+    run = Run("praise", 0, shuffled=False, ledger=ledger, started_at=time.time())
+    counted = make_report(run, stored, time.time())["feedback"]
+    assert (counted["sent"], counted["lost"], counted["duplicated"]) == (2, 2, 1)

@@ -1,0 +1,104 @@
+"""The whole loop as users run it: real vLLM, real trainer, real store, simulated people.
+
+Slow by nature (minutes); the base model is built once and kept in the demo's own cache.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from thumbloop.config import State
+from thumbloop.store import feedback, open_store, reading
+
+ROOT = Path(__file__).parents[2]
+MARGIN = 0.10
+
+
+def demo(folder: Path, *options: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "demo", "--folder", str(folder), *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def run_demo(folder: Path, *options: str) -> dict:
+    process = demo(folder, *options)
+    output, _ = process.communicate(timeout=1200)
+    assert process.returncode == 0, output
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def base_model():
+    """Build the base model before any clock of a test runs."""
+    subprocess.run(
+        [sys.executable, "-m", "demo.base_model"], cwd=ROOT, check=True, capture_output=True
+    )
+
+
+@pytest.mark.timeout(1200)
+def test_the_policy_learns_from_thumbs_while_it_serves(tmp_path):
+    report = run_demo(tmp_path / "run", "--rounds", "3", "--max-minutes", "10")
+    examined = [v for v in report["versions"] if v["policy_thumb_up_rate"] is not None]
+    first, last = examined[0], examined[-1]
+    assert last["policy_version"] >= 3
+    assert last["policy_thumb_up_rate_ci"][0] > first["policy_thumb_up_rate_ci"][1]
+    assert last["well_formed_share"] >= first["well_formed_share"] - 0.05
+    assert report["requests"]["failed"] == 0, report["failures"]
+    assert report["feedback"]["lost"] == report["feedback"]["duplicated"] == 0
+    assert report["tokens"]["generated_for_training_only"] == 0
+    assert report["sampler_trainer_kl"] < 1e-3
+    assert all(swap["requests_failed"] == 0 for swap in report["swaps"])
+    assert (tmp_path / "run" / "learning.png").stat().st_size > 10_000
+
+
+@pytest.mark.timeout(900)
+def test_shuffled_thumbs_teach_nothing(tmp_path):
+    report = run_demo(tmp_path / "run", "--shuffle-thumbs", "--rounds", "3", "--max-minutes", "2.5")
+    rates = [v["policy_thumb_up_rate"] for v in report["versions"]]
+    examined = [rate for rate in rates if rate is not None]
+    assert report["feedback"]["stored"] > 64, (
+        "too few thumbs for a round: the control proves nothing"
+    )
+    assert report["rounds"], "no round was run"
+    assert abs(examined[-1] - examined[0]) < MARGIN
+
+
+@pytest.mark.timeout(300)
+def test_an_interrupt_stops_everything_and_loses_nothing(tmp_path):
+    folder = tmp_path / "run"
+    process = demo(folder)
+    try:
+        wait_for_thumbs(folder, 3)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=90)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    with reading(open_store(State(folder=folder / "state"))) as connection:
+        assert feedback.counts(connection)[1] >= 3
+
+
+def wait_for_thumbs(folder: Path, count: int) -> None:
+    database = folder / "state" / "thumbloop.db"
+    while not database.exists():
+        time.sleep(0.2)
+    engine = open_store(State(folder=folder / "state"))
+    while True:
+        with reading(engine) as connection:
+            if feedback.counts(connection)[1] >= count:
+                engine.dispose()
+                return
+        time.sleep(0.5)

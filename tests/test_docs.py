@@ -1,0 +1,44 @@
+"""The pages under docs/ keep up with the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from server.metrics import ServerMetrics
+from thumbloop.config.reference import reference
+from thumbloop.v1 import admin_pb2, feedback_pb2, policy_pb2
+from trainer.metrics import TrainerMetrics
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def test_the_settings_page_is_what_the_settings_say():
+    assert (DOCS / "configuration.md").read_text() == reference()
+
+
+def test_every_metric_is_explained(tmp_path):
+    page = (DOCS / "operations.md").read_text()
+    registries = (ServerMetrics().registry, TrainerMetrics(tmp_path).registry)
+    families = {
+        family.name
+        for registry in registries
+        for family in registry.collect()
+        if family.name.startswith(("thumbloop_", "grpc_"))
+    }
+    assert len(families) > 15
+    assert [name for name in families if f"`{name}" not in page] == []
+
+
+@pytest.mark.parametrize("file", [policy_pb2, feedback_pb2, admin_pb2])
+def test_every_rpc_is_mentioned(file):
+    page = (DOCS / "operations.md").read_text()
+    rpcs = [m.name for s in file.DESCRIPTOR.services_by_name.values() for m in s.methods]
+    assert [name for name in rpcs if f"`{name}`" not in page] == []
+
+
+def test_links_in_the_pages_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -124,7 +124,7 @@ async def _follow(
     processes: tuple[Process, ...],
     show: Show,
 ) -> None:
-    """Examine each version as it becomes current, until there are enough or time is up."""
+    """Examine each version once users have met it, until there are enough or time is up."""
     examining: asyncio.Task[None] | None = None
     while True:
         for process in processes:
@@ -137,9 +137,9 @@ async def _follow(
         current = max(v["policy_version"] for v in rows if v["state"] == "current")
         enough = current >= options.rounds or _minutes(run) > options.max_minutes
         if examining is None:
-            if current not in run.evaluations:
+            if current not in run.evaluations and run.ledger.first_reply_at(current) is not None:
                 examining = asyncio.create_task(_examine(examiner, run, current))
-            elif enough:
+            elif enough and current in run.evaluations:
                 return
         await asyncio.sleep(_POLL_S)
 

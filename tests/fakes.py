@@ -69,7 +69,7 @@ class FakeEngine:
         self,
         prompt: Sequence[int],
         sampling: Sampling,
-        adapter: Adapter,
+        adapter: Adapter | None,
         *,
         priority: int = REPLY_PRIORITY,
     ) -> Sampled:
@@ -85,7 +85,7 @@ class FakeEngine:
                 self.aborted += 1
                 raise
             self.finished += 1
-            self.sampled_under[adapter.name] += 1
+            self.sampled_under[adapter.name if adapter else BASE] += 1
             seed = call if sampling.seed is None else sampling.seed
             return self.speak(self._weights_of(adapter), prompt, sampling, seed)
 
@@ -93,7 +93,7 @@ class FakeEngine:
         self,
         prompt: Sequence[int],
         token_ids: Sequence[int],
-        adapter: Adapter,
+        adapter: Adapter | None,
         *,
         priority: int = REPLY_PRIORITY,
     ) -> tuple[float, ...]:
@@ -169,11 +169,16 @@ class FakeEngine:
             return int(self.tokenizer.eos_token_id)
         return self._letters[int(chance * 1e9) % len(self._letters)]
 
-    def _weights_of(self, adapter: Adapter) -> str:
+    def _weights_of(self, adapter: Adapter | None) -> str:
+        if adapter is None:
+            return BASE
         return self.speaks_for.get(adapter.name, self._weights[adapter.name])
 
     @contextmanager
-    def _using(self, adapter: Adapter) -> Iterator[None]:
+    def _using(self, adapter: Adapter | None) -> Iterator[None]:
+        if adapter is None:
+            yield
+            return
         assert adapter.number in self.loaded, f"{adapter.name} is not loaded"
         self._in_use[adapter.number] += 1
         try:

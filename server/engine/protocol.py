@@ -31,7 +31,10 @@ class Sampled:
 
 
 class Engine(Protocol):
-    """Samples and scores token sequences under LoRA adapters, many at once."""
+    """Samples and scores token sequences under LoRA adapters, many at once.
+
+    Without an adapter the base model itself answers; only right beside others with grouped LoRA.
+    """
 
     tokenizer: Tokenizer
     max_model_len: int
@@ -43,7 +46,7 @@ class Engine(Protocol):
         self,
         prompt: Sequence[int],
         sampling: Sampling,
-        adapter: Adapter,
+        adapter: Adapter | None,
         *,
         priority: int = REPLY_PRIORITY,
     ) -> Sampled:
@@ -57,7 +60,7 @@ class Engine(Protocol):
         self,
         prompt: Sequence[int],
         token_ids: Sequence[int],
-        adapter: Adapter,
+        adapter: Adapter | None,
         *,
         priority: int = REPLY_PRIORITY,
     ) -> tuple[float, ...]:

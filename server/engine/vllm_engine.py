@@ -2,7 +2,7 @@
 
 import itertools
 import tempfile
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -17,11 +17,14 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.engine.protocol import REPLY_PRIORITY, Adapter, Sampled
+from server.engine.wrapping import ADAPTED, leaves
 from server.engine.zero_adapter import linear_shapes, write_zero_adapter
 from thumbloop.config.server import EngineSettings
 from thumbloop.errors import BadPolicyVersion, EngineUnavailable, SettingsError
 from thumbloop.rendering import Tokenizer
 from thumbloop.types import FinishReason, Sampling
+
+WORKER = "server.engine.worker.Worker"
 
 _GIB = 1 << 30
 _DEAD = "the engine stopped; it has to be restarted"
@@ -32,14 +35,15 @@ class VllmEngine:
     """One vLLM engine with room for `max_versions` pairs of adapters."""
 
     def __init__(self, model: Path, settings: EngineSettings, *, seed: int) -> None:
+        shapes = linear_shapes(model)
         try:
-            self._llm = AsyncLLM.from_engine_args(_engine_args(model, settings, seed))
+            self._llm = AsyncLLM.from_engine_args(_engine_args(model, shapes, settings, seed))
         except ValueError as error:
             raise SettingsError(f"engine: {' '.join(str(error).split())}") from None
         self._model = model
         self._numbers = itertools.count(1)
         self._requests = itertools.count()
-        self.lora_shapes: Mapping[str, tuple[int, int]] = linear_shapes(model)
+        self.lora_shapes: Mapping[str, tuple[int, int]] = shapes
         self._zero = tempfile.TemporaryDirectory(prefix="thumbloop-zero-")
         self.tokenizer = cast(Tokenizer, self._llm.get_tokenizer())
         self.max_model_len: int = self._llm.model_config.max_model_len
@@ -49,7 +53,7 @@ class VllmEngine:
         self,
         prompt: Sequence[int],
         sampling: Sampling,
-        adapter: Adapter,
+        adapter: Adapter | None,
         *,
         priority: int = REPLY_PRIORITY,
     ) -> Sampled:
@@ -77,7 +81,7 @@ class VllmEngine:
         self,
         prompt: Sequence[int],
         token_ids: Sequence[int],
-        adapter: Adapter,
+        adapter: Adapter | None,
         *,
         priority: int = REPLY_PRIORITY,
     ) -> tuple[float, ...]:
@@ -94,14 +98,14 @@ class VllmEngine:
         return tuple(position[token].logprob for token in token_ids)
 
     async def _finish(
-        self, prompt: Sequence[int], params: SamplingParams, adapter: Adapter, priority: int
+        self, prompt: Sequence[int], params: SamplingParams, adapter: Adapter | None, priority: int
     ) -> RequestOutput:
         """Run one engine request to its end; closing the generator aborts it."""
         stream: AsyncGenerator[RequestOutput, None] = self._llm.generate(
             {"prompt_token_ids": list(prompt)},
             params,
             request_id=f"r{next(self._requests)}",
-            lora_request=_lora_request(adapter),
+            lora_request=None if adapter is None else _lora_request(adapter),
             priority=priority,
         )
         try:
@@ -163,7 +167,18 @@ def _slot_rank(max_rank: int) -> int:
     return next(rank for rank in ranks if rank >= max_rank)
 
 
-def _engine_args(model: Path, settings: EngineSettings, seed: int) -> AsyncEngineArgs:
+def _grouped_lora(adapted: Iterable[str]) -> dict[str, Any]:
+    """Return the arguments that put our own LoRA operators into vLLM's CPU worker."""
+    return {
+        "worker_cls": WORKER,
+        "lora_target_modules": leaves(adapted),
+        "additional_config": {ADAPTED: sorted(adapted)},
+    }
+
+
+def _engine_args(
+    model: Path, adapted: Iterable[str], settings: EngineSettings, seed: int
+) -> AsyncEngineArgs:
     on_cpu = current_platform.is_cpu()
     adapters = 2 * settings.max_versions
     memory: dict[str, Any] = (
@@ -190,4 +205,5 @@ def _engine_args(model: Path, settings: EngineSettings, seed: int) -> AsyncEngin
         scheduling_policy="priority",
         enable_log_requests=False,
         **memory,
+        **(_grouped_lora(adapted) if on_cpu and settings.grouped_lora else {}),
     )

@@ -172,6 +172,15 @@ async def test_adapters_differ_and_equal_weights_agree(bench: Bench):
     assert len({one.number, other.number, zero.number, same.number}) == 4
 
 
+async def test_without_an_adapter_the_base_model_answers(bench: Bench):
+    zero, other = await bench.load_zero(), await bench.load(1)
+    base, by_zero, by_other = await asyncio.gather(
+        *(bench.engine.next_logprobs(PROMPT, (60, 61), a) for a in (None, zero, other))
+    )
+    assert base == pytest.approx(by_zero, **EQUAL)
+    assert base != pytest.approx(by_other, **EQUAL)
+
+
 async def test_a_batch_of_many_adapters_gives_each_what_it_gets_alone(bench: Bench):
     adapters = [await bench.load(1), await bench.load(2), await bench.load_zero()]
     tasks = [(Sampling(10, seed=s), adapters[s % 3], PROMPT[: 4 + s]) for s in range(9)]

@@ -111,3 +111,20 @@ async def _logprobs(engine: Engine, prompt, tokens, adapter) -> list[float]:
     asked = [tokens[i : i + 50] for i in range(0, len(tokens), 50)]
     answers = await asyncio.gather(*(engine.next_logprobs(prompt, t, adapter) for t in asked))
     return [value for answer in answers for value in answer]
+
+
+async def test_rows_without_an_adapter_speak_for_the_base_model_in_a_mixed_batch(
+    vllm_engine: Engine, speaker, versions
+):
+    """vLLM's own CPU operators give such rows another row's adapter."""
+    work = [(v, p) for v in (None, versions[1], None, versions[2]) for p in PROMPTS]
+    said = await asyncio.gather(
+        *(
+            vllm_engine.next_logprobs(p, (UP, DOWN), None if v is None else v.adapter)
+            for v, p in work
+        )
+    )
+    for (version, prompt), numbers in zip(work, said, strict=True):
+        folder = None if version is None else version.folder
+        expected = speaker.next_logprobs(folder, prompt, (UP, DOWN))
+        assert numbers == pytest.approx(expected, **EQUAL)

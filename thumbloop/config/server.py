@@ -44,6 +44,8 @@ class EngineSettings(Section):
     adapter slots."""
     max_rank: int = Field(16, ge=1)
     """Highest LoRA rank served."""
+    grouped_lora: bool = True
+    """On a CPU: one matrix product for all adapters of a batch, in place of vLLM's own operators."""
 
 
 class SamplingDefaults(Section):

@@ -1,0 +1,224 @@
+"""LoRA for vLLM on a CPU: one pair of matrix products per module, whatever the batch mixes.
+
+vLLM's own CPU operators gather an adapter's weights once per token, and give rows without an adapter
+another row's. Here the adapters of a batch stand side by side in one matrix, and a mask keeps each
+row to its own: y += ((x A^T) * mask) B^T. Masks are made once per batch, matrices once per set of
+adapters. Only linear layers may be wrapped; the engine sees to that (`lora_target_modules`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.lora.layers import LoRAMapping
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+from server.engine.products import Product, product
+
+MANY_ROWS = 64
+"""A mixed batch of more rows than this is split by adapter instead of masked."""
+FEW_ROWS = 8
+"""Up to so many rows, slices share one block-diagonal product: a call costs more than its zeros."""
+
+Slots = tuple[int, ...]
+Stacked = tuple[
+    Tensor, ...
+]  # per slice of a packed layer: (slots, 1, rank, I) or (slots, 1, O, rank)
+
+
+class Group(NamedTuple):
+    """The rows of a batch that use one adapter: its slot, and their indices (R,)."""
+
+    slot: int
+    rows: Tensor
+
+
+@dataclass(slots=True)
+class Plan:
+    """Which rows of a batch use which slot. `is_uniform`: all use the same one."""
+
+    size: int
+    groups: tuple[Group, ...]
+    is_uniform: bool
+    _masks: dict[tuple[Slots, int, int], Tensor] = field(default_factory=dict)
+
+    @property
+    def slots(self) -> Slots:
+        """Return the slots in use, ascending."""
+        return tuple(group.slot for group in self.groups)
+
+    def mask(self, slots: Slots, rank: int, slices: int, dtype: torch.dtype) -> Tensor:
+        """Return 1 where a row may use a column: (size, slices * len(slots) * rank), in that order."""
+        key = (slots, rank, slices)
+        if key not in self._masks:
+            own = torch.zeros(self.size, len(slots), dtype=dtype)
+            for group in self.groups:
+                if group.slot in slots:
+                    own[group.rows, slots.index(group.slot)] = 1
+            self._masks[key] = own.repeat_interleave(rank, dim=1).repeat(1, slices)
+        return self._masks[key]
+
+
+def make_plan(adapters: Sequence[int], adapter_in: Sequence[int | None]) -> Plan | None:
+    """Plan a batch from each row's adapter number, 0 for none; None when no row has one.
+
+    `adapter_in[slot]` is the number of the adapter that the slot holds.
+    """
+    of_rows = np.asarray(adapters)
+    present = [int(number) for number in np.unique(of_rows) if number > 0]
+    groups = sorted(
+        (adapter_in.index(number), torch.from_numpy(np.flatnonzero(of_rows == number)))
+        for number in present
+    )
+    if not groups:
+        return None
+    is_uniform = len(groups) == 1 and len(groups[0][1]) == len(of_rows)
+    return Plan(len(of_rows), tuple(Group(*group) for group in groups), is_uniform)
+
+
+class Slice(NamedTuple):
+    """A slice's part of the expansion: its columns in the shrunk rows, and in the output."""
+
+    shrunk: slice
+    output: slice
+    b: Product
+
+
+class Packed(NamedTuple):
+    """The adapters of some slots side by side, for one module; slots that change nothing left out."""
+
+    slots: Slots
+    rank: int
+    a: Product
+    slices: tuple[Slice, ...]
+    block_diagonal: Product
+
+    def shrink(self, x: Tensor, plan: Plan) -> Tensor:
+        """Return ((x A^T) * mask), shape (R, slices * slots * rank)."""
+        shrunk = self.a.of(x)
+        if not plan.is_uniform:
+            shrunk.mul_(plan.mask(self.slots, self.rank, len(self.slices), shrunk.dtype))
+        return shrunk
+
+    def expand(self, y: Tensor, shrunk: Tensor) -> None:
+        """Add the shrunk rows times B^T to y (R, O)."""
+        if len(y) <= FEW_ROWS:
+            self.block_diagonal.add_to(y, shrunk)
+            return
+        for part in self.slices:
+            part.b.add_to(y[:, part.output], shrunk[:, part.shrunk])
+
+
+def pack(a: Stacked, b: Stacked, slots: Slots) -> Packed | None:
+    """Lay the adapters of some slots side by side; None when none of them changes anything.
+
+    Columns are ordered by slice, then slot, then rank. Ranks that no adapter here uses are left out.
+    """
+    used = tuple(s for s in slots if any(part[s].any() for part in b))
+    if not used:
+        return None
+    index = list(used)
+    in_use = torch.stack([part[index, 0].abs().amax(dim=(0, 2)) for part in a]).amax(dim=0) > 0
+    rank = int(in_use.nonzero().max()) + 1 if in_use.any() else 1
+    shrinking = [part[index, 0, :rank].flatten(0, 1) for part in a]
+    expanding = [part[index, 0, :, :rank].transpose(0, 1).flatten(1) for part in b]
+    width, offset, slices = len(used) * rank, 0, []
+    for i, matrix in enumerate(expanding):
+        columns, outputs = slice(i * width, (i + 1) * width), slice(offset, offset + len(matrix))
+        slices.append(Slice(columns, outputs, product(matrix)))
+        offset = outputs.stop
+    return Packed(
+        slots=used,
+        rank=rank,
+        a=product(torch.cat(shrinking)),
+        slices=tuple(slices),
+        block_diagonal=product(torch.block_diag(*expanding)),
+    )
+
+
+class Module:
+    """A wrapped layer's adapters as vLLM keeps them, and packed for the sets of slots met so far."""
+
+    def __init__(self, a: Stacked, b: Stacked) -> None:
+        self._a = a
+        self._b = b
+        self._versions = self._now()
+        self._packed: dict[Slots, Packed | None] = {}
+
+    def packed(self, slots: Slots) -> Packed | None:
+        """Return the slots' adapters side by side."""
+        if slots not in self._packed:
+            self._packed[slots] = pack(self._a, self._b, slots)
+        return self._packed[slots]
+
+    def refresh(self) -> None:
+        """Forget what was packed if vLLM has written into a slot since."""
+        now = self._now()
+        if now != self._versions:
+            self._versions = now
+            self._packed.clear()
+
+    def _now(self) -> tuple[int, ...]:
+        return tuple(tensor._version for tensor in (*self._a, *self._b))
+
+
+class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
+    """Takes the place of vLLM's own operators; `server.engine.worker` puts it there."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._plan: Plan | None = None
+        self._modules: dict[int, Module] = {}
+
+    def update_metadata(
+        self,
+        mapping: LoRAMapping,
+        lora_index_to_id: list[int | None],
+        max_loras: int,
+        vocab_size: int,
+        **kwargs: Any,
+    ) -> None:
+        """Plan a new batch; vLLM calls this when rows or slots have changed since the last."""
+        self._plan = make_plan(mapping.index_mapping, lora_index_to_id)
+        for module in self._modules.values():
+            module.refresh()
+
+    def add_lora_linear(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: Stacked,
+        lora_b_stacked: Stacked,
+        scale: float,
+        output_slices: tuple[int, ...],
+        *,
+        buffer: tuple[Tensor, ...] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add each row's adapter to the layer's output y (R, O), given its input x (R, I)."""
+        plan = self._plan
+        if plan is None:
+            return
+        module = self._modules.get(id(lora_a_stacked))
+        if module is None:
+            module = self._modules[id(lora_a_stacked)] = Module(lora_a_stacked, lora_b_stacked)
+        if plan.is_uniform or plan.size <= MANY_ROWS:
+            if packed := module.packed(plan.slots):
+                packed.expand(y, packed.shrink(x, plan))
+            return
+        for group in plan.groups:
+            if packed := module.packed((group.slot,)):
+                change = y.new_zeros(len(group.rows), y.shape[1])
+                packed.expand(change, packed.a.of(x[group.rows]))
+                y.index_add_(0, group.rows, change)
+
+    def add_lora_logits(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: the head is not wrapped, and no adapter of ours has a part for it."""
+        raise AssertionError("grouped LoRA wraps linear layers only, not the head")
+
+    def add_lora_embedding(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: embeddings are not wrapped, and no adapter of ours has a part for them."""
+        raise AssertionError("grouped LoRA wraps linear layers only, not embeddings")

@@ -1,0 +1,23 @@
+"""vLLM's CPU worker with our operators in it. Only our own engine names it: others stay as they are."""
+
+from typing import Any
+
+from vllm.platforms import current_platform
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from server.engine.wrapping import ADAPTED, unwrapped
+
+GROUPED_LORA = "server.engine.grouped_lora.GroupedLora"
+
+
+class Worker(CPUWorker):  # type: ignore[misc]
+    """The CPU worker with grouped LoRA."""
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Load the model with its linear layers wrapped, and make sure that none was left out."""
+        type(current_platform).get_punica_wrapper = classmethod(lambda _cls: GROUPED_LORA)
+        super().load_model(*args, **kwargs)
+        manager = self.model_runner.lora_manager._adapter_manager
+        adapted = self.vllm_config.additional_config[ADAPTED]
+        if left_out := unwrapped(adapted, manager.modules, manager.packed_modules_mapping):
+            raise RuntimeError(f"vLLM would ignore what adapters say of {', '.join(left_out)}")

@@ -1,0 +1,158 @@
+"""Grouped LoRA against one row at a time: each row gets its own adapter's change, and no other's."""
+
+import warnings
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what vllm's imports have to say of torch
+    from server.engine.grouped_lora import MANY_ROWS, GroupedLora, make_plan
+
+SLOTS, RANK, INPUTS = 4, 8, 24
+ADAPTER_IN = [7, None, 3, 9]  # the adapter that each slot holds
+SLOT_OF = {7: 0, 3: 2, 9: 3}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
+
+
+class Layer(NamedTuple):
+    """Adapters of one wrapped layer, as vLLM stacks them."""
+
+    a: tuple[torch.Tensor, ...]
+    b: tuple[torch.Tensor, ...]
+    outputs: tuple[int, ...]
+
+    def change(self, x: torch.Tensor, adapter: int) -> torch.Tensor:
+        """Return what an adapter adds for one input, by the definition of LoRA."""
+        slot = SLOT_OF[adapter]
+        parts = [
+            b[slot, 0].double() @ (a[slot, 0].double() @ x.double())
+            for a, b in zip(self.a, self.b, strict=True)
+        ]
+        return torch.cat(parts)
+
+
+def make_layer(outputs: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Layer:
+    torch.manual_seed(len(outputs))
+    ranks = {0: RANK, 2: 3, 3: 1}
+    a = tuple(torch.zeros(SLOTS, 1, RANK, INPUTS, dtype=dtype) for _ in outputs)
+    b = tuple(torch.zeros(SLOTS, 1, size, RANK, dtype=dtype) for size in outputs)
+    for slot, rank in ranks.items():
+        for one, other in zip(a, b, strict=True):
+            one[slot, 0, :rank] = torch.randn(rank, INPUTS) / INPUTS**0.5
+            other[slot, 0, :, :rank] = torch.randn(other.shape[2], rank)
+    return Layer(a, b, outputs)
+
+
+@pytest.fixture
+def lora() -> GroupedLora:
+    return GroupedLora(max_num_batched_tokens=512, max_batches=64, device="cpu")
+
+
+def begin(lora: GroupedLora, adapters: list[int], adapter_in: list[int | None] | None = None):
+    mapping = SimpleNamespace(index_mapping=tuple(adapters))
+    lora.update_metadata(mapping, adapter_in or ADAPTER_IN, SLOTS + 1, 300)
+
+
+def run(lora: GroupedLora, layer: Layer, adapters: list[int]):
+    """Return (what the operators add, what they should add) for one input a row."""
+    dtype = layer.a[0].dtype
+    torch.manual_seed(len(adapters))
+    x = torch.randn(len(adapters), INPUTS).to(dtype)
+    before = torch.randn(len(adapters), sum(layer.outputs)).to(dtype)
+    y = before.clone()
+    lora.add_lora_linear(y, x, layer.a, layer.b, 1.0, layer.outputs)
+    expected = torch.stack(
+        [
+            row.double() + (layer.change(given, adapter) if adapter else 0)
+            for row, given, adapter in zip(before, x, adapters, strict=True)
+        ]
+    )
+    return y.double(), expected
+
+
+BATCHES = {
+    "one row": [7],
+    "alike": [3] * 20,
+    "mixed": [7, 3, 3, 9, 7],
+    "mixed, more rows": [7, 3, 9, 3] * 8,
+    "with rows of the base model": [0, 7, 0, 3, 3, 0],
+    "one adapter beside the base model": [0, 9, 9, 0],
+    "many rows": [7] * 50 + [3] * 60 + [0] * 30 + [9] + [7] * 3,
+    "many alike": [9] * (2 * MANY_ROWS),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("outputs", [(16,), (32, 32), (32, 8, 8)], ids=str)
+@pytest.mark.parametrize("adapters", BATCHES.values(), ids=BATCHES)
+def test_each_row_gets_its_own_adapters_change(lora, adapters, outputs, dtype):
+    begin(lora, adapters)
+    y, expected = run(lora, make_layer(outputs, dtype), adapters)
+    torch.testing.assert_close(y, expected, atol=TOLERANCE[dtype] * 10, rtol=TOLERANCE[dtype])
+
+
+def test_rows_of_the_base_model_are_left_as_they_are_to_the_bit(lora):
+    layer, adapters = make_layer((32, 8, 8)), [0, 7, 0, 3]
+    begin(lora, adapters)
+    y = torch.randn(4, 48)
+    before = y.clone()
+    lora.add_lora_linear(y, torch.randn(4, INPUTS), layer.a, layer.b, 1.0, layer.outputs)
+    assert torch.equal(y[[0, 2]], before[[0, 2]])
+    assert not torch.equal(y[[1, 3]], before[[1, 3]])
+
+
+def test_a_batch_without_adapters_is_left_alone(lora):
+    begin(lora, [0, 0])
+    y, expected = run(lora, make_layer((16,)), [0, 0])
+    assert torch.equal(y, expected)
+
+
+def test_a_slot_that_is_filled_anew_speaks_with_its_new_weights(lora):
+    layer, adapters = make_layer((16,)), [3, 7, 3]
+    begin(lora, adapters)
+    run(lora, layer, adapters)
+    layer.b[0][SLOT_OF[3]].normal_()
+    begin(lora, [5, 7, 5], [7, None, 5, 9])  # adapter 3 went, 5 came into its slot
+    y, expected = run(lora, layer, adapters)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_an_adapter_of_zeros_costs_nothing_and_changes_nothing(lora):
+    layer, adapters = make_layer((16,)), [3, 7, 3]
+    layer.b[0][SLOT_OF[3]].zero_()
+    begin(lora, adapters)
+    y, expected = run(lora, layer, adapters)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-5)
+    packed = lora._modules[id(layer.a)].packed((0, 2))
+    assert packed is not None
+    assert packed.slots == (0,)
+
+
+def test_layers_of_unlike_shape_share_a_batch(lora):
+    begin(lora, adapters := [7, 3, 0, 9])
+    for outputs in ((16,), (32, 8, 8), (32, 32), (16,)):
+        y, expected = run(lora, make_layer(outputs), adapters)
+        torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_the_plan_names_the_rows_of_each_slot():
+    plan = make_plan([3, 0, 7, 3], ADAPTER_IN)
+    assert plan is not None
+    assert {group.slot: group.rows.tolist() for group in plan.groups} == {0: [2], 2: [0, 3]}
+    assert not plan.is_uniform
+    assert make_plan([0, 0], ADAPTER_IN) is None
+    uniform = make_plan([9, 9], ADAPTER_IN)
+    assert uniform is not None
+    assert uniform.is_uniform
+    beside_base = make_plan([9, 0], ADAPTER_IN)
+    assert beside_base is not None
+    assert not beside_base.is_uniform
+
+
+def test_embeddings_and_the_head_are_refused(lora):
+    for operator in (lora.add_lora_logits, lora.add_lora_embedding):
+        with pytest.raises(AssertionError, match="linear layers only"):
+            operator(None, None, None, None)

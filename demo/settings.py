@@ -20,14 +20,17 @@ class Options:
 
 
 def server_settings(options: Options, model: Path) -> dict[str, Any]:
-    """Return server.yaml: free ports, a small KV cache, and room to pin the last versions."""
+    """Return server.yaml: free ports, a small KV cache, room to pin the last versions, one thread.
+
+    The trainer is to have the other core.
+    """
     return {
         "seed": options.seed,
         "state": {"folder": str(options.folder / "state")},
         "model": {"path": str(model)},
         "listen": {"port": 0},
         "metrics": {"port": 0},
-        "engine": {"kv_cache_gib": 0.5, "max_versions": 6},
+        "engine": {"kv_cache_gib": 0.5, "max_versions": 6, "threads": 1},
         "delivery": {"poll_interval_s": 0.1},
     }
 

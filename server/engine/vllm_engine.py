@@ -1,6 +1,7 @@
 """vLLM's AsyncLLM behind the Engine protocol. Never reuses an adapter's name, number or folder."""
 
 import itertools
+import os
 import tempfile
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.engine.protocol import REPLY_PRIORITY, Adapter, Sampled
-from server.engine.wrapping import ADAPTED, leaves
+from server.engine.wrapping import ADAPTED, THREADS, leaves
 from server.engine.zero_adapter import linear_shapes, write_zero_adapter
 from thumbloop.config.server import EngineSettings
 from thumbloop.errors import BadPolicyVersion, EngineUnavailable, SettingsError
@@ -25,6 +26,7 @@ from thumbloop.rendering import Tokenizer
 from thumbloop.types import FinishReason, Sampling
 
 WORKER = "server.engine.worker.Worker"
+EXECUTOR = "server.engine.executor.InProcessExecutor"
 
 _GIB = 1 << 30
 _DEAD = "the engine stopped; it has to be restarted"
@@ -167,13 +169,18 @@ def _slot_rank(max_rank: int) -> int:
     return next(rank for rank in ranks if rank >= max_rank)
 
 
-def _grouped_lora(adapted: Iterable[str]) -> dict[str, Any]:
-    """Return the arguments that put our own LoRA operators into vLLM's CPU worker."""
-    return {
-        "worker_cls": WORKER,
-        "lora_target_modules": leaves(adapted),
-        "additional_config": {ADAPTED: sorted(adapted)},
+def _on_cpu(adapted: Iterable[str], settings: EngineSettings) -> dict[str, Any]:
+    """Return what is ours in vLLM on a CPU: the LoRA operators, and the worker's place."""
+    threads = settings.threads or len(os.sched_getaffinity(0))
+    arguments: dict[str, Any] = {
+        "kv_cache_memory_bytes": int(settings.kv_cache_gib * _GIB),
+        "additional_config": {ADAPTED: sorted(adapted), THREADS: threads},
     }
+    if settings.grouped_lora:
+        arguments |= {"worker_cls": WORKER, "lora_target_modules": leaves(adapted)}
+    if settings.tensor_parallel_size == 1:
+        arguments |= {"distributed_executor_backend": EXECUTOR}
+    return arguments
 
 
 def _engine_args(
@@ -181,8 +188,8 @@ def _engine_args(
 ) -> AsyncEngineArgs:
     on_cpu = current_platform.is_cpu()
     adapters = 2 * settings.max_versions
-    memory: dict[str, Any] = (
-        {"kv_cache_memory_bytes": int(settings.kv_cache_gib * _GIB)}
+    of_platform: dict[str, Any] = (
+        _on_cpu(adapted, settings)
         if on_cpu
         else {"gpu_memory_utilization": settings.gpu_memory_utilization}
     )
@@ -204,6 +211,5 @@ def _engine_args(
         generation_config="vllm",
         scheduling_policy="priority",
         enable_log_requests=False,
-        **memory,
-        **(_grouped_lora(adapted) if on_cpu and settings.grouped_lora else {}),
+        **of_platform,
     )

@@ -1,9 +1,11 @@
-"""Which layers vLLM has to wrap for our adapters; pure, shared by the server and vLLM's worker."""
+"""What the server tells its worker inside vLLM, and which layers vLLM has to wrap for our adapters."""
 
 from collections.abc import Collection, Iterable, Mapping
 
 ADAPTED = "thumbloop_adapted_modules"
 """Key of vLLM's additional_config: names of all modules that an adapter may change."""
+THREADS = "thumbloop_threads"
+"""Key of vLLM's additional_config: CPU threads of the worker."""
 
 
 def leaves(adapted: Iterable[str]) -> list[str]:

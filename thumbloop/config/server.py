@@ -44,6 +44,9 @@ class EngineSettings(Section):
     adapter slots."""
     max_rank: int = Field(16, ge=1)
     """Highest LoRA rank served."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of the engine; absent: one for every core. With more than one they spin between
+    products: leave a core to a trainer on the same machine."""
     grouped_lora: bool = True
     """On a CPU: one matrix product for all adapters of a batch, in place of vLLM's own operators."""
 

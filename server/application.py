@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -14,7 +15,9 @@ from prometheus_client import start_http_server
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
+from server.calibration import Calibration
 from server.engine import Engine
+from server.guidance import find_strategies
 from server.hotswap import Swapper
 from server.interceptors import Translator
 from server.lifecycle import Lifecycle
@@ -65,6 +68,7 @@ class Application:
     def __init__(self, config: ServerConfig, make_engine: EngineFactory) -> None:
         self._config = config
         self._make_engine = make_engine
+        self._strategies = find_strategies()
         self._metrics = ServerMetrics()
         self._routes = Routes()
         self._lifecycle = Lifecycle(config.limits.max_requests_in_flight)
@@ -79,6 +83,11 @@ class Application:
 
         Raises SettingsError, StoreIncompatible, StoreUnavailable, BadPolicyVersion.
         """
+        if self._config.guidance.strategy not in self._strategies:
+            raise SettingsError(
+                f"guidance.strategy: there is no {self._config.guidance.strategy};"
+                f" served: {', '.join(sorted(self._strategies))}"
+            )
         model = locate(self._config.model)
         database = open_store(self._config.state)
         self._stack.callback(database.dispose)
@@ -127,7 +136,19 @@ class Application:
             await writer.run(change)
 
         scorer = VerdictScorer(engine, verdict)
-        self._lifecycle.serve(Pipeline(engine, scorer, verdict, self._routes, append))
+        calibration = Calibration(self._config.guidance, self._config.engine.max_num_seqs)
+        pipeline = Pipeline(
+            engine,
+            scorer,
+            verdict,
+            self._routes,
+            append,
+            calibration,
+            scoring_timeout_s=self._config.guidance.scoring_timeout_s,
+            on_fallback=self._metrics.observe_fallback,
+        )
+        self._watch_pruning(calibration)
+        self._lifecycle.serve(pipeline)
         self._tasks = [
             asyncio.create_task(swapper.watch(), name="watch versions"),
             asyncio.create_task(self._watch_engine(engine), name="watch engine"),
@@ -178,11 +199,26 @@ class Application:
         self._stack.callback(http.server_close)
         self._stack.callback(http.shutdown)
 
+    def _watch_pruning(self, calibration: Calibration) -> None:
+        """Show what each checkpoint's partial rewards are worth, for the current version."""
+        for number, checkpoint in enumerate(self._config.guidance.checkpoints):
+            label = f"{checkpoint.at:g}"
+            for gauge, of_version in (
+                (self._metrics.pruning_correlation, calibration.correlation),
+                (self._metrics.pruning_enabled, calibration.is_pruning),
+            ):
+                gauge.labels(label).set_function(partial(self._of_current, of_version, number))
+
+    def _of_current(self, of_version: Callable[[int, int], float], checkpoint: int) -> float:
+        return of_version(self._routes.current.number, checkpoint)
+
     async def _start_grpc(self, database: Database, writer: GroupWriter) -> grpc.aio.Server:
         listen = self._config.listen
         options = [*_OPTIONS, ("grpc.max_receive_message_length", listen.max_message_bytes)]
         server = grpc.aio.server(interceptors=[Translator(self._metrics)], options=options)
-        defaults = Defaults(self._config.sampling, self._config.guidance, self._config.limits)
+        defaults = Defaults(
+            self._config.sampling, self._config.guidance, self._config.limits, self._strategies
+        )
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(
             PolicyServicer(self._lifecycle, defaults, self._metrics), server
         )

@@ -10,7 +10,7 @@ from prometheus_client import (
 )
 
 from server.hotswap import Swap
-from thumbloop.types import Feedback, Interaction
+from thumbloop.types import Feedback, FinishReason, Interaction
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REWARDS = (-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8)
@@ -35,7 +35,30 @@ class ServerMetrics:
         self._replies = Counter(
             "thumbloop_replies", "Replies, by strategy and arm.", ["strategy", "arm"], registry=r
         )
-        self._candidates = Counter("thumbloop_candidates", "Candidates sampled.", registry=r)
+        self._candidates = Counter(
+            "thumbloop_candidates",
+            "Candidates sampled, by why there were not more, and whether they were aborted.",
+            ["extent", "aborted"],
+            registry=r,
+        )
+        self._fallbacks = Counter(
+            "thumbloop_guidance_fallbacks",
+            "Replies chosen without their rewards although there is a reward model, by reason.",
+            ["reason"],
+            registry=r,
+        )
+        self.pruning_correlation = Gauge(
+            "thumbloop_pruning_correlation",
+            "Rank correlation of partial and final rewards, by checkpoint; of the current version.",
+            ["checkpoint"],
+            registry=r,
+        )
+        self.pruning_enabled = Gauge(
+            "thumbloop_pruning_enabled",
+            "1 where a checkpoint prunes, 0 where its correlation is too low.",
+            ["checkpoint"],
+            registry=r,
+        )
         self._tokens = Counter(
             "thumbloop_tokens", "Tokens, by kind.", ["kind", "learning"], registry=r
         )
@@ -78,13 +101,19 @@ class ServerMetrics:
     def observe_reply(self, interaction: Interaction) -> None:
         """Count a reply and its candidates."""
         learning = interaction.learning.value
-        self._replies.labels(interaction.strategy.value, interaction.arm.value).inc()
-        self._candidates.inc(len(interaction.candidates))
+        self._replies.labels(interaction.strategy, interaction.arm.value).inc()
+        for candidate in interaction.candidates:
+            is_aborted = candidate.finish_reason is FinishReason.ABORTED
+            self._candidates.labels(interaction.extent.value, str(is_aborted).lower()).inc()
         self._tokens.labels("prompt", learning).inc(len(interaction.prompt_token_ids))
         sampled = sum(len(c.token_ids) for c in interaction.candidates)
         self._tokens.labels("candidate", learning).inc(sampled)
         if interaction.chosen.reward is not None:
             self._reward.observe(interaction.chosen.reward)
+
+    def observe_fallback(self, reason: str) -> None:
+        """Count a reply that was chosen without its rewards."""
+        self._fallbacks.labels(reason).inc()
 
     def observe_feedback(self, feedback: Feedback) -> None:
         """Count a thumb."""

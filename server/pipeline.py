@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import uuid_utils
 
+from server.calibration import Calibration
 from server.engine import Engine
-from server.guidance import STRATEGIES, Choice, Outcome
+from server.guidance import Choice, Guidance, Outcome
 from server.rollout import RolloutWorker, derive_seed
 from server.routes import LoadedVersion, Routes
 from server.scoring import Scorer
@@ -16,12 +17,12 @@ from thumbloop.errors import InvalidRequest
 from thumbloop.rendering import VerdictTokens, render
 from thumbloop.types import (
     DEFAULT_POLICY,
+    Extent,
     Interaction,
     Learning,
     Prompt,
     Sampling,
     Status,
-    Strategy,
     User,
 )
 
@@ -34,7 +35,7 @@ class Request:
 
     prompt: Prompt
     sampling: Sampling
-    strategy: Strategy
+    guidance: Guidance
     choice: Choice
     user: User
     session_id: str = ""
@@ -53,12 +54,20 @@ class Pipeline:
         verdict: VerdictTokens,
         routes: Routes,
         log: Callable[[Interaction], Awaitable[None]],
+        calibration: Calibration,
+        *,
+        scoring_timeout_s: float,
+        on_fallback: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         self._engine = engine
         self._scorer = scorer
         self._verdict = verdict
         self._routes = routes
         self._log = log
+        self._calibration = calibration
+        self._scoring_timeout_s = scoring_timeout_s
+        self._on_fallback = on_fallback
+        self._sampling = 0  # candidates under way, of all requests
 
     async def respond(self, request: Request) -> Interaction:
         """Answer from the routed version with the candidate that guidance chose.
@@ -68,12 +77,36 @@ class Pipeline:
         """
         prompt = self._render(request)
         with self._routes.hold(request.policy_version) as version:
-            worker = RolloutWorker(self._engine, self._scorer, version, prompt, request.sampling)
-            guidance = STRATEGIES[request.strategy]
-            outcome = await guidance.run(worker, request.choice, _rng(request.sampling.seed))
+            outcome = await self._guide(request, prompt, version)
         interaction = _interaction(request, prompt, version, outcome)
         await self._log(interaction)
         return interaction
+
+    async def _guide(
+        self, request: Request, prompt: tuple[int, ...], version: LoadedVersion
+    ) -> Outcome:
+        """Let the request's strategy sample, score and choose, within what can be afforded now."""
+        worker = RolloutWorker(
+            self._engine,
+            self._scorer,
+            version,
+            prompt,
+            request.sampling,
+            scoring_timeout_s=self._scoring_timeout_s,
+        )
+        choice, extent = self._calibration.plan(
+            version.number, request.choice, request.sampling.max_tokens, self._sampling
+        )
+        started = time.perf_counter()
+        self._sampling += choice.num_candidates
+        try:
+            outcome = await request.guidance.run(worker, choice, _rng(request.sampling.seed))
+        finally:
+            self._sampling -= choice.num_candidates
+        self._calibration.observe(version.number, choice, outcome, time.perf_counter() - started)
+        if outcome.fallback:
+            self._on_fallback(outcome.fallback)
+        return outcome if extent is Extent.REQUESTED else replace(outcome, extent=extent)
 
     def _render(self, request: Request) -> tuple[int, ...]:
         """Return the prompt's token ids, with room left for the reply and the verdict."""
@@ -109,9 +142,10 @@ def _interaction(
         prompt=request.prompt,
         prompt_token_ids=prompt,
         sampling=request.sampling,
-        strategy=request.strategy,
+        strategy=request.guidance.name,
         arm=outcome.arm,
         reranked=outcome.reranked,
+        extent=outcome.extent,
         learning=request.learning,
         status=Status.COMPLETED,
         trainable=untrainable is None,

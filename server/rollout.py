@@ -1,14 +1,21 @@
 """One request's hands on the engine: sample and score candidates of one version, all on one prompt."""
 
+import asyncio
 import hashlib
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
-from server.engine import Engine
+from server.engine import Engine, Sampled
+from server.guidance import NotScored
 from server.routes import LoadedVersion
 from server.scoring import Scorer
+from thumbloop.errors import EngineUnavailable, Overloaded
 from thumbloop.rendering import text_of
-from thumbloop.types import Candidate, Sampling
+from thumbloop.types import Candidate, FinishReason, Sampling
+
+log = logging.getLogger(__name__)
 
 
 class RolloutWorker:
@@ -21,12 +28,15 @@ class RolloutWorker:
         version: LoadedVersion,
         prompt: Sequence[int],
         sampling: Sampling,
+        *,
+        scoring_timeout_s: float,
     ) -> None:
         self._engine = engine
         self._scorer = scorer
         self._version = version
         self._prompt = prompt
         self._sampling = sampling
+        self._scoring_timeout_s = scoring_timeout_s
 
     @property
     def can_score(self) -> bool:
@@ -35,10 +45,22 @@ class RolloutWorker:
 
     async def sample(self, index: int) -> Candidate:
         """Sample candidate `index`, with a seed of its own where the request has one."""
-        seed = None if self._sampling.seed is None else derive_seed(self._sampling.seed, index)
         sampled = await self._engine.sample(
-            self._prompt, replace(self._sampling, seed=seed), self._version.policy
+            self._prompt, self._sampling_of(index), self._version.policy
         )
+        return self._candidate(index, sampled)
+
+    def begin(self, index: int) -> "StreamedDecoding":
+        """Begin to sample candidate `index`, to be looked at on the way."""
+        stream = self._engine.stream(self._prompt, self._sampling_of(index), self._version.policy)
+        return StreamedDecoding(stream, lambda sampled: self._candidate(index, sampled))
+
+    def _sampling_of(self, index: int) -> Sampling:
+        if self._sampling.seed is None:
+            return self._sampling
+        return replace(self._sampling, seed=derive_seed(self._sampling.seed, index))
+
+    def _candidate(self, index: int, sampled: Sampled) -> Candidate:
         return Candidate(
             index=index,
             policy_version=self._version.number,
@@ -49,10 +71,78 @@ class RolloutWorker:
         )
 
     async def score(self, candidate: Candidate) -> Candidate:
-        """Return the candidate with its reward."""
+        """Return the candidate with its reward. Raises NotScored: the reply has to do without."""
         assert self._version.reward is not None, "ask can_score first"
-        reward = await self._scorer.score(self._prompt, candidate.token_ids, self._version.reward)
+        try:
+            async with asyncio.timeout(self._scoring_timeout_s):
+                reward = await self._scorer.score(
+                    self._prompt, candidate.token_ids, self._version.reward
+                )
+        except TimeoutError:
+            raise NotScored("late") from None
+        except Overloaded:
+            raise NotScored("full") from None
+        except EngineUnavailable as error:
+            log.warning("scoring failed: %s", error)
+            raise NotScored("down") from None
+        if not math.isfinite(reward):
+            raise NotScored("wrong")
         return replace(candidate, reward=reward)
+
+
+class StreamedDecoding:
+    """One candidate on its way; see guidance's Decoding."""
+
+    def __init__(
+        self, stream: AsyncIterator[Sampled], candidate_of: Callable[[Sampled], Candidate]
+    ) -> None:
+        self._candidate_of = candidate_of
+        self._latest = Sampled((), (), FinishReason.ABORTED)
+        self._has_ended = False
+        self._changed = asyncio.Event()
+        self._task = asyncio.ensure_future(self._follow(stream))
+
+    async def _follow(self, stream: AsyncIterator[Sampled]) -> None:
+        try:
+            async for sampled in stream:
+                self._latest = sampled
+                self._changed.set()
+        finally:
+            self._has_ended = True
+            self._changed.set()
+
+    async def until(self, tokens: int) -> Candidate:
+        """Wait for that many tokens, or the end."""
+        await self._until(tokens)
+        if self._latest.finish_reason is FinishReason.ABORTED:
+            return self._candidate_of(
+                replace(
+                    self._latest,
+                    token_ids=self._latest.token_ids[:tokens],
+                    logprobs=self._latest.logprobs[:tokens],
+                )
+            )
+        return self._candidate_of(self._latest)
+
+    async def finish(self) -> Candidate:
+        """Wait for the end."""
+        await self._until(math.inf)
+        return self._candidate_of(self._latest)
+
+    async def abort(self) -> Candidate:
+        """Stop it; return what there is."""
+        self._task.cancel()
+        await asyncio.wait((self._task,))
+        if not self._task.cancelled():
+            self._task.exception()  # it is stopped; what else it had to say is of no use
+        return self._candidate_of(self._latest)
+
+    async def _until(self, tokens: float) -> None:
+        while not self._has_ended and len(self._latest.token_ids) < tokens:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._has_ended:
+            await self._task  # raises what ended it
 
 
 def _before(stops: Sequence[str], text: str) -> str:

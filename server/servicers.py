@@ -49,7 +49,8 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         self, request: policy_pb2.GenerateRequest, context: Context
     ) -> policy_pb2.GenerateResponse:
         """Answer a prompt."""
-        wanted = request_of(request, self._defaults)
+        left = context.time_remaining()
+        wanted = request_of(request, self._defaults, time_left_s=left)
         with self._lifecycle.admit() as pipeline:
             interaction = await pipeline.respond(wanted)
         self._metrics.observe_reply(interaction)

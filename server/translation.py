@@ -1,18 +1,21 @@
 """Protocol buffers <-> types: what callers sent, checked field by field, and what they get back."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from server.guidance import STRATEGIES, Choice
+from server.guidance import Choice
+from server.guidance import Guidance as Strategist
 from server.pipeline import Request
 from thumbloop.config.server import Guidance, Limits, SamplingDefaults
 from thumbloop.errors import FieldViolation, InvalidRequest, UnknownPolicy
 from thumbloop.types import (
     DEFAULT_POLICY,
     Candidate,
+    Extent,
     FinishReason,
     Interaction,
     Learning,
@@ -31,6 +34,7 @@ MAX_ID = 256
 MAX_REQUEST_ID = 128
 MAX_COMMENT = 4096
 MAX_STOP = 128
+MAX_STRATEGY = 32
 
 _ROLES = {
     policy_pb2.ROLE_SYSTEM: Role.SYSTEM,
@@ -49,6 +53,9 @@ _FINISH = {
     FinishReason.ABORTED: policy_pb2.FINISH_REASON_ABORTED,
 }
 _THUMBS = {feedback_pb2.THUMB_UP: 1, feedback_pb2.THUMB_DOWN: 0}
+_EXTENTS = {
+    extent: policy_pb2.CandidateExtent.Value(f"CANDIDATE_EXTENT_{extent.name}") for extent in Extent
+}
 _STATES = {
     state: admin_pb2.PolicyVersionState.Value(f"POLICY_VERSION_STATE_{state.name}")
     for state in VersionState
@@ -61,6 +68,7 @@ class Defaults(NamedTuple):
     sampling: SamplingDefaults
     guidance: Guidance
     limits: Limits
+    strategies: Mapping[str, Strategist]
 
 
 class _Violations:
@@ -88,8 +96,10 @@ def check_policy(name: str) -> str:
     return DEFAULT_POLICY
 
 
-def request_of(message: policy_pb2.GenerateRequest, defaults: Defaults) -> Request:
-    """Return the request, complete with defaults.
+def request_of(
+    message: policy_pb2.GenerateRequest, defaults: Defaults, *, time_left_s: float | None = None
+) -> Request:
+    """Return the request, complete with defaults; `time_left_s` is the caller's own deadline.
 
     Raises InvalidRequest with every violation. UnknownPolicy.
     """
@@ -97,7 +107,7 @@ def request_of(message: policy_pb2.GenerateRequest, defaults: Defaults) -> Reque
     wrong = _Violations()
     prompt = _prompt_of(message, defaults.limits, wrong)
     sampling = _sampling_of(message.sampling, defaults, wrong)
-    strategy, choice = _guidance_of(message.guidance, defaults, wrong)
+    strategist, choice = _guidance_of(message.guidance, defaults, wrong)
     wrong.no_longer(message.user_id, MAX_ID, "user_id")
     wrong.no_longer(message.session_id, MAX_ID, "session_id")
     wrong.no_longer(message.request_id, MAX_REQUEST_ID, "request_id")
@@ -105,11 +115,14 @@ def request_of(message: policy_pb2.GenerateRequest, defaults: Defaults) -> Reque
     pinned = message.policy_version if message.HasField("policy_version") else None
     wrong.expect(pinned is None or pinned >= 0, "policy_version", "is negative")
     wrong.raise_if_any()
+    if time_left_s is not None:
+        limit = max(time_left_s - defaults.guidance.deadline_margin_s, 0.0)
+        choice = replace(choice, time_limit_s=limit)
     excluded = message.learning == policy_pb2.LEARNING_EXCLUDED
     return Request(
         prompt=prompt,
         sampling=sampling,
-        strategy=strategy,
+        guidance=strategist,
         choice=choice,
         user=User(user_id=message.user_id),
         session_id=message.session_id,
@@ -178,21 +191,34 @@ def _sampling_of(
 
 def _guidance_of(
     message: policy_pb2.GuidanceParams, defaults: Defaults, wrong: _Violations
-) -> tuple[Strategy, Choice]:
+) -> tuple[Strategist, Choice]:
     standard, most = defaults.guidance, defaults.limits.max_candidates
     n = _given(message, "num_candidates", standard.num_candidates)
     temperature = _given(message, "temperature", standard.temperature)
     wrong.expect(1 <= n <= most, "guidance.num_candidates", f"has to be in [1, {most}]")
     wrong.expect(0 < temperature <= 100, "guidance.temperature", "has to be a number in (0, 100]")
-    strategy: Strategy = standard.strategy
-    if message.strategy:
-        known = message.strategy in _STRATEGIES
-        wrong.expect(known, "guidance.strategy", "is none of the known values")
-        strategy = _STRATEGIES.get(message.strategy, strategy)
-    wrong.expect(
-        strategy in STRATEGIES, "guidance.strategy", f"{strategy} is not served by this release"
-    )
-    return strategy, Choice(n, temperature, standard.audit_share)
+    strategy = _strategy_of(message, standard.strategy, wrong)
+    known = strategy in defaults.strategies
+    served = ", ".join(sorted(defaults.strategies))
+    field = "guidance.strategy_name" if message.strategy_name else "guidance.strategy"
+    wrong.expect(known, field, f"{strategy} is not served here; served: {served}")
+    strategist = defaults.strategies[strategy if known else standard.strategy]
+    return strategist, Choice(n, temperature, standard.audit_share)
+
+
+def _strategy_of(message: policy_pb2.GuidanceParams, standard: str, wrong: _Violations) -> str:
+    """Return the name of the strategy that a request wants."""
+    if message.strategy_name:
+        name = message.strategy_name
+        wrong.no_longer(name, MAX_STRATEGY, "guidance.strategy_name")
+        is_alone = not message.strategy
+        wrong.expect(is_alone, "guidance.strategy", "excludes guidance.strategy_name; set one")
+        return name
+    if not message.strategy:
+        return standard
+    is_known = message.strategy in _STRATEGIES
+    wrong.expect(is_known, "guidance.strategy", "is none of the known values")
+    return _STRATEGIES[message.strategy] if is_known else standard
 
 
 def _given(message: Any, field: str, default: Any) -> Any:
@@ -218,6 +244,8 @@ def response_of(
             candidate_tokens=sum(len(c.token_ids) for c in interaction.candidates),
         ),
         reranked=interaction.reranked,
+        num_candidates=len(interaction.candidates),
+        candidate_extent=_EXTENTS[interaction.extent],
     )
 
 
@@ -228,6 +256,8 @@ def _candidates(candidates: Sequence[Candidate]) -> list[policy_pb2.Candidate]:
             reward=_finite(c.reward),
             finish_reason=_FINISH[c.finish_reason],
             index=c.index,
+            reward_components=c.reward_components,
+            stage_rewards=c.stage_rewards,
         )
         for c in candidates
     ]

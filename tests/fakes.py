@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,6 +88,22 @@ class FakeEngine:
             self.sampled_under[adapter.name if adapter else BASE] += 1
             seed = call if sampling.seed is None else sampling.seed
             return self.speak(self._weights_of(adapter), prompt, sampling, seed)
+
+    async def stream(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        adapter: Adapter | None,
+        *,
+        priority: int = REPLY_PRIORITY,
+    ) -> AsyncGenerator[Sampled, None]:
+        """Sample one response, token by token; see Engine."""
+        whole = await self.sample(prompt, sampling, adapter, priority=priority)
+        with self._using(adapter):
+            for n in range(1, len(whole.token_ids)):
+                yield Sampled(whole.token_ids[:n], whole.logprobs[:n], FinishReason.ABORTED)
+                await asyncio.sleep(0)
+            yield whole
 
     async def next_logprobs(
         self,

@@ -34,6 +34,19 @@ class Arm(StrEnum):
     FALLBACK = "fallback"
 
 
+class Extent(StrEnum):
+    """Why a request had as many candidates as it had."""
+
+    REQUESTED = "requested"
+    """As many as were asked for."""
+    ENOUGH = "enough"
+    """The first wave was good enough."""
+    LOAD = "load"
+    """The server was busy."""
+    DEADLINE = "deadline"
+    """The caller's deadline was near."""
+
+
 class Learning(StrEnum):
     """Whether a reply may be learned from."""
 
@@ -120,8 +133,10 @@ class Candidate:
     """One sampled response, with what the sampler and the reward model said of it.
 
     `logprobs` are those of the processed distribution the sampler drew from, one per token.
-    `reward` is the logit of a thumb up, None when not scored. `propensity` is the marginal
-    probability with which guidance would have shown it, None when no such claim can be made.
+    `reward` is the logit of a thumb up, None when not scored; `reward_components` are its parts by
+    name, where it has several. `stage_rewards` are those of its first tokens, one for each checkpoint
+    of a pruning strategy. `propensity` is the marginal probability with which guidance would have
+    shown it, None when no such claim can be made.
     """
 
     index: int
@@ -133,11 +148,16 @@ class Candidate:
     reward: float | None = None
     propensity: float | None = None
     chosen: bool = False
+    stage_rewards: tuple[float, ...] = ()
+    reward_components: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """A request as it was answered: the row behind a reply. Times are unix seconds, UTC."""
+    """A request as it was answered: the row behind a reply. Times are unix seconds, UTC.
+
+    `strategy` is a Strategy, or the name of one that the server has beyond those.
+    """
 
     response_id: str
     policy: str
@@ -148,9 +168,10 @@ class Interaction:
     prompt: Prompt
     prompt_token_ids: tuple[int, ...]
     sampling: Sampling
-    strategy: Strategy
+    strategy: str
     arm: Arm
     reranked: bool
+    extent: Extent
     learning: Learning
     status: Status
     trainable: bool

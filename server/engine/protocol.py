@@ -1,6 +1,6 @@
 """What serving asks of an engine. vLLM implements it, and a deterministic fake in the tests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +23,10 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A finished sample: tokens, the log-probabilities they were drawn with, and why it ended."""
+    """A sample: tokens, the log-probabilities they were drawn with, and why it ended.
+
+    ABORTED is one that has not ended by itself: what was there when it was stopped or looked at.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -54,6 +57,19 @@ class Engine(Protocol):
 
         `logprobs` are those of the processed distribution the sampler used.
         Raises EngineUnavailable: the engine died. Overloaded: its queue is full.
+        """
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        adapter: Adapter | None,
+        *,
+        priority: int = REPLY_PRIORITY,
+    ) -> AsyncGenerator[Sampled, None]:
+        """Sample one response and yield what there is of it as it grows, ABORTED until it ends.
+
+        Closing the generator aborts the sample in the engine. Raises as sample does.
         """
 
     async def next_logprobs(

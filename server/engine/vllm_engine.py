@@ -4,6 +4,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -60,24 +61,33 @@ class VllmEngine:
         priority: int = REPLY_PRIORITY,
     ) -> Sampled:
         """Sample one response; see Engine."""
-        params = SamplingParams(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=sampling.seed,
-            stop=list(sampling.stop),
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=bool(sampling.stop),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        params = _sampling_params(sampling, RequestOutputKind.FINAL_ONLY)
         output = (await self._finish(prompt, params, adapter, priority)).outputs[0]
         return Sampled(
             token_ids=tuple(output.token_ids),
             logprobs=tuple(output.logprobs.logprobs),
             finish_reason=_FINISH.get(output.finish_reason or "", FinishReason.ABORTED),
         )
+
+    async def stream(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        adapter: Adapter | None,
+        *,
+        priority: int = REPLY_PRIORITY,
+    ) -> AsyncGenerator[Sampled, None]:
+        """Sample one response, piece by piece; see Engine."""
+        params = _sampling_params(sampling, RequestOutputKind.DELTA)
+        token_ids: tuple[int, ...] = ()
+        logprobs: tuple[float, ...] = ()
+        async with aclosing(self._outputs(prompt, params, adapter, priority)) as outputs:
+            async for output in outputs:
+                piece = output.outputs[0]
+                token_ids += tuple(piece.token_ids)
+                logprobs += tuple(piece.logprobs.logprobs)
+                reason = _FINISH.get(piece.finish_reason or "", FinishReason.ABORTED)
+                yield Sampled(token_ids, logprobs, reason)
 
     async def next_logprobs(
         self,
@@ -102,7 +112,17 @@ class VllmEngine:
     async def _finish(
         self, prompt: Sequence[int], params: SamplingParams, adapter: Adapter | None, priority: int
     ) -> RequestOutput:
-        """Run one engine request to its end; closing the generator aborts it."""
+        """Run one engine request to its end; cancelling aborts it."""
+        async with aclosing(self._outputs(prompt, params, adapter, priority)) as outputs:
+            async for output in outputs:
+                if output.finished:
+                    return output
+        raise EngineUnavailable(_DEAD)
+
+    async def _outputs(
+        self, prompt: Sequence[int], params: SamplingParams, adapter: Adapter | None, priority: int
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Yield what the engine says of one request; closing the generator aborts it."""
         stream: AsyncGenerator[RequestOutput, None] = self._llm.generate(
             {"prompt_token_ids": list(prompt)},
             params,
@@ -112,13 +132,11 @@ class VllmEngine:
         )
         try:
             async for output in stream:
-                if output.finished:
-                    return output
+                yield output
         except EngineDeadError:
             raise EngineUnavailable(_DEAD) from None
         finally:
             await stream.aclose()
-        raise EngineUnavailable(_DEAD)
 
     async def load(self, name: str, folder: Path) -> Adapter:
         """Load an adapter under a new number; see Engine."""
@@ -159,6 +177,21 @@ class VllmEngine:
 
 def _lora_request(adapter: Adapter) -> LoRARequest:
     return LoRARequest(adapter.name, adapter.number, adapter.folder)
+
+
+def _sampling_params(sampling: Sampling, kind: RequestOutputKind) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        stop=list(sampling.stop),
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=bool(sampling.stop),
+        output_kind=kind,
+    )
 
 
 def _slot_rank(max_rank: int) -> int:

@@ -1,13 +1,17 @@
-"""Guidance: one strategy per file, each a pure choice function plus a small driver."""
+"""Guidance: one strategy per file, each a pure choice function plus a small driver.
 
-from server.guidance.none import NoGuidance
-from server.guidance.outcome import Choice, Guidance, Outcome
-from server.guidance.soft_best_of_n import SoftBestOfN
-from thumbloop.types import Strategy
+A module of this package that has a `STRATEGY` is a strategy; nothing else has to be told about it.
+"""
 
-STRATEGIES: dict[Strategy, Guidance] = {
-    Strategy.NONE: NoGuidance(),
-    Strategy.SOFT_BEST_OF_N: SoftBestOfN(),
-}
+from server.guidance.outcome import Checkpoint, Choice, Enough, Guidance, NotScored, Outcome
+from server.guidance.registry import find_strategies
 
-__all__ = ["STRATEGIES", "Choice", "Guidance", "Outcome"]
+__all__ = [
+    "Checkpoint",
+    "Choice",
+    "Enough",
+    "Guidance",
+    "NotScored",
+    "Outcome",
+    "find_strategies",
+]

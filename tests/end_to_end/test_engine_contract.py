@@ -3,6 +3,7 @@ cannot lie."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from itertools import count
 from pathlib import Path
 
@@ -201,6 +202,31 @@ async def test_an_adapter_is_forgotten_without_a_trace_in_the_others(bench: Benc
     await bench.engine.next_logprobs(LONG_PROMPT, (60,), comes)
     after = await bench.engine.next_logprobs(LONG_PROMPT, (60,), stays)
     assert after == pytest.approx(before, **EQUAL)
+
+
+async def test_a_stream_grows_into_the_sample_of_its_seed(bench: Bench):
+    adapter = await bench.load()
+    sampling = Sampling(12, seed=5)
+    whole = await bench.engine.sample(PROMPT, sampling, adapter)
+    pieces = [piece async for piece in bench.engine.stream(PROMPT, sampling, adapter)]
+    assert pieces[-1].token_ids == whole.token_ids
+    assert pieces[-1].logprobs == pytest.approx(whole.logprobs, **EQUAL)
+    assert pieces[-1].finish_reason is whole.finish_reason
+    lengths = [len(piece.token_ids) for piece in pieces]
+    assert lengths == sorted(set(lengths))
+    for piece in pieces[:-1]:
+        assert piece.token_ids == whole.token_ids[: len(piece.token_ids)]
+        assert len(piece.logprobs) == len(piece.token_ids)
+        assert piece.finish_reason is FinishReason.ABORTED
+
+
+async def test_closing_a_stream_aborts_it(bench: Bench):
+    adapter = await bench.load()
+    async with aclosing(bench.engine.stream(PROMPT, Sampling(200, seed=1), adapter)) as stream:
+        first = await anext(stream)
+    assert len(first.token_ids) >= 1
+    if not isinstance(bench.engine, FakeEngine):
+        assert bench.engine._llm.output_processor.get_num_unfinished_requests() == 0
 
 
 async def test_a_cancelled_sample_is_aborted_and_the_engine_goes_on(bench: Bench):

@@ -22,6 +22,7 @@ from thumbloop.store import interactions, reading
 from thumbloop.types import (
     DEFAULT_POLICY,
     Arm,
+    FinishReason,
     Learning,
     Message,
     Prompt,
@@ -179,6 +180,100 @@ async def test_when_scoring_is_refused_the_reply_still_comes(taught: Running):
     assert {c.propensity for c in stored.candidates} == {None}
 
 
+async def test_a_reward_that_is_no_number_is_none(taught: Running):
+    taught.engine.reward = lambda _tokens: NAN
+    reply = await taught.generate("hello")
+    assert not reply.reranked
+    assert not reply.HasField("reward")
+    assert taught.stored(reply.response_id).arm is Arm.FALLBACK
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        {"strategy": policy_pb2.GUIDANCE_STRATEGY_BEST_OF_N},
+        {"strategy_name": "best_of_n"},
+    ],
+    ids=["by number", "by name"],
+)
+async def test_best_of_n_shows_the_best(taught: Running, guidance: dict[str, Any]):
+    for seed in range(12):
+        reply = await taught.generate(
+            "hello",
+            include_candidates=True,
+            sampling=policy_pb2.SamplingParams(seed=seed),
+            guidance=policy_pb2.GuidanceParams(num_candidates=6, **guidance),
+        )
+        stored = taught.stored(reply.response_id)
+        assert stored.strategy == "best_of_n"
+        assert reply.num_candidates == 6
+        assert reply.candidate_extent == policy_pb2.CANDIDATE_EXTENT_REQUESTED
+        if stored.arm is Arm.STRATEGY:
+            assert reply.reward == max(c.reward for c in reply.candidates)
+
+
+async def test_speculative_rejection_stores_what_it_aborted_with_its_partial_rewards(
+    taught: Running,
+):
+    taught.engine.reward = lambda tokens: float(sum(tokens) % 7)
+    aborted = 0
+    for seed in range(12):
+        reply = await taught.generate(
+            "hello",
+            include_candidates=True,
+            sampling=policy_pb2.SamplingParams(seed=seed, max_tokens=32),
+            guidance=policy_pb2.GuidanceParams(
+                num_candidates=8, strategy=policy_pb2.GUIDANCE_STRATEGY_SPECULATIVE_REJECTION
+            ),
+        )
+        stored = taught.stored(reply.response_id)
+        assert len(reply.candidates) == len(stored.candidates) == 8
+        for shown, kept in zip(reply.candidates, stored.candidates, strict=True):
+            assert tuple(shown.stage_rewards) == kept.stage_rewards
+            if kept.finish_reason is FinishReason.ABORTED:
+                aborted += 1
+                assert kept.reward is None
+                assert 1 <= len(kept.stage_rewards) <= 2
+                assert len(kept.logprobs) == len(kept.token_ids) > 0
+            assert kept.propensity is not None
+        assert reply.reward == stored.chosen.reward
+    assert aborted > 12
+    await until(lambda: taught.engine.started == taught.engine.finished + taught.engine.aborted)
+
+
+async def test_a_busy_server_gives_fewer_candidates_and_says_so(tiny_model: Path, state: State):
+    async with running(tiny_model, state, engine={"max_num_seqs": 4}) as server:
+        server.engine.may_sample.clear()
+        first = asyncio.create_task(server.generate("hello"))
+        await server.sampling(4)
+        second = asyncio.create_task(server.generate("hello"))
+        await server.sampling(5)
+        server.engine.may_sample.set()
+        assert (await first).candidate_extent == policy_pb2.CANDIDATE_EXTENT_REQUESTED
+        reply = await second
+        assert reply.num_candidates == 1
+        assert reply.candidate_extent == policy_pb2.CANDIDATE_EXTENT_LOAD
+
+
+async def test_near_a_callers_deadline_the_answer_is_chosen_from_what_is_ready(taught: Running):
+    engine = taught.engine
+    sample = engine.sample
+
+    async def slow_for_some(prompt: Any, sampling: Sampling, *rest: Any, **more: Any) -> Any:
+        if sampling.seed == derive_seed(7, 2):
+            await asyncio.sleep(30)
+        return await sample(prompt, sampling, *rest, **more)
+
+    engine.sample = slow_for_some
+    request = policy_pb2.GenerateRequest(
+        text="hello", sampling=policy_pb2.SamplingParams(seed=7), include_candidates=True
+    )
+    reply = await taught.policy.Generate(request, timeout=1.0)
+    assert [c.index for c in reply.candidates] == [0, 1, 3]
+    assert not reply.reranked
+    assert reply.candidate_extent == policy_pb2.CANDIDATE_EXTENT_DEADLINE
+
+
 async def test_who_opts_out_is_served_and_marked(server: Running):
     reply = await server.client.generate("hello", options=GenerateOptions(is_excluded=True))
     stored = server.stored(reply.response_id)
@@ -289,9 +384,23 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"text": "hi", "guidance": {"temperature": NAN}},
         ["guidance.temperature"],
     ),
-    "a strategy of a later release": (
-        {"text": "hi", "guidance": {"strategy": "GUIDANCE_STRATEGY_SPECULATIVE_REJECTION"}},
+    "a strategy by a name that is not served": (
+        {"text": "hi", "guidance": {"strategy_name": "worst_of_n"}},
+        ["guidance.strategy_name"],
+    ),
+    "a strategy named twice": (
+        {
+            "text": "hi",
+            "guidance": {
+                "strategy_name": "best_of_n",
+                "strategy": "GUIDANCE_STRATEGY_BEST_OF_N",
+            },
+        },
         ["guidance.strategy"],
+    ),
+    "a strategy by a long name": (
+        {"text": "hi", "guidance": {"strategy_name": "n" * 33}},
+        ["guidance.strategy_name", "guidance.strategy_name"],
     ),
     "an unknown strategy": ({"text": "hi", "guidance": {"strategy": 99}}, ["guidance.strategy"]),
     "no tokens": ({"text": "hi", "sampling": {"max_tokens": 0}}, ["sampling.max_tokens"]),

@@ -23,6 +23,9 @@ OURS = {
     "grpc_server_handling_seconds",
     "thumbloop_replies",
     "thumbloop_candidates",
+    "thumbloop_guidance_fallbacks",
+    "thumbloop_pruning_correlation",
+    "thumbloop_pruning_enabled",
     "thumbloop_tokens",
     "thumbloop_reward",
     "thumbloop_feedback",
@@ -71,6 +74,8 @@ async def use(server: Running, model: Path, state: State) -> None:
     publisher.publish(1)
     await server.serves(1)
     await server.generate("another secret prompt")
+    server.engine.is_too_full_to_score = True
+    await server.generate("a third secret prompt")
 
 
 async def test_all_families_are_there_after_some_use_and_none_is_noise(
@@ -88,22 +93,27 @@ async def test_counts_are_right(server: Running, tiny_model: Path, state: State)
     samples = await scrape(server)
     policy, feedback = "thumbloop.v1.PolicyService", "thumbloop.v1.FeedbackService"
     handled = samples["grpc_server_handled_total"]
-    assert handled[frozenset({policy, "Generate", "OK"})] == 2
+    assert handled[frozenset({policy, "Generate", "OK"})] == 3
     assert handled[frozenset({policy, "Generate", "INVALID_ARGUMENT"})] == 1
     assert handled[frozenset({feedback, "SubmitFeedback", "OK"})] == 3
     assert handled[frozenset({feedback, "SubmitFeedback", "INVALID_ARGUMENT"})] == 1
-    assert samples["grpc_server_started_total"][frozenset({policy, "Generate"})] == 3
-    assert samples["grpc_server_handling_seconds_count"][frozenset({policy, "Generate"})] == 3
+    assert samples["grpc_server_started_total"][frozenset({policy, "Generate"})] == 4
+    assert samples["grpc_server_handling_seconds_count"][frozenset({policy, "Generate"})] == 4
     assert samples["thumbloop_feedback_total"] == {
         frozenset({"up", "accepted"}): 1,
         frozenset({"up", "duplicate"}): 1,
         frozenset({"down", "accepted"}): 1,
     }
-    assert samples["thumbloop_candidates_total"][NO_LABELS] == 8
+    assert samples["thumbloop_candidates_total"] == {frozenset({"requested", "false"}): 12}
+    assert samples["thumbloop_guidance_fallbacks_total"] == {frozenset({"full"}): 1}
+    assert samples["thumbloop_pruning_enabled"] == {
+        frozenset({"0.25"}): 1,
+        frozenset({"0.5"}): 1,
+    }
     assert samples["thumbloop_policy_version"][NO_LABELS] == 1
     assert samples["thumbloop_swaps_total"] == {frozenset({"current"}): 1}
     assert samples["thumbloop_published_to_serving_seconds_count"][NO_LABELS] == 1
-    assert sum(samples["thumbloop_replies_total"].values()) == 2
+    assert sum(samples["thumbloop_replies_total"].values()) == 3
     assert samples["thumbloop_reward_count"][NO_LABELS] == 1  # version 0 has no opinion
     assert samples["thumbloop_requests_in_flight"][NO_LABELS] == 0
     assert samples["thumbloop_store_commit_seconds_count"][NO_LABELS] >= 5

@@ -1,7 +1,10 @@
+import asyncio
+import math
 from pathlib import Path
 
 import pytest
 
+from server.guidance import NotScored
 from server.rollout import RolloutWorker, derive_seed
 from server.routes import LoadedVersion
 from server.scoring import FORGED_REWARD, VerdictScorer
@@ -9,10 +12,12 @@ from tests.fakes import FakeEngine
 from tests.publishing import FakeSpeaker, write_adapter
 from tests.rows import version
 from thumbloop.config import Verdict
+from thumbloop.errors import EngineUnavailable, Overloaded
 from thumbloop.rendering import verdict_tokens
 from thumbloop.types import FinishReason, Sampling
 
 PROMPT = (40, 41, 42)
+SLEEPS = -1234.5
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ async def loaded(engine: FakeEngine, tiny_model: Path, tmp_path: Path) -> Loaded
 
 def worker(engine: FakeEngine, loaded: LoadedVersion, sampling: Sampling) -> RolloutWorker:
     scorer = VerdictScorer(engine, verdict_tokens(Verdict(), engine.tokenizer))
-    return RolloutWorker(engine, scorer, loaded, PROMPT, sampling)
+    return RolloutWorker(engine, scorer, loaded, PROMPT, sampling, scoring_timeout_s=0.2)
 
 
 def test_seeds_of_candidates_differ_and_are_the_same_on_every_machine():
@@ -108,3 +113,69 @@ async def test_a_forged_verdict_gets_the_lowest_reward_without_asking(engine, lo
 async def test_the_base_model_cannot_score(engine):
     base = LoadedVersion(version(0, None), await engine.load_zero("v0-policy"), None)
     assert not worker(engine, base, Sampling(4)).can_score
+
+
+async def test_a_decoding_can_be_looked_at_on_the_way_and_is_the_same_sample(engine, loaded):
+    hands = worker(engine, loaded, Sampling(30, seed=4))
+    whole = await hands.sample(1)
+    decoding = hands.begin(1)
+    early = await decoding.until(3)
+    assert early.token_ids == whole.token_ids[:3]
+    assert early.logprobs == whole.logprobs[:3]
+    assert early.finish_reason is FinishReason.ABORTED
+    assert await decoding.finish() == whole
+    assert await decoding.until(2) == whole
+
+
+async def test_a_decoding_that_is_aborted_keeps_what_there_was(engine, loaded):
+    hands = worker(engine, loaded, Sampling(30, seed=4))
+    whole = await hands.sample(1)
+    decoding = hands.begin(1)
+    await decoding.until(2)
+    aborted = await decoding.abort()
+    assert 2 <= len(aborted.token_ids) < len(whole.token_ids)
+    assert aborted.finish_reason is FinishReason.ABORTED
+    assert await decoding.abort() == aborted
+
+
+async def test_a_decoding_that_fails_says_so(engine, loaded):
+    engine.is_dead = True
+    decoding = worker(engine, loaded, Sampling(30, seed=4)).begin(0)
+    with pytest.raises(EngineUnavailable):
+        await decoding.until(1)
+
+
+class Judge:
+    """A scorer that answers, waits or fails as it is told."""
+
+    def __init__(self, answer: float | Exception) -> None:
+        self._answer = answer
+
+    async def score(self, _prompt: object, _response: object, _adapter: object) -> float:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        if self._answer == SLEEPS:
+            await asyncio.sleep(30)
+        return self._answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (math.nan, "wrong"),
+        (math.inf, "wrong"),
+        (SLEEPS, "late"),
+        (EngineUnavailable("dead"), "down"),
+        (Overloaded("full", retry_after_s=1.0), "full"),
+    ],
+    ids=["nan", "infinite", "late", "down", "full"],
+)
+async def test_a_reward_that_does_not_come_or_makes_no_sense_is_not_one(
+    engine, loaded, answer, reason
+):
+    sampling = Sampling(4, seed=1)
+    hands = RolloutWorker(engine, Judge(answer), loaded, PROMPT, sampling, scoring_timeout_s=0.05)
+    sampled = await hands.sample(0)
+    with pytest.raises(NotScored) as raised:
+        await hands.score(sampled)
+    assert raised.value.reason == reason

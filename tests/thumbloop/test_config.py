@@ -79,7 +79,12 @@ def test_the_environment_wins_over_the_file(file: Path, monkeypatch: pytest.Monk
         ("guidance: {num_candidates: 17}", "num_candidates is above limits.max_candidates"),
         ("sampling: {max_tokens: 2000}", "max_tokens is above limits.max_tokens"),
         ("sampling: {temperature: 0.005}", r"sampling\.temperature has to be 0 \(greedy\)"),
-        ("guidance: {strategy: best_of_n}", "guidance.strategy"),
+        ("guidance: {checkpoints: [{at: 1.0, keep: 0.5}]}", "guidance.checkpoints.0.at"),
+        ("guidance: {checkpoints: [{at: 0.2, keep: 0}]}", "guidance.checkpoints.0.keep"),
+        (
+            "guidance: {checkpoints: [{at: 0.5, keep: 0.5}, {at: 0.2, keep: 0.2}]}",
+            "checkpoints have to come later",
+        ),
         ("guidance:", "guidance"),
         ("guidance: 3", "guidance"),
         ("- a\n- list", "expected a mapping"),

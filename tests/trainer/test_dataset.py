@@ -141,7 +141,7 @@ def test_malformed_candidates_are_counted(connection):
 
 
 def test_how_a_candidate_ended_is_kept(connection):
-    ends = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.ABORTED)
+    ends = (FinishReason.STOP, FinishReason.LENGTH)
     store(
         connection,
         candidates=tuple(
@@ -151,8 +151,20 @@ def test_how_a_candidate_ended_is_kept(connection):
     assert [(r.is_finished, r.has_eos) for r in read(connection).rollouts] == [
         (True, True),
         (True, False),
-        (False, False),
     ]
+
+
+def test_a_pruned_group_trains_no_policy_since_its_survivors_are_the_better_ones(connection):
+    ends = (FinishReason.STOP, FinishReason.ABORTED)
+    store(
+        connection,
+        candidates=tuple(
+            candidate(i, policy_version=3, finish_reason=end) for i, end in enumerate(ends)
+        ),
+    )
+    data = read(connection)
+    assert data.rollouts == ()
+    assert data.rollouts_left_out == {"pruned": 2}
 
 
 def test_the_newest_rollouts_are_kept_and_all_add_up(connection):

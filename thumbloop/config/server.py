@@ -1,5 +1,6 @@
 """Settings of `python -m server`."""
 
+import itertools
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -79,17 +80,51 @@ class Limits(Section):
     """Generate calls served at once; beyond it RESOURCE_EXHAUSTED."""
 
 
+class Checkpoint(Section):
+    """Where speculative rejection looks at partial replies."""
+
+    at: float = Field(gt=0, lt=1)
+    """Share of an ordinary reply's tokens after which candidates are scored."""
+    keep: float = Field(gt=0, lt=1)
+    """Share of the request's candidates that go on, at least one."""
+
+
 class Guidance(Section):
     """How the shown candidate is chosen where the request says nothing."""
 
-    strategy: Literal[Strategy.NONE, Strategy.SOFT_BEST_OF_N] = Strategy.SOFT_BEST_OF_N
-    """none or soft_best_of_n; the wire names more, which this release does not serve."""
+    strategy: str = Strategy.SOFT_BEST_OF_N.value
+    """none, best_of_n, soft_best_of_n, speculative_rejection, or one added to the server."""
     num_candidates: int = Field(4, ge=1, le=64)
     """Responses sampled per prompt; 1 turns guidance off."""
     temperature: float = Field(0.5, gt=0, le=100)
     """Temperature of the soft choice, reward units (logits); small is greedy."""
     audit_share: float = Field(0.03, ge=0, le=1)
     """Share of requests that show a uniformly random candidate; keeps every propensity positive."""
+    first_wave: int = Field(0, ge=0, le=64)
+    """Candidates sampled first, the rest only where those are not good enough; 0 samples all at once."""
+    first_wave_quantile: float = Field(0.5, gt=0, lt=1)
+    """A first wave is good enough from this quantile of the best rewards that audits had."""
+    checkpoints: tuple[Checkpoint, ...] = (
+        Checkpoint(at=0.25, keep=0.5),
+        Checkpoint(at=0.5, keep=0.25),
+    )
+    """Where speculative rejection looks: `at` a share of an ordinary reply's tokens, in (0, 1), to `keep` a
+    share of the candidates, in (0, 1); later ones keep fewer."""
+    min_rank_correlation: float = Field(0.5, ge=-1, le=1)
+    """A checkpoint stops pruning when audits find its partial rewards to agree less with final ones."""
+    min_audits: int = Field(20, ge=1)
+    """Audits of a version before they decide about waves and checkpoints."""
+    scoring_timeout_s: float = Field(5.0, gt=0)
+    """Seconds after which a reply is chosen without its rewards."""
+    deadline_margin_s: float = Field(0.1, ge=0)
+    """Seconds before a caller's deadline at which the answer is chosen from what there is."""
+
+    @model_validator(mode="after")
+    def _checkpoints_are_in_order(self) -> Self:
+        for earlier, later in itertools.pairwise(self.checkpoints):
+            if not (earlier.at < later.at and earlier.keep > later.keep):
+                raise ValueError("checkpoints have to come later and keep fewer, one after another")
+        return self
 
 
 class Delivery(Section):

@@ -12,6 +12,7 @@ from thumbloop.store.schema import candidates, interactions, round_inputs
 from thumbloop.types import (
     Arm,
     Candidate,
+    Extent,
     FinishReason,
     Interaction,
     Learning,
@@ -20,7 +21,6 @@ from thumbloop.types import (
     Role,
     Sampling,
     Status,
-    Strategy,
     User,
 )
 
@@ -38,7 +38,7 @@ _SAME_OF_INTERACTION = (
     "reward_digest",
     "created_at",
 )
-_SAME_OF_CANDIDATE = ("policy_version", "text", "reward", "propensity", "chosen")
+_SAME_OF_CANDIDATE = ("policy_version", "text", "reward", "propensity", "chosen", "stage_rewards")
 _BATCH = 200  # rows per query: no read transaction reads for long
 
 
@@ -115,7 +115,8 @@ def _interaction_row(interaction: Interaction) -> dict[str, Any]:
         "prompt": _prompt_json(interaction.prompt),
         "prompt_token_ids": pack_ids(interaction.prompt_token_ids),
         "sampling": asdict(interaction.sampling),
-        "strategy": interaction.strategy.value,
+        "strategy": str(interaction.strategy),
+        "extent": interaction.extent.value,
         "arm": interaction.arm.value,
         "learning": interaction.learning.value,
         "status": interaction.status.value,
@@ -129,6 +130,7 @@ def _candidate_row(response_id: str, candidate: Candidate) -> dict[str, Any]:
         "token_ids": pack_ids(candidate.token_ids),
         "logprobs": pack_floats(candidate.logprobs),
         "finish_reason": candidate.finish_reason.value,
+        "reward_components": dict(candidate.reward_components),
     }
 
 
@@ -144,6 +146,8 @@ def candidate_of(row: RowMapping) -> Candidate:
         reward=row["reward"],
         propensity=row["propensity"],
         chosen=row["chosen"],
+        stage_rewards=tuple(row["stage_rewards"]),
+        reward_components=row["reward_components"],
     )
 
 
@@ -159,9 +163,10 @@ def _interaction_of(row: RowMapping, of_it: list[Candidate]) -> Interaction:
         prompt=_prompt_of(row["prompt"]),
         prompt_token_ids=unpack_ids(row["prompt_token_ids"]),
         sampling=Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
-        strategy=Strategy(row["strategy"]),
+        strategy=row["strategy"],
         arm=Arm(row["arm"]),
         reranked=row["reranked"],
+        extent=Extent(row["extent"]),
         learning=Learning(row["learning"]),
         status=Status(row["status"]),
         trainable=row["trainable"],

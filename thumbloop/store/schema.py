@@ -45,6 +45,7 @@ interactions = Table(
     Column("strategy", String(32), nullable=False),
     Column("arm", String(16), nullable=False),
     Column("reranked", Boolean, nullable=False),
+    Column("extent", String(16), nullable=False, server_default="requested"),
     Column("learning", String(16), nullable=False),
     Column("status", String(16), nullable=False),
     Column("trainable", Boolean, nullable=False),
@@ -69,6 +70,8 @@ candidates = Table(
     Column("reward", Double),
     Column("propensity", Double),
     Column("chosen", Boolean, nullable=False),
+    Column("stage_rewards", JSON, nullable=False, server_default="[]"),
+    Column("reward_components", JSON, nullable=False, server_default="{}"),
 )
 
 feedback = Table(  # append-only: every event that was accepted

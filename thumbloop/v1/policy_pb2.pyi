@@ -131,6 +131,38 @@ FINISH_REASON_ABORTED: FinishReason.ValueType  # 3
 """Guidance or a deadline ended it early."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _CandidateExtent:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CandidateExtentEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CandidateExtent.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CANDIDATE_EXTENT_UNSPECIFIED: _CandidateExtent.ValueType  # 0
+    """Not known."""
+    CANDIDATE_EXTENT_REQUESTED: _CandidateExtent.ValueType  # 1
+    """As many as were asked for."""
+    CANDIDATE_EXTENT_ENOUGH: _CandidateExtent.ValueType  # 2
+    """A first wave was good enough."""
+    CANDIDATE_EXTENT_LOAD: _CandidateExtent.ValueType  # 3
+    """The server was busy."""
+    CANDIDATE_EXTENT_DEADLINE: _CandidateExtent.ValueType  # 4
+    """The caller's deadline was near."""
+
+class CandidateExtent(_CandidateExtent, metaclass=_CandidateExtentEnumTypeWrapper):
+    """Why a request had as many candidates as it had."""
+
+CANDIDATE_EXTENT_UNSPECIFIED: CandidateExtent.ValueType  # 0
+"""Not known."""
+CANDIDATE_EXTENT_REQUESTED: CandidateExtent.ValueType  # 1
+"""As many as were asked for."""
+CANDIDATE_EXTENT_ENOUGH: CandidateExtent.ValueType  # 2
+"""A first wave was good enough."""
+CANDIDATE_EXTENT_LOAD: CandidateExtent.ValueType  # 3
+"""The server was busy."""
+CANDIDATE_EXTENT_DEADLINE: CandidateExtent.ValueType  # 4
+"""The caller's deadline was near."""
+Global___CandidateExtent: _TypeAlias = CandidateExtent  # noqa: Y015
+
 @_typing.final
 class ChatMessage(_message.Message):
     """One turn of a conversation."""
@@ -253,22 +285,28 @@ class GuidanceParams(_message.Message):
     STRATEGY_FIELD_NUMBER: _builtins.int
     NUM_CANDIDATES_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
+    STRATEGY_NAME_FIELD_NUMBER: _builtins.int
     strategy: Global___GuidanceStrategy.ValueType
     """Strategy; unspecified takes the server's default."""
     num_candidates: _builtins.int
     """Candidates sampled, in [1, the server's limit (16 unless set)]."""
     temperature: _builtins.float
     """Temperature of the soft choice, in (0, 100] reward units (logits)."""
+    strategy_name: _builtins.str
+    """A strategy that this server has beyond those of the enumeration; `strategy` is then left
+    unspecified. At most 32 characters; empty means none.
+    """
     def __init__(
         self,
         *,
         strategy: Global___GuidanceStrategy.ValueType = ...,
         num_candidates: _builtins.int | None = ...,
         temperature: _builtins.float | None = ...,
+        strategy_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_num_candidates", b"_num_candidates", "_temperature", b"_temperature", "num_candidates", b"num_candidates", "temperature", b"temperature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_candidates", b"_num_candidates", "_temperature", b"_temperature", "num_candidates", b"num_candidates", "strategy", b"strategy", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_candidates", b"_num_candidates", "_temperature", b"_temperature", "num_candidates", b"num_candidates", "strategy", b"strategy", "strategy_name", b"strategy_name", "temperature", b"temperature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__num_candidates: _TypeAlias = _typing.Literal["num_candidates"]  # noqa: Y015
     _WhichOneofArgType__num_candidates: _TypeAlias = _typing.Literal["_num_candidates", b"_num_candidates"]  # noqa: Y015
@@ -362,10 +400,32 @@ class Candidate(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class RewardComponentsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TEXT_FIELD_NUMBER: _builtins.int
     REWARD_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
+    REWARD_COMPONENTS_FIELD_NUMBER: _builtins.int
+    STAGE_REWARDS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Its text, UTF-8."""
     reward: _builtins.float
@@ -374,6 +434,14 @@ class Candidate(_message.Message):
     """Why it ended."""
     index: _builtins.int
     """Position among the request's candidates, from 0."""
+    @_builtins.property
+    def reward_components(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The parts of the reward by name, where it is a mixture of several; before weighting."""
+
+    @_builtins.property
+    def stage_rewards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Rewards of its first tokens, logits, one for each checkpoint of speculative rejection it reached."""
+
     def __init__(
         self,
         *,
@@ -381,10 +449,12 @@ class Candidate(_message.Message):
         reward: _builtins.float | None = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
         index: _builtins.int = ...,
+        reward_components: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        stage_rewards: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "reward", b"reward"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "finish_reason", b"finish_reason", "index", b"index", "reward", b"reward", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "finish_reason", b"finish_reason", "index", b"index", "reward", b"reward", "reward_components", b"reward_components", "stage_rewards", b"stage_rewards", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reward: _TypeAlias = _typing.Literal["reward"]  # noqa: Y015
     _WhichOneofArgType__reward: _TypeAlias = _typing.Literal["_reward", b"_reward"]  # noqa: Y015
@@ -436,6 +506,8 @@ class GenerateResponse(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     RERANKED_FIELD_NUMBER: _builtins.int
+    NUM_CANDIDATES_FIELD_NUMBER: _builtins.int
+    CANDIDATE_EXTENT_FIELD_NUMBER: _builtins.int
     response_id: _builtins.str
     """Names this reply in feedback; UUIDv7. Its row is durable."""
     text: _builtins.str
@@ -448,6 +520,10 @@ class GenerateResponse(_message.Message):
     """Reward of the chosen candidate: logit of a thumb up. Absent when it was not scored."""
     reranked: _builtins.bool
     """False when the choice did not use rewards: version 0, no guidance, or scoring had to be skipped."""
+    num_candidates: _builtins.int
+    """How many candidates it had, from 1; aborted ones included."""
+    candidate_extent: Global___CandidateExtent.ValueType
+    """Why not more."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
         """All candidates, only when asked for."""
@@ -467,10 +543,12 @@ class GenerateResponse(_message.Message):
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
         usage: Global___Usage | None = ...,
         reranked: _builtins.bool = ...,
+        num_candidates: _builtins.int = ...,
+        candidate_extent: Global___CandidateExtent.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "reward", b"reward", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "candidates", b"candidates", "finish_reason", b"finish_reason", "policy_version", b"policy_version", "reranked", b"reranked", "response_id", b"response_id", "reward", b"reward", "text", b"text", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "candidate_extent", b"candidate_extent", "candidates", b"candidates", "finish_reason", b"finish_reason", "num_candidates", b"num_candidates", "policy_version", b"policy_version", "reranked", b"reranked", "response_id", b"response_id", "reward", b"reward", "text", b"text", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reward: _TypeAlias = _typing.Literal["reward"]  # noqa: Y015
     _WhichOneofArgType__reward: _TypeAlias = _typing.Literal["_reward", b"_reward"]  # noqa: Y015

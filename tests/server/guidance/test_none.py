@@ -1,6 +1,7 @@
 from random import Random
 
-from server.guidance import Choice, NoGuidance
+from server.guidance import Choice
+from server.guidance.none import NoGuidance
 from tests.rows import candidate
 from thumbloop.types import Arm, Candidate
 

@@ -3,38 +3,25 @@
 import math
 from collections import Counter
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.guidance import Choice, SoftBestOfN
-from server.guidance.soft_best_of_n import draw, marginal_propensities, soft_weights
-from tests.rows import candidate
-from thumbloop.errors import EngineUnavailable, Overloaded
+from server.guidance import Choice
+from server.guidance.outcome import marginal_propensities
+from server.guidance.pool import draw
+from server.guidance.soft_best_of_n import SoftBestOfN, soft_weights
+from tests.guided import ScriptedWorker
+from thumbloop.errors import EngineUnavailable
 from thumbloop.types import Arm, Candidate
 
 DRAWS = 20_000
 
 
-class FakeWorker:
-    """Samples candidates and gives them the rewards it is told; None is one it cannot score."""
-
-    def __init__(self, rewards: list[float | None], *, can_score: bool = True) -> None:
-        self._rewards = rewards
-        self.can_score = can_score
-        self.scored = 0
-
-    async def sample(self, index: int) -> Candidate:
-        likely = (-0.1,) if index == 2 else (-2.0,)
-        return candidate(index, chosen=False, reward=None, propensity=None, logprobs=likely)
-
-    async def score(self, sampled: Candidate) -> Candidate:
-        self.scored += 1
-        reward = self._rewards[sampled.index]
-        if reward is None:
-            raise Overloaded("full", retry_after_s=1.0)
-        return candidate(sampled.index, reward=reward, logprobs=sampled.logprobs, chosen=False)
+def worker_of(rewards: list[float | None], **options: Any) -> ScriptedWorker:
+    return ScriptedWorker(rewards, logprob=lambda index: -0.1 if index == 2 else -2.0, **options)
 
 
 def test_weights_are_the_softmax_of_rewards_over_temperature():
@@ -62,9 +49,9 @@ def test_weights_sum_to_1_keep_the_order_and_ignore_a_common_shift(rewards, temp
 
 
 def test_the_audit_share_is_mixed_in_evenly():
-    assert marginal_propensities([0.8, 0.2], 0.1) == pytest.approx([0.77, 0.23])
-    assert marginal_propensities([1.0, 0.0], 1.0) == [0.5, 0.5]
-    assert marginal_propensities([1.0, 0.0], 0.0) == [1.0, 0.0]
+    assert marginal_propensities([0.8, 0.2], 0.1, 2) == pytest.approx([0.77, 0.23])
+    assert marginal_propensities([1.0, 0.0], 1.0, 2) == [0.5, 0.5]
+    assert marginal_propensities([1.0, 0.0], 0.0, 2) == [1.0, 0.0]
 
 
 def test_an_audit_ignores_the_weights():
@@ -82,7 +69,7 @@ def test_an_audit_ignores_the_weights():
     ],
 )
 async def test_each_candidate_is_shown_as_often_as_its_propensity_says(rewards, choice):
-    worker, rng = FakeWorker(rewards), Random(20)
+    worker, rng = worker_of(rewards), Random(20)
     shown: Counter[int] = Counter()
     arms: Counter[Arm] = Counter()
     for _ in range(DRAWS):
@@ -100,10 +87,10 @@ async def test_each_candidate_is_shown_as_often_as_its_propensity_says(rewards, 
 
 
 async def test_a_base_model_without_rewards_shows_any_candidate_alike():
-    worker, rng = FakeWorker([None] * 4, can_score=False), Random(21)
+    worker, rng = worker_of([None] * 4, can_score=False), Random(21)
     choice = Choice(4, 0.5, 0.1)
     outcomes = [await SoftBestOfN().run(worker, choice, rng) for _ in range(4000)]
-    assert worker.scored == 0
+    assert worker.scored == []
     for outcome in outcomes[:50]:
         assert [c.propensity for c in outcome.candidates] == [0.25] * 4
         assert [c.reward for c in outcome.candidates] == [None] * 4
@@ -114,9 +101,9 @@ async def test_a_base_model_without_rewards_shows_any_candidate_alike():
 
 
 async def test_a_missing_reward_falls_back_to_the_likeliest_and_claims_no_propensity():
-    worker = FakeWorker([5.0, None, 0.0, 1.0])
+    worker = worker_of([5.0, None, 0.0, 1.0])
     outcome = await SoftBestOfN().run(worker, Choice(4, 0.5, 0.03), Random(1))
-    assert outcome.arm is Arm.FALLBACK
+    assert (outcome.arm, outcome.fallback) == (Arm.FALLBACK, "full")
     assert not outcome.reranked
     assert outcome.chosen.index == 2
     assert [c.propensity for c in outcome.candidates] == [None] * 4
@@ -124,28 +111,28 @@ async def test_a_missing_reward_falls_back_to_the_likeliest_and_claims_no_propen
 
 
 async def test_exactly_one_candidate_is_chosen_and_all_are_kept():
-    outcome = await SoftBestOfN().run(FakeWorker([1.0] * 16), Choice(16, 1.0, 0.03), Random(2))
+    outcome = await SoftBestOfN().run(worker_of([1.0] * 16), Choice(16, 1.0, 0.03), Random(2))
     assert [c.index for c in outcome.candidates] == list(range(16))
     assert [c.chosen for c in outcome.candidates].count(True) == 1
 
 
 async def test_one_candidate_is_shown_for_sure():
-    outcome = await SoftBestOfN().run(FakeWorker([-3.0]), Choice(1, 0.5, 0.03), Random(3))
+    outcome = await SoftBestOfN().run(worker_of([-3.0]), Choice(1, 0.5, 0.03), Random(3))
     assert outcome.chosen.propensity == 1.0
 
 
 async def test_the_same_seed_makes_the_same_choice():
-    worker = FakeWorker([0.0, 0.1, 0.2])
+    worker = worker_of([0.0, 0.1, 0.2])
     runs = [await SoftBestOfN().run(worker, Choice(3, 1.0, 0.5), Random(9)) for _ in range(5)]
     assert len({(r.chosen.index, r.arm) for r in runs}) == 1
 
 
-async def test_an_engine_that_dies_while_scoring_is_not_papered_over():
-    worker = FakeWorker([1.0, 1.0])
+async def test_an_engine_that_dies_while_sampling_is_not_papered_over():
+    worker = worker_of([1.0, 1.0])
 
-    async def die(_candidate: Candidate) -> Candidate:
+    async def die(_index: int) -> Candidate:
         raise EngineUnavailable("dead")
 
-    worker.score = die  # type: ignore[method-assign]
+    worker.sample = die  # type: ignore[method-assign]
     with pytest.raises(EngineUnavailable):
         await SoftBestOfN().run(worker, Choice(2, 1.0, 0.0), Random(1))

@@ -1,0 +1,166 @@
+"""What recent traffic says about guidance: how long replies are, what a good best reward is, and what a
+partial score is worth. Only audits are believed, since nothing was pruned or cut short in them.
+"""
+
+import math
+import statistics
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from server.guidance import Checkpoint, Choice, Enough, Outcome
+from thumbloop.config.server import Guidance
+from thumbloop.types import Arm, Candidate, Extent, FinishReason
+
+WINDOW = 256
+"""Requests that are remembered of each version."""
+WIDE = 0.75
+"""Quantile of the audits' spreads above which a first wave is too spread out to stop at."""
+FEWEST_RANKED = 3
+"""Candidates still running at a checkpoint that make a rank correlation."""
+
+
+def _window() -> "deque[float]":
+    return deque(maxlen=WINDOW)
+
+
+@dataclass(slots=True)
+class _Recent:
+    """The last requests that one version answered."""
+
+    tokens: "deque[float]" = field(default_factory=_window)
+    best: "deque[float]" = field(default_factory=_window)
+    spread: "deque[float]" = field(default_factory=_window)
+    seconds: "deque[float]" = field(default_factory=_window)
+    correlations: "defaultdict[int, deque[float]]" = field(
+        default_factory=lambda: defaultdict(_window)
+    )
+    """Checkpoint -> rank correlation of partial and final rewards, one for each audit."""
+
+
+class Calibration:
+    """Turns what a request wants into what it gets, by what was seen. Lives on the event loop."""
+
+    def __init__(self, settings: Guidance, capacity: int) -> None:
+        self._settings = settings
+        self._capacity = capacity
+        self._recent: defaultdict[int, _Recent] = defaultdict(_Recent)
+
+    def plan(
+        self, version: int, wanted: Choice, max_tokens: int, in_flight: int
+    ) -> tuple[Choice, Extent]:
+        """Return the choice with as many candidates as can be afforded, its waves and checkpoints.
+
+        `in_flight` counts the candidates that other requests sample at the moment.
+        """
+        recent = self._recent[version]
+        n, extent = affordable(
+            wanted.num_candidates,
+            room=self._capacity - in_flight,
+            time_limit_s=wanted.time_limit_s,
+            expected_s=_mean(recent.seconds),
+        )
+        enough = self._enough(recent)
+        planned = replace(
+            wanted,
+            num_candidates=n,
+            first_wave=self._settings.first_wave if enough else 0,
+            enough=enough,
+            checkpoints=self._checkpoints(recent, n, max_tokens),
+        )
+        return planned, extent
+
+    def observe(self, version: int, choice: Choice, outcome: Outcome, seconds: float) -> None:
+        """Learn from a request that was answered; `seconds` is how long its guidance took."""
+        recent = self._recent[version]
+        recent.seconds.append(seconds)
+        candidates = outcome.candidates
+        if any(c.finish_reason is FinishReason.ABORTED for c in candidates):
+            return  # what survived says nothing about what did not
+        recent.tokens.extend(len(c.token_ids) for c in candidates)
+        rewards = [c.reward for c in candidates if c.reward is not None]
+        if outcome.arm is not Arm.AUDIT or not outcome.reranked or len(rewards) < 2:
+            return
+        recent.best.append(max(rewards))
+        recent.spread.append(statistics.pstdev(rewards))
+        for number in range(len(choice.checkpoints)):
+            if (correlation := rank_correlation(candidates, number)) is not None:
+                recent.correlations[number].append(correlation)
+
+    def correlation(self, version: int, checkpoint: int) -> float:
+        """Return the mean rank correlation of partial and final rewards; NaN before any audit."""
+        return _mean(self._recent[version].correlations[checkpoint]) or math.nan
+
+    def is_pruning(self, version: int, checkpoint: int) -> bool:
+        """Say whether a checkpoint prunes: until enough audits say that its scores mean too little."""
+        return self._prunes(self._recent[version], checkpoint)
+
+    def _prunes(self, recent: _Recent, checkpoint: int) -> bool:
+        seen = recent.correlations[checkpoint]
+        if len(seen) < self._settings.min_audits:
+            return True
+        return statistics.fmean(seen) >= self._settings.min_rank_correlation
+
+    def _enough(self, recent: _Recent) -> Enough | None:
+        """Return the threshold for a first wave, once there are audits to take it from."""
+        if not self._settings.first_wave or len(recent.best) < self._settings.min_audits:
+            return None
+        quantile = self._settings.first_wave_quantile
+        return Enough(
+            best=float(np.quantile(recent.best, quantile)),
+            spread=float(np.quantile(recent.spread, WIDE)),
+        )
+
+    def _checkpoints(self, recent: _Recent, n: int, max_tokens: int) -> tuple[Checkpoint, ...]:
+        """Return where to look, in tokens of a reply of ordinary length, and how many go on."""
+        length = min(_mean(recent.tokens) or max_tokens, max_tokens)
+        return tuple(
+            Checkpoint(
+                tokens=max(1, round(checkpoint.at * length)),
+                keep=max(1, round(checkpoint.keep * n)),
+                prunes=self._prunes(recent, number),
+            )
+            for number, checkpoint in enumerate(self._settings.checkpoints)
+        )
+
+
+def affordable(
+    wanted: int, *, room: int, time_limit_s: float | None, expected_s: float | None
+) -> tuple[int, Extent]:
+    """Return how many candidates a request gets, at least one, and why.
+
+    `room` is how many more the engine can decode at once; `expected_s` how long requests take.
+    """
+    n, extent = wanted, Extent.REQUESTED
+    if room < n:
+        n, extent = max(room, 1), Extent.LOAD
+    if time_limit_s is not None and expected_s and time_limit_s < expected_s:
+        in_time = max(int(wanted * time_limit_s / expected_s), 1)
+        if in_time < n:
+            n, extent = in_time, Extent.DEADLINE
+    return n, extent if n < wanted else Extent.REQUESTED
+
+
+def rank_correlation(candidates: Sequence[Candidate], checkpoint: int) -> float | None:
+    """Return Spearman's correlation of rewards at a checkpoint with final ones.
+
+    Over the candidates that were still running then; None where those are too few or all alike.
+    """
+    pairs = [
+        (c.stage_rewards[checkpoint], c.reward)
+        for c in candidates
+        if len(c.stage_rewards) > checkpoint and c.reward is not None
+    ]
+    partial, final = {p for p, _ in pairs}, {f for _, f in pairs}
+    if len(pairs) < FEWEST_RANKED or len(partial) == 1 or len(final) == 1:
+        return None
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    """Return the mean, None of nothing."""
+    known = list(values)
+    return statistics.fmean(known) if known else None

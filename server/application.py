@@ -23,8 +23,8 @@ from server.interceptors import Translator
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
 from server.pipeline import Pipeline
+from server.rewards import make_scorer
 from server.routes import Routes
-from server.scoring import VerdictScorer
 from server.servicers import AdminServicer, FeedbackServicer, PolicyServicer
 from server.translation import Defaults
 from server.verification import Expected
@@ -135,7 +135,7 @@ class Application:
 
             await writer.run(change)
 
-        scorer = VerdictScorer(engine, verdict)
+        scorer = await asyncio.to_thread(make_scorer, self._config.rewards, engine, verdict)
         calibration = Calibration(self._config.guidance, self._config.engine.max_num_seqs)
         pipeline = Pipeline(
             engine,

@@ -12,7 +12,7 @@ from server.engine import Engine
 from server.guidance import Choice, Guidance, Outcome
 from server.rollout import RolloutWorker, derive_seed
 from server.routes import LoadedVersion, Routes
-from server.scoring import Scorer
+from server.scoring import Mixture
 from thumbloop.errors import InvalidRequest
 from thumbloop.rendering import VerdictTokens, render
 from thumbloop.types import (
@@ -50,7 +50,7 @@ class Pipeline:
     def __init__(
         self,
         engine: Engine,
-        scorer: Scorer,
+        scorer: Mixture,
         verdict: VerdictTokens,
         routes: Routes,
         log: Callable[[Interaction], Awaitable[None]],
@@ -90,6 +90,7 @@ class Pipeline:
             self._engine,
             self._scorer,
             version,
+            request.prompt,
             prompt,
             request.sampling,
             scoring_timeout_s=self._scoring_timeout_s,

@@ -9,11 +9,12 @@ from dataclasses import replace
 
 from server.engine import Engine, Sampled
 from server.guidance import NotScored
+from server.reading import Reading
 from server.routes import LoadedVersion
-from server.scoring import Scorer
-from thumbloop.errors import EngineUnavailable, Overloaded
+from server.scoring import Mixture
+from thumbloop.errors import EngineUnavailable, Overloaded, ScorerUnavailable
 from thumbloop.rendering import text_of
-from thumbloop.types import Candidate, FinishReason, Sampling
+from thumbloop.types import Candidate, FinishReason, Prompt, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +25,10 @@ class RolloutWorker:
     def __init__(
         self,
         engine: Engine,
-        scorer: Scorer,
+        scorer: Mixture,
         version: LoadedVersion,
-        prompt: Sequence[int],
+        prompt: Prompt,
+        prompt_token_ids: tuple[int, ...],
         sampling: Sampling,
         *,
         scoring_timeout_s: float,
@@ -35,24 +37,27 @@ class RolloutWorker:
         self._scorer = scorer
         self._version = version
         self._prompt = prompt
+        self._prompt_token_ids = prompt_token_ids
         self._sampling = sampling
         self._scoring_timeout_s = scoring_timeout_s
 
     @property
     def can_score(self) -> bool:
-        """Say whether the version has a reward model; the base model has none."""
-        return self._version.reward is not None
+        """Say whether there is an opinion on the version's replies; there may be none on the base's."""
+        return self._scorer.can_score(self._version.reward)
 
     async def sample(self, index: int) -> Candidate:
         """Sample candidate `index`, with a seed of its own where the request has one."""
         sampled = await self._engine.sample(
-            self._prompt, self._sampling_of(index), self._version.policy
+            self._prompt_token_ids, self._sampling_of(index), self._version.policy
         )
         return self._candidate(index, sampled)
 
     def begin(self, index: int) -> "StreamedDecoding":
         """Begin to sample candidate `index`, to be looked at on the way."""
-        stream = self._engine.stream(self._prompt, self._sampling_of(index), self._version.policy)
+        stream = self._engine.stream(
+            self._prompt_token_ids, self._sampling_of(index), self._version.policy
+        )
         return StreamedDecoding(stream, lambda sampled: self._candidate(index, sampled))
 
     def _sampling_of(self, index: int) -> Sampling:
@@ -72,22 +77,20 @@ class RolloutWorker:
 
     async def score(self, candidate: Candidate) -> Candidate:
         """Return the candidate with its reward. Raises NotScored: the reply has to do without."""
-        assert self._version.reward is not None, "ask can_score first"
+        reading = Reading(self._prompt, self._prompt_token_ids, candidate.token_ids, candidate.text)
         try:
             async with asyncio.timeout(self._scoring_timeout_s):
-                reward = await self._scorer.score(
-                    self._prompt, candidate.token_ids, self._version.reward
-                )
+                reward, components = await self._scorer.score(reading, self._version.reward)
         except TimeoutError:
             raise NotScored("late") from None
         except Overloaded:
             raise NotScored("full") from None
-        except EngineUnavailable as error:
+        except (EngineUnavailable, ScorerUnavailable) as error:
             log.warning("scoring failed: %s", error)
             raise NotScored("down") from None
         if not math.isfinite(reward):
             raise NotScored("wrong")
-        return replace(candidate, reward=reward)
+        return replace(candidate, reward=reward, reward_components=components)
 
 
 class StreamedDecoding:

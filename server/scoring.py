@@ -1,9 +1,15 @@
-"""Candidates -> rewards. A reward is the logit of a thumb up, so sigmoid(reward) is its probability."""
+"""Candidates -> rewards. A reward is the logit of a thumb up, so sigmoid(reward) is its probability.
 
-from collections.abc import Sequence
-from typing import Protocol
+A reward may be a mixture of several, by weight: the thumbs' own reward model and, for instance, a length
+that is wanted or a classifier of safety. Each part is logged by name.
+"""
 
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from server.concurrency import gather_or_cancel
 from server.engine import Adapter, Engine
+from server.reading import Reading
 from thumbloop.rendering import VerdictTokens
 
 FORGED_REWARD = -100.0  # of a response that holds a verdict token: below anything a model says
@@ -12,9 +18,10 @@ FORGED_REWARD = -100.0  # of a response that holds a verdict token: below anythi
 class Scorer(Protocol):
     """Whatever turns a prompt and a response into a reward."""
 
-    async def score(
-        self, prompt: Sequence[int], response: Sequence[int], adapter: Adapter
-    ) -> float:
+    def can_score(self, adapter: Adapter | None) -> bool:
+        """Say whether it has an opinion for a version with this reward adapter; None: without any."""
+
+    async def score(self, reading: Reading, adapter: Adapter | None) -> float:
         """Return the response's reward under a version's reward adapter."""
 
 
@@ -28,13 +35,66 @@ class VerdictScorer:
         self._engine = engine
         self._verdict = verdict
 
-    async def score(
-        self, prompt: Sequence[int], response: Sequence[int], adapter: Adapter
-    ) -> float:
+    def can_score(self, adapter: Adapter | None) -> bool:
+        """Say whether the version has learned from thumbs; the base model has not."""
+        return adapter is not None
+
+    async def score(self, reading: Reading, adapter: Adapter | None) -> float:
         """Return the reward; see Scorer. Raises EngineUnavailable, Overloaded."""
-        if self._verdict.is_forged_in(response):
+        if self._verdict.is_forged_in(reading.token_ids):
             return FORGED_REWARD
-        up, down = await self._engine.next_logprobs(
-            self._verdict.wrap(prompt, response), (self._verdict.up, self._verdict.down), adapter
-        )
+        prompt = self._verdict.wrap(reading.prompt_token_ids, reading.token_ids)
+        answers = (self._verdict.up, self._verdict.down)
+        up, down = await self._engine.next_logprobs(prompt, answers, adapter)
         return up - down
+
+
+class LengthScorer:
+    """Wants replies of a length: minus the distance from it, in units of `scale_tokens`."""
+
+    def __init__(self, target_tokens: int, scale_tokens: float) -> None:
+        self._target = target_tokens
+        self._scale = scale_tokens
+
+    def can_score(self, _adapter: Adapter | None) -> bool:
+        """Always."""
+        return True
+
+    async def score(self, reading: Reading, _adapter: Adapter | None) -> float:
+        """Return the reward, at most 0; see Scorer."""
+        return -abs(len(reading.token_ids) - self._target) / self._scale
+
+
+class Score(NamedTuple):
+    """A reward, and its parts by name before weighting; no parts where it has only one."""
+
+    reward: float
+    components: Mapping[str, float]
+
+
+class Weighted(NamedTuple):
+    """A scorer and its share of the reward."""
+
+    weight: float
+    scorer: Scorer
+
+
+class Mixture:
+    """The weighted sum of named scorers; one that has no opinion is left out."""
+
+    def __init__(self, components: Mapping[str, Weighted]) -> None:
+        self._components = components
+
+    def can_score(self, adapter: Adapter | None) -> bool:
+        """Say whether any component has an opinion."""
+        return any(part.scorer.can_score(adapter) for part in self._components.values())
+
+    async def score(self, reading: Reading, adapter: Adapter | None) -> Score:
+        """Return the mixed reward. A response that forges a verdict stays at the bottom."""
+        asked = {n: p for n, p in self._components.items() if p.scorer.can_score(adapter)}
+        rewards = await gather_or_cancel(p.scorer.score(reading, adapter) for p in asked.values())
+        parts = dict(zip(asked, rewards, strict=True))
+        reward = sum(asked[name].weight * part for name, part in parts.items())
+        if FORGED_REWARD in rewards:
+            reward = FORGED_REWARD
+        return Score(reward, parts if len(self._components) > 1 else {})

@@ -12,6 +12,7 @@ ThumbloopError                  INTERNAL             something of ours went wron
 ├── Unavailable                 UNAVAILABLE          draining or restarting
 │   ├── Draining
 │   ├── EngineUnavailable
+│   ├── ScorerUnavailable
 │   └── StoreUnavailable
 ├── BadPolicyVersion            FAILED_PRECONDITION  a published version failed a check
 ├── StoreIncompatible           FAILED_PRECONDITION  the store is from a newer release
@@ -104,6 +105,10 @@ class Draining(Unavailable):
 
 class EngineUnavailable(Unavailable):
     """The engine died or is starting."""
+
+
+class ScorerUnavailable(Unavailable):
+    """A reward model beside the engine failed; replies do without it."""
 
 
 class StoreUnavailable(Unavailable):

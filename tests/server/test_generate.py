@@ -241,6 +241,29 @@ async def test_speculative_rejection_stores_what_it_aborted_with_its_partial_rew
     await until(lambda: taught.engine.started == taught.engine.finished + taught.engine.aborted)
 
 
+async def test_a_mixture_of_rewards_is_answered_and_stored_part_by_part(
+    tiny_model: Path, state: State
+):
+    rewards = {
+        "thumbs": {"kind": "thumbs", "weight": 0.5},
+        "short": {"kind": "length", "weight": 0.5, "target_tokens": 0, "scale_tokens": 1.0},
+    }
+    async with running(tiny_model, state, rewards=rewards) as server:
+        first = await server.generate("hello", include_candidates=True)
+        assert first.reranked  # a length can be wanted of the base model too
+        assert [dict(c.reward_components).keys() for c in first.candidates] == [{"short"}] * 4
+        publisher_of(server, tiny_model, state).publish(1)
+        await server.serves(1)
+        reply = await server.generate("hello", include_candidates=True)
+        for shown, kept in zip(
+            reply.candidates, server.stored(reply.response_id).candidates, strict=True
+        ):
+            parts = dict(shown.reward_components)
+            assert parts == kept.reward_components
+            assert parts["short"] == -len(kept.token_ids)
+            assert shown.reward == pytest.approx(0.5 * parts["thumbs"] + 0.5 * parts["short"])
+
+
 async def test_a_busy_server_gives_fewer_candidates_and_says_so(tiny_model: Path, state: State):
     async with running(tiny_model, state, engine={"max_num_seqs": 4}) as server:
         server.engine.may_sample.clear()

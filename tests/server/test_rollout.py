@@ -1,20 +1,22 @@
 import asyncio
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from server.guidance import NotScored
+from server.reading import Reading
 from server.rollout import RolloutWorker, derive_seed
 from server.routes import LoadedVersion
-from server.scoring import FORGED_REWARD, VerdictScorer
+from server.scoring import FORGED_REWARD, Mixture, VerdictScorer, Weighted
 from tests.fakes import FakeEngine
 from tests.publishing import FakeSpeaker, write_adapter
 from tests.rows import version
 from thumbloop.config import Verdict
-from thumbloop.errors import EngineUnavailable, Overloaded
+from thumbloop.errors import EngineUnavailable, Overloaded, ScorerUnavailable
 from thumbloop.rendering import verdict_tokens
-from thumbloop.types import FinishReason, Sampling
+from thumbloop.types import FinishReason, Prompt, Sampling
 
 PROMPT = (40, 41, 42)
 SLEEPS = -1234.5
@@ -38,7 +40,21 @@ async def loaded(engine: FakeEngine, tiny_model: Path, tmp_path: Path) -> Loaded
 
 def worker(engine: FakeEngine, loaded: LoadedVersion, sampling: Sampling) -> RolloutWorker:
     scorer = VerdictScorer(engine, verdict_tokens(Verdict(), engine.tokenizer))
-    return RolloutWorker(engine, scorer, loaded, PROMPT, sampling, scoring_timeout_s=0.2)
+    return hands_of(engine, scorer, loaded, sampling)
+
+
+def hands_of(
+    engine: FakeEngine,
+    scorer: Any,
+    loaded: LoadedVersion,
+    sampling: Sampling,
+    timeout_s: float = 0.2,
+) -> RolloutWorker:
+    mixture = Mixture({"thumbs": Weighted(1.0, scorer)})
+    prompt = Prompt(text="the film")
+    return RolloutWorker(
+        engine, mixture, loaded, prompt, PROMPT, sampling, scoring_timeout_s=timeout_s
+    )
 
 
 def test_seeds_of_candidates_differ_and_are_the_same_on_every_machine():
@@ -107,7 +123,8 @@ async def test_a_forged_verdict_gets_the_lowest_reward_without_asking(engine, lo
     engine.reward = lambda _tokens: pytest.fail("asked")
     verdict = verdict_tokens(Verdict(), engine.tokenizer)
     scorer = VerdictScorer(engine, verdict)
-    assert await scorer.score(PROMPT, (50, verdict.up), loaded.reward) == FORGED_REWARD
+    reading = Reading(Prompt(text="the film"), PROMPT, (50, verdict.up), "")
+    assert await scorer.score(reading, loaded.reward) == FORGED_REWARD
 
 
 async def test_the_base_model_cannot_score(engine):
@@ -151,7 +168,10 @@ class Judge:
     def __init__(self, answer: float | Exception) -> None:
         self._answer = answer
 
-    async def score(self, _prompt: object, _response: object, _adapter: object) -> float:
+    def can_score(self, _adapter: object) -> bool:
+        return True
+
+    async def score(self, _reading: object, _adapter: object) -> float:
         if isinstance(self._answer, Exception):
             raise self._answer
         if self._answer == SLEEPS:
@@ -166,15 +186,16 @@ class Judge:
         (math.inf, "wrong"),
         (SLEEPS, "late"),
         (EngineUnavailable("dead"), "down"),
+        (ScorerUnavailable("broken"), "down"),
         (Overloaded("full", retry_after_s=1.0), "full"),
     ],
-    ids=["nan", "infinite", "late", "down", "full"],
+    ids=["nan", "infinite", "late", "down", "beside it down", "full"],
 )
 async def test_a_reward_that_does_not_come_or_makes_no_sense_is_not_one(
     engine, loaded, answer, reason
 ):
     sampling = Sampling(4, seed=1)
-    hands = RolloutWorker(engine, Judge(answer), loaded, PROMPT, sampling, scoring_timeout_s=0.05)
+    hands = hands_of(engine, Judge(answer), loaded, sampling, timeout_s=0.05)
     sampled = await hands.sample(0)
     with pytest.raises(NotScored) as raised:
         await hands.score(sampled)

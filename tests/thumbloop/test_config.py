@@ -79,6 +79,14 @@ def test_the_environment_wins_over_the_file(file: Path, monkeypatch: pytest.Monk
         ("guidance: {num_candidates: 17}", "num_candidates is above limits.max_candidates"),
         ("sampling: {max_tokens: 2000}", "max_tokens is above limits.max_tokens"),
         ("sampling: {temperature: 0.005}", r"sampling\.temperature has to be 0 \(greedy\)"),
+        ("rewards: {thumbs: {kind: thumbs, weight: 0.9}}", "the weights sum to 0.9"),
+        ("rewards: {}", "the weights sum to 0"),
+        (
+            "rewards: {a: {kind: thumbs, weight: 0.5}, b: {kind: thumbs, weight: 0.5}}",
+            "one reward model of thumbs",
+        ),
+        ("rewards: {safety: {kind: classifier, weight: 1}}", "rewards.safety"),
+        ("rewards: {thumbs: {kind: thumbs, weight: 1, path: x}}", "rewards.thumbs"),
         ("guidance: {checkpoints: [{at: 1.0, keep: 0.5}]}", "guidance.checkpoints.0.at"),
         ("guidance: {checkpoints: [{at: 0.2, keep: 0}]}", "guidance.checkpoints.0.keep"),
         (

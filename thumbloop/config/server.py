@@ -1,9 +1,10 @@
 """Settings of `python -m server`."""
 
 import itertools
+import math
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from thumbloop.config.shared import Metrics, Section, ThumbloopSettings
@@ -78,6 +79,27 @@ class Limits(Section):
     """Longest prompt, characters, refused before it is tokenised."""
     max_requests_in_flight: int = Field(256, ge=1)
     """Generate calls served at once; beyond it RESOURCE_EXHAUSTED."""
+
+
+class RewardComponent(Section):
+    """One part of the reward."""
+
+    kind: Literal["thumbs", "length", "classifier"]
+    """thumbs: what the versions learn; length: a length that is wanted; classifier: a model of yours."""
+    weight: float = Field(gt=0, le=1)
+    """Its share of the reward; all shares together are 1."""
+    target_tokens: int = Field(0, ge=0)
+    """length: the length that is wanted, tokens."""
+    scale_tokens: float = Field(32.0, gt=0)
+    """length: tokens off the target that cost one unit of reward, a logit."""
+    path: str = ""
+    """classifier: folder of a sequence-classification model in Hugging Face layout."""
+
+    @model_validator(mode="after")
+    def _classifier_has_a_folder(self) -> Self:
+        if (self.kind == "classifier") != bool(self.path):
+            raise ValueError("path: a classifier needs a folder, and nothing else takes one")
+        return self
 
 
 class Checkpoint(Section):
@@ -163,6 +185,21 @@ class ServerConfig(ThumbloopSettings):
     """What one request may ask for."""
     delivery: Delivery = Delivery()
     """How a published version comes to answer."""
+    rewards: dict[str, RewardComponent] = Field(
+        default_factory=lambda: {"thumbs": RewardComponent(kind="thumbs", weight=1.0)}
+    )
+    """What candidates are ranked by: components by name, each with `kind`, `weight` and what its kind
+    takes (`target_tokens`, `scale_tokens`, `path`). Weights sum to 1."""
+
+    @field_validator("rewards")
+    @classmethod
+    def _weights_sum_to_1(cls, rewards: dict[str, RewardComponent]) -> dict[str, RewardComponent]:
+        total = sum(component.weight for component in rewards.values())
+        if not math.isclose(total, 1.0, abs_tol=1e-6):
+            raise ValueError(f"the weights sum to {total:g}, they have to sum to 1")
+        if sum(component.kind == "thumbs" for component in rewards.values()) > 1:
+            raise ValueError("there is one reward model of thumbs; name it once")
+        return rewards
 
     @model_validator(mode="after")
     def _defaults_within_limits(self) -> Self:

@@ -1,0 +1,106 @@
+"""Any sequence-classification model of Hugging Face as a reward model, with a batching loop of its own."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from server.engine.protocol import Adapter
+from server.reading import Reading
+from thumbloop.errors import ScorerUnavailable, SettingsError
+
+log = logging.getLogger(__name__)
+
+KIND = "ForSequenceClassification"
+MAX_BATCH = 32
+
+
+class _Waiting(NamedTuple):
+    texts: tuple[str, str | None]
+    reward: "asyncio.Future[float]"
+
+
+def _deliver(batch: Sequence[_Waiting], outcomes: Sequence[float | ScorerUnavailable]) -> None:
+    """Hand each caller its reward or the failure; who went away is passed over."""
+    for waiting, outcome in zip(batch, outcomes, strict=True):
+        if waiting.reward.done():
+            continue
+        if isinstance(outcome, ScorerUnavailable):
+            waiting.reward.set_exception(outcome)
+        else:
+            waiting.reward.set_result(outcome)
+
+
+class ClassifierScorer:
+    """Reads prompt and reply with a tokenizer of its own. One label: its logit is the reward; two: the
+    difference of their logits, second minus first. Whatever waits is read in one batch.
+    """
+
+    def __init__(self, folder: Path, setting: str) -> None:
+        """Load the model; `setting` names it in errors. Raises SettingsError: it is no such model."""
+        if not (folder / "config.json").is_file():
+            raise SettingsError(f"{setting}: {folder} is no model folder (it has no config.json)")
+        kinds = AutoConfig.from_pretrained(folder).architectures or ["no architecture"]
+        if not kinds[0].endswith(KIND):
+            raise SettingsError(f"{setting}: {folder} holds a {kinds[0]}, expected one …{KIND}")
+        self._model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        if self._model.config.num_labels > 2:
+            raise SettingsError(
+                f"{setting}: {folder} has {self._model.config.num_labels} labels, expected 1 or 2"
+            )
+        self._waiting: list[_Waiting] = []
+        self._reader: asyncio.Task[None] | None = None
+
+    def can_score(self, _adapter: Adapter | None) -> bool:
+        """Always: it does not change from version to version."""
+        return True
+
+    async def score(self, reading: Reading, _adapter: Adapter | None) -> float:
+        """Return the reward; see Scorer."""
+        reward: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(self._texts(reading), reward))
+        if self._reader is None or self._reader.done():
+            self._reader = asyncio.create_task(self._read())
+        return await reward
+
+    async def _read(self) -> None:
+        """Read batches until nobody waits."""
+        while self._waiting:
+            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+            try:
+                rewards = await asyncio.to_thread(self._rewards, [w.texts for w in batch])
+            except Exception as error:  # whatever a foreign model raises, replies come without it
+                log.exception("the reward model failed")
+                _deliver(
+                    batch, [ScorerUnavailable(f"the reward model failed: {error}")] * len(batch)
+                )
+            else:
+                _deliver(batch, rewards)
+
+    def _texts(self, reading: Reading) -> tuple[str, str | None]:
+        """Return what is read: the rendered conversation, or a pair of texts."""
+        prompt = reading.prompt
+        if prompt.text is not None:
+            return prompt.text, reading.text
+        turns = [{"role": m.role.value, "content": m.content} for m in prompt.messages]
+        if self._tokenizer.chat_template:
+            turns.append({"role": "assistant", "content": reading.text})
+            return str(self._tokenizer.apply_chat_template(turns, tokenize=False)), None
+        return "\n".join(turn["content"] for turn in turns), reading.text
+
+    @torch.inference_mode()
+    def _rewards(self, texts: list[tuple[str, str | None]]) -> list[float]:
+        encoded = [self._tokenizer(first, second, truncation=True) for first, second in texts]
+        can_pad = self._tokenizer.pad_token_id is not None
+        batches = [encoded] if can_pad else [[one] for one in encoded]
+        return [reward for batch in batches for reward in self._rewards_of(batch)]
+
+    def _rewards_of(self, encoded: list[Any]) -> list[float]:
+        logits = self._model(**self._tokenizer.pad(encoded, return_tensors="pt")).logits.float()
+        rewards = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+        return [float(reward) for reward in rewards]

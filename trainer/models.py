@@ -8,6 +8,7 @@ trunk itself is never trained.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from thumbloop.artifacts import VALUE, WEIGHTS
 from thumbloop.config.trainer import Lora
@@ -65,8 +67,11 @@ class Trunk:
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         model.eval()
-        self.model: PeftModel = get_peft_model(model, _config(lora), adapter_name="policy")
-        self.model.add_adapter("reward", _config(lora))
+        # GPT-2 keeps its matrices transposed.
+        is_transposed = any(isinstance(module, Conv1D) for module in model.modules())
+        config = partial(_config, lora, fan_in_fan_out=is_transposed)
+        self.model: PeftModel = get_peft_model(model, config(), adapter_name="policy")
+        self.model.add_adapter("reward", config())
         self.causal: Any = self.model.get_base_model()
         self.context = int(self.causal.config.max_position_embeddings)
         self.target_modules = tuple(sorted(self.model.peft_config["policy"].target_modules))
@@ -198,7 +203,7 @@ class Trunk:
         _save(self.value_head.state_dict(), folder / VALUE / VALUE_WEIGHTS)
 
 
-def _config(lora: Lora) -> LoraConfig:
+def _config(lora: Lora, *, fan_in_fan_out: bool) -> LoraConfig:
     # Neither dropout, bias, DoRA nor modules_to_save: vLLM refuses or ignores them.
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -206,6 +211,7 @@ def _config(lora: Lora) -> LoraConfig:
         lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
         lora_dropout=0.0,
         target_modules="all-linear",
+        fan_in_fan_out=fan_in_fan_out,
     )
 
 

@@ -7,6 +7,7 @@ each message: that takes a core which the trainer, or the worker itself, could u
 import torch
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from server.engine.models import register_models
 from server.engine.wrapping import THREADS
 
 
@@ -14,5 +15,6 @@ class InProcessExecutor(UniProcExecutor):  # type: ignore[misc]
     """Runs the only worker here, on as many threads as it is told."""
 
     def _init_executor(self) -> None:
+        register_models()
         torch.set_num_threads(self.vllm_config.additional_config[THREADS])  # the worker forbids it
         super()._init_executor()

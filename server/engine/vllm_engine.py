@@ -18,6 +18,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from server.engine.models import register_models
 from server.engine.protocol import REPLY_PRIORITY, Adapter, Sampled
 from server.engine.wrapping import ADAPTED, THREADS, leaves
 from server.engine.zero_adapter import linear_shapes, write_zero_adapter
@@ -38,6 +39,7 @@ class VllmEngine:
     """One vLLM engine with room for `max_versions` pairs of adapters."""
 
     def __init__(self, model: Path, settings: EngineSettings, *, seed: int) -> None:
+        register_models()
         shapes = linear_shapes(model)
         try:
             self._llm = AsyncLLM.from_engine_args(_engine_args(model, shapes, settings, seed))

@@ -5,6 +5,7 @@ from typing import Any
 from vllm.platforms import current_platform
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from server.engine.models import register_models
 from server.engine.wrapping import ADAPTED, unwrapped
 
 GROUPED_LORA = "server.engine.grouped_lora.GroupedLora"
@@ -15,6 +16,7 @@ class Worker(CPUWorker):  # type: ignore[misc]
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model with its linear layers wrapped, and make sure that none was left out."""
+        register_models()
         type(current_platform).get_punica_wrapper = classmethod(lambda _cls: GROUPED_LORA)
         super().load_model(*args, **kwargs)
         manager = self.model_runner.lora_manager._adapter_manager

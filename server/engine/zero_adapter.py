@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from thumbloop.artifacts import ADAPTER_CONFIG, WEIGHTS
 
@@ -41,8 +42,9 @@ def linear_shapes(model: Path) -> dict[str, tuple[int, int]]:
     with torch.device("meta"):
         trunk = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
     head = trunk.get_output_embeddings()
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in trunk.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+    modules = {name: m for name, m in trunk.named_modules() if m is not head}
+    linear = {n: m for n, m in modules.items() if isinstance(m, nn.Linear)}
+    transposed = {n: m for n, m in modules.items() if isinstance(m, Conv1D)}  # GPT-2's
+    return {n: (m.out_features, m.in_features) for n, m in linear.items()} | {
+        n: (m.nf, m.nx) for n, m in transposed.items()
     }

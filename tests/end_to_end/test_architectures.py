@@ -1,0 +1,141 @@
+"""What the trainer writes, vLLM serves, for every architecture we name: same numbers, both adapters.
+
+Tiny random models. Llama is in every other test of this folder.
+"""
+
+import asyncio
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    OPTConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from tests.tiny_model import build_tokenizer
+from thumbloop.config import Verdict
+from thumbloop.config.server import EngineSettings
+from thumbloop.config.trainer import Lora
+from thumbloop.rendering import verdict_tokens
+from thumbloop.types import Sampling
+from trainer.models import ADAPTERS, Trunk
+from trainer.probes import numbers
+
+PROMPTS = [tuple(8 + (11 * i + 5 * n) % 280 for i in range(n)) for n in (3, 17, 33, 70)]
+EQUAL = {"abs": 1e-4}
+
+
+def config_of(name: str, vocabulary: int) -> PreTrainedConfig:
+    ends = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    llama_like = {
+        "vocab_size": vocabulary,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,
+        **ends,
+    }
+    match name:
+        case "gpt2":
+            return GPT2Config(
+                vocab_size=vocabulary,
+                n_positions=256,
+                n_embd=64,
+                n_layer=2,
+                n_head=2,
+                initializer_range=0.2,
+                **ends,
+            )
+        case "opt":
+            return OPTConfig(
+                vocab_size=vocabulary,
+                hidden_size=64,
+                word_embed_proj_dim=64,
+                ffn_dim=128,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=256,
+                init_std=0.2,
+                **ends,
+            )
+        case "qwen2":
+            return Qwen2Config(**llama_like)
+        case "qwen3":
+            return Qwen3Config(**llama_like, head_dim=32)
+    raise AssertionError(name)
+
+
+def build(folder: Path, name: str) -> Path:
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config_of(name, len(tokenizer)))
+    model.to(torch.float32).save_pretrained(folder)
+    return folder
+
+
+def trained(folder: Path) -> Trunk:
+    """Return a trunk whose adapters have something to say."""
+    verdict = verdict_tokens(Verdict(), build_tokenizer())
+    lora = Lora(rank=4, alpha=8.0)
+    trunk = Trunk.open(folder, lora, verdict, device="cpu", dtype="float32")
+    with torch.no_grad():
+        for adapter in ADAPTERS:
+            for name, parameter in trunk.parameters(adapter).items():
+                if ".lora_B." in name:
+                    parameter.normal_(std=0.2)
+    return trunk
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("name", ["gpt2", "opt", "qwen2", "qwen3"])
+async def test_the_engine_says_what_the_trainer_says(name: str, tmp_path: Path):
+    model = build(tmp_path / "model", name)
+    trunk = trained(model)
+    (tmp_path / "version").mkdir()
+    trunk.save(tmp_path / "version")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what vllm's imports and its start have to say of torch
+        from server.engine.vllm_engine import VllmEngine
+
+        settings = EngineSettings(
+            dtype="float32", max_model_len=128, max_num_seqs=8, kv_cache_gib=0.1, max_rank=4
+        )
+        engine = VllmEngine(model, settings, seed=0)
+    try:
+        policy, reward = [await engine.load(a, tmp_path / "version" / a) for a in ADAPTERS]
+        zero = await engine.load_zero("zero")
+        assert len(engine.lora_shapes) == len(trunk.parameters("policy")) // 2
+        samples = await asyncio.gather(
+            *(engine.sample(p, Sampling(8, seed=1), policy) for p in PROMPTS),
+            *(engine.sample(p, Sampling(8, seed=1), zero) for p in PROMPTS),
+        )
+        pairs = [(p, s.token_ids) for p, s in zip(PROMPTS, samples[: len(PROMPTS)], strict=True)]
+        said = numbers(trunk, pairs)
+        for sampled, expected in zip(samples[: len(PROMPTS)], said.logprobs, strict=True):
+            assert sampled.logprobs == pytest.approx(expected, **EQUAL)
+        verdict = trunk.verdict
+        answers = await asyncio.gather(
+            *(
+                engine.next_logprobs(verdict.wrap(p, c), (verdict.up, verdict.down), reward)
+                for p, c in pairs
+            )
+        )
+        assert [up - down for up, down in answers] == pytest.approx(said.rewards, **EQUAL)
+        trunk.reset()
+        base = [(p, s.token_ids) for p, s in zip(PROMPTS, samples[len(PROMPTS) :], strict=True)]
+        for sampled, expected in zip(
+            samples[len(PROMPTS) :], numbers(trunk, base).logprobs, strict=True
+        ):
+            assert sampled.logprobs == pytest.approx(expected, **EQUAL)
+    finally:
+        engine.close()

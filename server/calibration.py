@@ -1,5 +1,6 @@
-"""What recent traffic says about guidance: how long replies are, what a good best reward is, and what a
-partial score is worth. Only audits are believed, since nothing was pruned or cut short in them.
+"""What recent traffic says about guidance: how long replies are and how fast they come, what a good best
+reward is, and what a partial score is worth. Of rewards only audits are believed, in which nothing was
+pruned; of lengths and times only requests in which nothing was left out.
 """
 
 import math
@@ -13,10 +14,12 @@ from scipy.stats import spearmanr
 
 from server.guidance import Checkpoint, Choice, Enough, Outcome
 from thumbloop.config.server import Guidance
-from thumbloop.types import Arm, Candidate, Extent, FinishReason
+from thumbloop.types import Arm, Candidate, Extent
 
 WINDOW = 256
 """Requests that are remembered of each version."""
+VERSIONS = 8
+"""Versions that are remembered."""
 WIDE = 0.75
 """Quantile of the audits' spreads above which a first wave is too spread out to stop at."""
 FEWEST_RANKED = 3
@@ -34,11 +37,25 @@ class _Recent:
     tokens: "deque[float]" = field(default_factory=_window)
     best: "deque[float]" = field(default_factory=_window)
     spread: "deque[float]" = field(default_factory=_window)
-    seconds: "deque[float]" = field(default_factory=_window)
+    pace: "deque[float]" = field(default_factory=_window)
+    """Seconds for each token of a request's longest candidate."""
     correlations: "defaultdict[int, deque[float]]" = field(
         default_factory=lambda: defaultdict(_window)
     )
     """Checkpoint -> rank correlation of partial and final rewards, one for each audit."""
+
+    def for_next_version(self) -> "_Recent":
+        """Return what a new version begins with: all but rewards, which are another model's."""
+        copied = {n: deque(seen, WINDOW) for n, seen in self.correlations.items()}
+        return _Recent(
+            tokens=deque(self.tokens, WINDOW),
+            pace=deque(self.pace, WINDOW),
+            correlations=defaultdict(_window, copied),
+        )
+
+    def length(self, max_tokens: int) -> float:
+        """Return how long a reply is to be expected, tokens."""
+        return min(_mean(self.tokens) or max_tokens, max_tokens)
 
 
 class Calibration:
@@ -47,7 +64,7 @@ class Calibration:
     def __init__(self, settings: Guidance, capacity: int) -> None:
         self._settings = settings
         self._capacity = capacity
-        self._recent: defaultdict[int, _Recent] = defaultdict(_Recent)
+        self._recent: dict[int, _Recent] = {}
 
     def plan(
         self, version: int, wanted: Choice, max_tokens: int, in_flight: int
@@ -56,12 +73,13 @@ class Calibration:
 
         `in_flight` counts the candidates that other requests sample at the moment.
         """
-        recent = self._recent[version]
+        recent = self._of(version)
+        pace = _mean(recent.pace)
         n, extent = affordable(
             wanted.num_candidates,
             room=self._capacity - in_flight,
             time_limit_s=wanted.time_limit_s,
-            expected_s=_mean(recent.seconds),
+            expected_s=None if pace is None else pace * recent.length(max_tokens),
         )
         enough = self._enough(recent)
         planned = replace(
@@ -75,12 +93,12 @@ class Calibration:
 
     def observe(self, version: int, choice: Choice, outcome: Outcome, seconds: float) -> None:
         """Learn from a request that was answered; `seconds` is how long its guidance took."""
-        recent = self._recent[version]
-        recent.seconds.append(seconds)
-        candidates = outcome.candidates
-        if any(c.finish_reason is FinishReason.ABORTED for c in candidates):
-            return  # what survived says nothing about what did not
-        recent.tokens.extend(len(c.token_ids) for c in candidates)
+        if outcome.selected:
+            return  # what was left says nothing about what was not
+        recent, candidates = self._of(version), outcome.candidates
+        lengths = [len(c.token_ids) for c in candidates]
+        recent.tokens.extend(lengths)
+        recent.pace.append(seconds / max(*lengths, 1))
         rewards = [c.reward for c in candidates if c.reward is not None]
         if outcome.arm is not Arm.AUDIT or not outcome.reranked or len(rewards) < 2:
             return
@@ -92,14 +110,26 @@ class Calibration:
 
     def correlation(self, version: int, checkpoint: int) -> float:
         """Return the mean rank correlation of partial and final rewards; NaN before any audit."""
-        return _mean(self._recent[version].correlations[checkpoint]) or math.nan
+        recent = self._recent.get(version)
+        mean = None if recent is None else _mean(recent.correlations.get(checkpoint, ()))
+        return math.nan if mean is None else mean
 
     def is_pruning(self, version: int, checkpoint: int) -> bool:
         """Say whether a checkpoint prunes: until enough audits say that its scores mean too little."""
-        return self._prunes(self._recent[version], checkpoint)
+        recent = self._recent.get(version)
+        return recent is None or self._prunes(recent, checkpoint)
+
+    def _of(self, version: int) -> _Recent:
+        """Return what is remembered of a version; a new one goes on from the one met last."""
+        if version not in self._recent:
+            before = next(reversed(self._recent.values()), _Recent())
+            self._recent[version] = before.for_next_version()
+            if len(self._recent) > VERSIONS:
+                del self._recent[next(iter(self._recent))]
+        return self._recent[version]
 
     def _prunes(self, recent: _Recent, checkpoint: int) -> bool:
-        seen = recent.correlations[checkpoint]
+        seen = recent.correlations.get(checkpoint, ())
         if len(seen) < self._settings.min_audits:
             return True
         return statistics.fmean(seen) >= self._settings.min_rank_correlation
@@ -116,7 +146,7 @@ class Calibration:
 
     def _checkpoints(self, recent: _Recent, n: int, max_tokens: int) -> tuple[Checkpoint, ...]:
         """Return where to look, in tokens of a reply of ordinary length, and how many go on."""
-        length = min(_mean(recent.tokens) or max_tokens, max_tokens)
+        length = recent.length(max_tokens)
         return tuple(
             Checkpoint(
                 tokens=max(1, round(checkpoint.at * length)),

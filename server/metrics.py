@@ -43,7 +43,7 @@ class ServerMetrics:
         )
         self._fallbacks = Counter(
             "thumbloop_guidance_fallbacks",
-            "Replies chosen without their rewards although there is a reward model, by reason.",
+            "Replies chosen by likelihood because scoring or time failed, by reason.",
             ["reason"],
             registry=r,
         )

@@ -10,7 +10,7 @@ import uuid_utils
 from server.calibration import Calibration
 from server.engine import Engine
 from server.guidance import Choice, Guidance, Outcome
-from server.rollout import RolloutWorker, derive_seed
+from server.rollout import Load, RolloutWorker, derive_seed
 from server.routes import LoadedVersion, Routes
 from server.scoring import Mixture
 from thumbloop.errors import InvalidRequest
@@ -67,7 +67,7 @@ class Pipeline:
         self._calibration = calibration
         self._scoring_timeout_s = scoring_timeout_s
         self._on_fallback = on_fallback
-        self._sampling = 0  # candidates under way, of all requests
+        self._load = Load()
 
     async def respond(self, request: Request) -> Interaction:
         """Answer from the routed version with the candidate that guidance chose.
@@ -94,20 +94,18 @@ class Pipeline:
             prompt,
             request.sampling,
             scoring_timeout_s=self._scoring_timeout_s,
+            load=self._load,
         )
         choice, extent = self._calibration.plan(
-            version.number, request.choice, request.sampling.max_tokens, self._sampling
+            version.number, request.choice, request.sampling.max_tokens, self._load.candidates
         )
         started = time.perf_counter()
-        self._sampling += choice.num_candidates
-        try:
-            outcome = await request.guidance.run(worker, choice, _rng(request.sampling.seed))
-        finally:
-            self._sampling -= choice.num_candidates
+        outcome = await request.guidance.run(worker, choice, _rng(request.sampling.seed))
         self._calibration.observe(version.number, choice, outcome, time.perf_counter() - started)
         if outcome.fallback:
             self._on_fallback(outcome.fallback)
-        return outcome if extent is Extent.REQUESTED else replace(outcome, extent=extent)
+        is_as_planned = outcome.extent is Extent.REQUESTED
+        return replace(outcome, extent=extent) if is_as_planned else outcome
 
     def _render(self, request: Request) -> tuple[int, ...]:
         """Return the prompt's token ids, with room left for the reply and the verdict."""
@@ -130,7 +128,7 @@ def _rng(seed: int | None) -> Random:
 def _interaction(
     request: Request, prompt: tuple[int, ...], version: LoadedVersion, outcome: Outcome
 ) -> Interaction:
-    untrainable = request.sampling.untrainable_reason
+    untrainable = request.sampling.untrainable_reason or outcome.selected or None
     if request.learning is Learning.EXCLUDED:
         untrainable = "learning_excluded"
     return Interaction(

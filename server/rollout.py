@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from server.engine import Engine, Sampled
 from server.guidance import NotScored
@@ -17,6 +19,22 @@ from thumbloop.rendering import text_of
 from thumbloop.types import Candidate, FinishReason, Prompt, Sampling
 
 log = logging.getLogger(__name__)
+
+
+class Load:
+    """How many candidates are being sampled, of all requests together."""
+
+    def __init__(self) -> None:
+        self.candidates = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Count one candidate while it is being sampled."""
+        self.candidates += 1
+        try:
+            yield
+        finally:
+            self.candidates -= 1
 
 
 class RolloutWorker:
@@ -32,6 +50,7 @@ class RolloutWorker:
         sampling: Sampling,
         *,
         scoring_timeout_s: float,
+        load: Load,
     ) -> None:
         self._engine = engine
         self._scorer = scorer
@@ -40,6 +59,7 @@ class RolloutWorker:
         self._prompt_token_ids = prompt_token_ids
         self._sampling = sampling
         self._scoring_timeout_s = scoring_timeout_s
+        self._load = load
 
     @property
     def can_score(self) -> bool:
@@ -48,9 +68,10 @@ class RolloutWorker:
 
     async def sample(self, index: int) -> Candidate:
         """Sample candidate `index`, with a seed of its own where the request has one."""
-        sampled = await self._engine.sample(
-            self._prompt_token_ids, self._sampling_of(index), self._version.policy
-        )
+        with self._load.one():
+            sampled = await self._engine.sample(
+                self._prompt_token_ids, self._sampling_of(index), self._version.policy
+            )
         return self._candidate(index, sampled)
 
     def begin(self, index: int) -> "StreamedDecoding":
@@ -58,7 +79,7 @@ class RolloutWorker:
         stream = self._engine.stream(
             self._prompt_token_ids, self._sampling_of(index), self._version.policy
         )
-        return StreamedDecoding(stream, lambda sampled: self._candidate(index, sampled))
+        return StreamedDecoding(stream, partial(self._candidate, index), self._load)
 
     def _sampling_of(self, index: int) -> Sampling:
         if self._sampling.seed is None:
@@ -97,8 +118,12 @@ class StreamedDecoding:
     """One candidate on its way; see guidance's Decoding."""
 
     def __init__(
-        self, stream: AsyncIterator[Sampled], candidate_of: Callable[[Sampled], Candidate]
+        self,
+        stream: AsyncIterator[Sampled],
+        candidate_of: Callable[[Sampled], Candidate],
+        load: Load,
     ) -> None:
+        self._load = load
         self._candidate_of = candidate_of
         self._latest = Sampled((), (), FinishReason.ABORTED)
         self._has_ended = False
@@ -107,9 +132,10 @@ class StreamedDecoding:
 
     async def _follow(self, stream: AsyncIterator[Sampled]) -> None:
         try:
-            async for sampled in stream:
-                self._latest = sampled
-                self._changed.set()
+            with self._load.one():
+                async for sampled in stream:
+                    self._latest = sampled
+                    self._changed.set()
         finally:
             self._has_ended = True
             self._changed.set()
@@ -117,15 +143,14 @@ class StreamedDecoding:
     async def until(self, tokens: int) -> Candidate:
         """Wait for that many tokens, or the end."""
         await self._until(tokens)
-        if self._latest.finish_reason is FinishReason.ABORTED:
-            return self._candidate_of(
-                replace(
-                    self._latest,
-                    token_ids=self._latest.token_ids[:tokens],
-                    logprobs=self._latest.logprobs[:tokens],
-                )
+        latest = self._latest
+        has_more = len(latest.token_ids) > tokens  # by count: it must not matter how late we look
+        if has_more or latest.finish_reason is FinishReason.ABORTED:
+            part = Sampled(
+                latest.token_ids[:tokens], latest.logprobs[:tokens], FinishReason.ABORTED
             )
-        return self._candidate_of(self._latest)
+            return self._candidate_of(part)
+        return self._candidate_of(latest)
 
     async def finish(self) -> Candidate:
         """Wait for the end."""

@@ -9,17 +9,11 @@ import grpc
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
+from server.answers import response_of, version_of
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
 from server.routes import Routes
-from server.translation import (
-    Defaults,
-    check_policy,
-    rating_of,
-    request_of,
-    response_of,
-    version_of,
-)
+from server.translation import Defaults, check_policy, rating_of, request_of
 from thumbloop.errors import InvalidRequest, UnknownPolicyVersion
 from thumbloop.store import GroupWriter, feedback, reading, versions
 from thumbloop.types import Feedback, PolicyVersion

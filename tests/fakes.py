@@ -57,6 +57,7 @@ class FakeEngine:
         self.started = 0
         self.finished = 0
         self.aborted = 0
+        self.streaming = 0  # streams that somebody still reads
         self.sampled_under: Counter[str] = Counter()
         self.is_closed = False
         self._weights: dict[str, str] = {}
@@ -98,12 +99,16 @@ class FakeEngine:
         priority: int = REPLY_PRIORITY,
     ) -> AsyncGenerator[Sampled, None]:
         """Sample one response, token by token; see Engine."""
-        whole = await self.sample(prompt, sampling, adapter, priority=priority)
         with self._using(adapter):
-            for n in range(1, len(whole.token_ids)):
-                yield Sampled(whole.token_ids[:n], whole.logprobs[:n], FinishReason.ABORTED)
-                await asyncio.sleep(0)
-            yield whole
+            whole = await self.sample(prompt, sampling, adapter, priority=priority)
+            self.streaming += 1
+            try:
+                for n in range(1, len(whole.token_ids)):
+                    yield Sampled(whole.token_ids[:n], whole.logprobs[:n], FinishReason.ABORTED)
+                    await asyncio.sleep(0)
+                yield whole
+            finally:
+                self.streaming -= 1
 
     async def next_logprobs(
         self,

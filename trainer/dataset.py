@@ -93,8 +93,6 @@ def interaction_left_out(interaction: Interaction) -> str | None:
         return interaction.untrainable_reason or "untrainable"
     if not interaction.prompt_token_ids:
         return "empty"
-    if any(c.finish_reason is FinishReason.ABORTED for c in interaction.candidates):
-        return "pruned"  # those that were left are the better ones; audits are never pruned
     return None
 
 

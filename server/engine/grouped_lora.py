@@ -23,6 +23,9 @@ MANY_ROWS = 64
 FEW_ROWS = 8
 """Up to so many rows, slices share one block-diagonal product: a call costs more than its zeros."""
 
+MANY_SETS = 8
+"""Sets of slots that a layer keeps packed; the one met longest ago makes room."""
+
 Slots = tuple[int, ...]
 Stacked = tuple[
     Tensor, ...
@@ -135,7 +138,7 @@ def pack(a: Stacked, b: Stacked, slots: Slots) -> Packed | None:
         rank=rank,
         a=product(torch.cat(shrinking)),
         slices=tuple(slices),
-        block_diagonal=product(torch.block_diag(*expanding)),
+        block_diagonal=slices[0].b if len(slices) == 1 else product(torch.block_diag(*expanding)),
     )
 
 
@@ -151,6 +154,8 @@ class Module:
     def packed(self, slots: Slots) -> Packed | None:
         """Return the slots' adapters side by side."""
         if slots not in self._packed:
+            if len(self._packed) >= MANY_SETS:
+                del self._packed[next(iter(self._packed))]
             self._packed[slots] = pack(self._a, self._b, slots)
         return self._packed[slots]
 

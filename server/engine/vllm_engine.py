@@ -16,7 +16,7 @@ from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from server.engine.models import register_models
 from server.engine.protocol import REPLY_PRIORITY, Adapter, Sampled
@@ -108,6 +108,8 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         output = (await self._finish(prompt, params, adapter, priority)).outputs[0]
+        if not output.logprobs:
+            raise EngineUnavailable("the engine gave up on a score")
         (position,) = output.logprobs
         return tuple(position[token].logprob for token in token_ids)
 
@@ -137,6 +139,8 @@ class VllmEngine:
                 yield output
         except EngineDeadError:
             raise EngineUnavailable(_DEAD) from None
+        except EngineGenerateError as error:
+            raise EngineUnavailable(f"the engine gave up on a request: {error}") from error
         finally:
             await stream.aclose()
 
@@ -206,6 +210,8 @@ def _slot_rank(max_rank: int) -> int:
 
 def _on_cpu(adapted: Iterable[str], settings: EngineSettings) -> dict[str, Any]:
     """Return what is ours in vLLM on a CPU: the LoRA operators, and the worker's place."""
+    if settings.threads and settings.tensor_parallel_size > 1:
+        raise SettingsError("engine.threads: vLLM places the threads of several workers itself")
     threads = settings.threads or len(os.sched_getaffinity(0))
     arguments: dict[str, Any] = {
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * _GIB),

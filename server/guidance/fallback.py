@@ -7,7 +7,11 @@ from thumbloop.types import Arm, Candidate, Extent, FinishReason
 
 
 def most_likely(
-    candidates: Sequence[Candidate], reason: str, *, extent: Extent = Extent.REQUESTED
+    candidates: Sequence[Candidate],
+    reason: str,
+    *,
+    extent: Extent = Extent.REQUESTED,
+    selected: str = "",
 ) -> Outcome:
     """Choose by the mean log-probability per token; claims no propensity for anybody.
 
@@ -22,6 +26,7 @@ def most_likely(
         reranked=False,
         extent=extent,
         fallback=reason,
+        selected=selected,
     )
 
 

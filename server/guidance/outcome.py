@@ -44,7 +44,9 @@ class Choice:
 class Outcome:
     """All candidates of a request, one of them chosen, and how it was chosen.
 
-    `fallback` says why rewards were not used although there is a reward model; empty otherwise.
+    `fallback` says why rewards were not used although there might have been some, and `selected` how
+    candidates were left out by what they are, so that the rest is no sample of the policy: pruned, or
+    cut by a deadline. Both are empty otherwise.
     """
 
     candidates: tuple[Candidate, ...]
@@ -52,6 +54,7 @@ class Outcome:
     reranked: bool
     extent: Extent = Extent.REQUESTED
     fallback: str = ""
+    selected: str = ""
 
     @property
     def chosen(self) -> Candidate:
@@ -71,7 +74,7 @@ class Decoding(Protocol):
     """One candidate while it is being sampled."""
 
     async def until(self, tokens: int) -> Candidate:
-        """Wait for that many tokens; return them as an aborted candidate, or all if it ended before."""
+        """Wait for that many tokens; return just them, as an aborted candidate, or all if it has no more."""
 
     async def finish(self) -> Candidate:
         """Wait for the end."""
@@ -133,6 +136,7 @@ def settle(
     reranked: bool,
     extent: Extent = Extent.REQUESTED,
     fallback: str = "",
+    selected: str = "",
 ) -> Outcome:
     """Mark the chosen candidate and write down every candidate's marginal propensity."""
     return Outcome(
@@ -144,4 +148,5 @@ def settle(
         reranked=reranked,
         extent=extent,
         fallback=fallback,
+        selected=selected,
     )

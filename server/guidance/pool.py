@@ -4,7 +4,7 @@ from a distribution over the whole of it."""
 import asyncio
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from server.guidance.fallback import most_likely
@@ -33,6 +33,11 @@ class Pool:
     problem: str = ""
 
     @property
+    def is_cut(self) -> bool:
+        """Say whether candidates are missing because they took too long."""
+        return self.extent is Extent.DEADLINE
+
+    @property
     def rewards(self) -> list[float]:
         """Return every candidate's reward, (N,); only where there is no problem."""
         return [c.reward for c in self.candidates if c.reward is not None]
@@ -43,7 +48,8 @@ async def run_pooled(worker: Worker, choice: Choice, rng: Random, weights_of: We
     arm = draw_arm(choice.audit_share, rng)
     pool = await fill(worker, choice, arm)
     if pool.problem:
-        return most_likely(pool.candidates, pool.problem, extent=pool.extent)
+        selected = "cut" if pool.is_cut else ""
+        return most_likely(pool.candidates, pool.problem, extent=pool.extent, selected=selected)
     n = len(pool.candidates)
     if not worker.can_score:
         return settle(pool.candidates, rng.randrange(n), [1 / n] * n, arm=arm, reranked=False)
@@ -93,16 +99,25 @@ async def fill(worker: Worker, choice: Choice, arm: Arm) -> Pool:
     end = None if choice.time_limit_s is None else loop.time() + choice.time_limit_s
     first = choice.first_wave
     if arm is Arm.AUDIT or not worker.can_score or not 0 < first < choice.num_candidates:
-        return await _wave(worker, range(choice.num_candidates), end, Extent.REQUESTED)
-    pool = await _wave(worker, range(first), end, Extent.ENOUGH)
-    if pool.problem or pool_size(pool.rewards, choice) == first:
+        return await _wave(worker, range(choice.num_candidates), end)
+    pool = await _wave(worker, range(first), end)
+    if pool.problem:
         return pool
-    rest = await _wave(worker, range(first, choice.num_candidates), end, Extent.REQUESTED)
+    if pool_size(pool.rewards, choice) == first:
+        return replace(pool, extent=Extent.ENOUGH)
+    rest = await _wave(worker, range(first, choice.num_candidates), end, is_first=False)
     return Pool(pool.candidates + rest.candidates, rest.extent, rest.problem)
 
 
-async def _wave(worker: Worker, indices: range, end: float | None, extent: Extent) -> Pool:
-    """Fill one wave until all are done, or the loop's clock says `end`."""
+async def _wave(
+    worker: Worker, indices: range, end: float | None, *, is_first: bool = True
+) -> Pool:
+    """Fill one wave until all are done, or the loop's clock says `end`.
+
+    A first wave waits for one candidate at least; a second one is not begun too late.
+    """
+    if not is_first and end is not None and asyncio.get_running_loop().time() >= end:
+        return Pool((), Extent.DEADLINE, "deadline")
     ready: dict[int, Candidate] = {}
     problems: list[str] = []
 
@@ -117,7 +132,7 @@ async def _wave(worker: Worker, indices: range, end: float | None, extent: Exten
     tasks = [asyncio.ensure_future(candidate(index)) for index in indices]
     try:
         is_late = not await _all_done(tasks, end)
-        while is_late and not ready:
+        while is_late and is_first and not ready:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             _raise_failed(tasks)
     finally:
@@ -125,10 +140,10 @@ async def _wave(worker: Worker, indices: range, end: float | None, extent: Exten
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     _raise_failed(tasks)
+    candidates = tuple(ready[i] for i in sorted(ready))
     if is_late:
-        problems.append("deadline")
-        extent = Extent.DEADLINE
-    return Pool(tuple(ready[i] for i in sorted(ready)), extent, problems[0] if problems else "")
+        return Pool(candidates, Extent.DEADLINE, "deadline")
+    return Pool(candidates, Extent.REQUESTED, problems[0] if problems else "")
 
 
 async def _all_done(tasks: Sequence["asyncio.Future[None]"], end: float | None) -> bool:

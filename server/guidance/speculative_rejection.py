@@ -37,17 +37,23 @@ class SpeculativeRejection:
 
     async def run(self, worker: Worker, choice: Choice, rng: Random) -> Outcome:
         """Return all n candidates, aborted ones included, with the winner marked."""
-        if not choice.checkpoints or not worker.can_score:
+        if not choice.checkpoints or not worker.can_score or choice.num_candidates == 1:
             return await BestOfN().run(worker, choice, rng)
         arm = draw_arm(choice.audit_share, rng)
+        prunes = arm is Arm.STRATEGY and any(c.prunes for c in choice.checkpoints)
+        selected = (
+            "pruned" if prunes else ""
+        )  # also where nobody was: that says they were all short
         race = Race(worker, choice)
         try:
             async with asyncio.timeout(choice.time_limit_s):
-                candidates = await race.run(prunes=arm is Arm.STRATEGY)
+                try:
+                    candidates = await race.run(prunes=prunes)
+                except NotScored as error:
+                    return most_likely(await race.finish_all(), error.reason, selected=selected)
         except TimeoutError:
-            return most_likely(await race.stop(), "deadline", extent=Extent.DEADLINE)
-        except NotScored as error:
-            return most_likely(await race.finish_all(), error.reason)
+            cut = await race.first_finished()
+            return most_likely(cut, "deadline", extent=Extent.DEADLINE, selected="cut")
         finally:
             await race.stop()
         weights = race_weights(candidates, choice.checkpoints)
@@ -57,6 +63,7 @@ class SpeculativeRejection:
             marginal_propensities(weights, choice.audit_share, choice.num_candidates),
             arm=arm,
             reranked=True,
+            selected=selected,
         )
 
 
@@ -88,6 +95,19 @@ class Race:
         """Abort what still runs; return all candidates as far as they got."""
         await gather_or_cancel(self._abort(i) for i in self._running(range(len(self._decodings))))
         return self._all()
+
+    async def first_finished(self) -> list[Candidate]:
+        """Wait until one candidate has finished, if none has; abort the others and return all."""
+        if all(c.finish_reason is FinishReason.ABORTED for c in self._ended.values()):
+            running = self._running(range(len(self._decodings)))
+            ends = [asyncio.ensure_future(self._decodings[i].finish()) for i in running]
+            try:
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for end in ends:
+                    end.cancel()
+                await asyncio.gather(*ends, return_exceptions=True)
+        return await self.stop()
 
     async def finish_all(self) -> list[Candidate]:
         """Let what still runs finish unscored; return all candidates."""

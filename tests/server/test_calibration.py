@@ -1,14 +1,15 @@
 """What audits say about waves and checkpoints, and how many candidates can be afforded."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from server.calibration import Calibration, affordable, rank_correlation
+from server.calibration import VERSIONS, Calibration, affordable, rank_correlation
 from server.guidance import Choice, Outcome
 from tests.rows import candidate
 from thumbloop.config.server import Checkpoint, Guidance
-from thumbloop.types import Arm, Candidate, Extent, FinishReason
+from thumbloop.types import Arm, Candidate, Extent
 
 CHOICE = Choice(4, 0.5, 0.03)
 SETTINGS = Guidance(min_audits=3, first_wave=2)
@@ -48,14 +49,45 @@ def test_checkpoints_follow_the_length_that_replies_have():
     calibration = Calibration(SETTINGS, 64)
     calibration.observe(1, CHOICE, audited([1.0, 2.0], tokens=20), 0.1)
     assert [c.tokens for c in planned(calibration).checkpoints] == [5, 10]
-    assert [c.tokens for c in planned(calibration, version=2).checkpoints] == [16, 32]
 
 
-def test_pruned_requests_say_nothing_about_lengths():
+@pytest.mark.parametrize("selected", ["pruned", "cut"])
+def test_requests_of_which_a_part_was_left_out_say_nothing(selected):
     calibration = Calibration(SETTINGS, 64)
-    pruned = candidate(0, finish_reason=FinishReason.ABORTED, reward=None)
-    calibration.observe(1, CHOICE, Outcome((pruned, candidate(1)), Arm.STRATEGY, True), 0.1)
-    assert [c.tokens for c in planned(calibration).checkpoints] == [16, 32]
+    for _ in range(5):
+        calibration.observe(1, CHOICE, replace(audited([1.0, 2.0]), selected=selected), 9.9)
+    assert planned(calibration) == planned(Calibration(SETTINGS, 64))
+
+
+def test_a_new_version_goes_on_with_lengths_and_correlations_but_not_with_rewards():
+    calibration = Calibration(SETTINGS, 64)
+    looked = planned(calibration)
+    stages = [(3.0, 0.0), (0.0, 1.0), (2.0, 2.0), (1.0, 3.0)]
+    for _ in range(3):
+        calibration.observe(1, looked, audited([0.0, 1.0, 2.0, 3.0], stages), 0.1)
+    assert planned(calibration).first_wave == 2
+    heir = planned(calibration, version=2)
+    assert heir.first_wave == 0
+    assert [(c.tokens, c.prunes) for c in heir.checkpoints] == [(5, False), (10, True)]
+
+
+def test_only_the_last_versions_are_remembered():
+    calibration = Calibration(SETTINGS, 64)
+    for version in range(3 * VERSIONS):
+        planned(calibration, version)
+    assert len(calibration._recent) == VERSIONS
+
+
+def test_how_long_a_request_may_take_goes_by_its_length():
+    calibration = Calibration(SETTINGS, 64)
+    for _ in range(3):
+        calibration.observe(1, CHOICE, audited([1.0, 2.0], tokens=50), 5.0)  # 0.1 s a token
+    hurried = Choice(4, 0.5, 0.03, time_limit_s=2.0)
+    assert calibration.plan(1, hurried, 64, 0)[0].num_candidates == 1  # 50 tokens need 5 s
+    assert calibration.plan(1, hurried, 10, 0) == (
+        planned_for(calibration, hurried, 10),
+        "requested",
+    )
 
 
 def test_a_first_wave_is_measured_against_the_best_of_audits():
@@ -93,7 +125,7 @@ def test_a_checkpoint_switches_itself_off_when_partial_rewards_say_too_little(ag
     assert math.isnan(calibration.correlation(2, 0))
 
 
-def test_only_audits_are_believed():
+def test_of_rewards_only_audits_are_believed():
     calibration = Calibration(SETTINGS, 64)
     looked = planned(calibration)
     stages = [(3.0,), (0.0,), (2.0,), (1.0,)]
@@ -102,6 +134,20 @@ def test_only_audits_are_believed():
         calibration.observe(1, looked, Outcome(outcome.candidates, Arm.STRATEGY, True), 0.1)
     assert calibration.is_pruning(1, 0)
     assert planned(calibration).first_wave == 0
+
+
+def test_a_correlation_of_nothing_is_zero_and_not_unknown():
+    calibration = Calibration(SETTINGS, 64)
+    looked = planned(calibration)
+    stages = [(2.0,), (4.0,), (1.0,), (3.0,)]  # ranks 2 4 1 3 against 1 2 3 4
+    calibration.observe(1, looked, audited([0.0, 1.0, 2.0, 3.0], stages), 0.1)
+    assert calibration.correlation(1, 0) == pytest.approx(0.0)
+
+
+def planned_for(calibration: Calibration, choice: Choice, max_tokens: int) -> Choice:
+    """Return what the choice would be without its time limit, but for the limit."""
+    calm = calibration.plan(1, replace(choice, time_limit_s=None), max_tokens, 0)[0]
+    return replace(calm, time_limit_s=choice.time_limit_s)
 
 
 def scored(stage: tuple[float, ...], final: float | None) -> Candidate:

@@ -237,8 +237,11 @@ async def test_speculative_rejection_stores_what_it_aborted_with_its_partial_rew
                 assert len(kept.logprobs) == len(kept.token_ids) > 0
             assert kept.propensity is not None
         assert reply.reward == stored.chosen.reward
+        is_audit = stored.arm is Arm.AUDIT
+        assert stored.trainable is is_audit
+        assert stored.untrainable_reason == (None if is_audit else "pruned")
     assert aborted > 12
-    await until(lambda: taught.engine.started == taught.engine.finished + taught.engine.aborted)
+    assert taught.engine.streaming == 0
 
 
 async def test_a_mixture_of_rewards_is_answered_and_stored_part_by_part(
@@ -293,6 +296,7 @@ async def test_near_a_callers_deadline_the_answer_is_chosen_from_what_is_ready(t
     )
     reply = await taught.policy.Generate(request, timeout=1.0)
     assert [c.index for c in reply.candidates] == [0, 1, 3]
+    assert taught.stored(reply.response_id).untrainable_reason == "cut"
     assert not reply.reranked
     assert reply.candidate_extent == policy_pb2.CANDIDATE_EXTENT_DEADLINE
 

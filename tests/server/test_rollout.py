@@ -7,7 +7,7 @@ import pytest
 
 from server.guidance import NotScored
 from server.reading import Reading
-from server.rollout import RolloutWorker, derive_seed
+from server.rollout import Load, RolloutWorker, derive_seed
 from server.routes import LoadedVersion
 from server.scoring import FORGED_REWARD, Mixture, VerdictScorer, Weighted
 from tests.fakes import FakeEngine
@@ -48,12 +48,21 @@ def hands_of(
     scorer: Any,
     loaded: LoadedVersion,
     sampling: Sampling,
+    *,
     timeout_s: float = 0.2,
+    load: Load | None = None,
 ) -> RolloutWorker:
     mixture = Mixture({"thumbs": Weighted(1.0, scorer)})
     prompt = Prompt(text="the film")
     return RolloutWorker(
-        engine, mixture, loaded, prompt, PROMPT, sampling, scoring_timeout_s=timeout_s
+        engine,
+        mixture,
+        loaded,
+        prompt,
+        PROMPT,
+        sampling,
+        scoring_timeout_s=timeout_s,
+        load=load or Load(),
     )
 
 
@@ -141,7 +150,24 @@ async def test_a_decoding_can_be_looked_at_on_the_way_and_is_the_same_sample(eng
     assert early.logprobs == whole.logprobs[:3]
     assert early.finish_reason is FinishReason.ABORTED
     assert await decoding.finish() == whole
-    assert await decoding.until(2) == whole
+    late = await decoding.until(2)  # it has ended meanwhile, but what counts are its first tokens
+    assert late.token_ids == whole.token_ids[:2]
+    assert late.finish_reason is FinishReason.ABORTED
+    assert await decoding.until(len(whole.token_ids)) == whole
+
+
+async def test_candidates_are_counted_while_they_are_sampled(engine, loaded):
+    load = Load()
+    engine.may_sample.clear()
+    hands = hands_of(engine, Judge(0.0), loaded, Sampling(8, seed=1), load=load)
+    sample, decoding = asyncio.create_task(hands.sample(0)), hands.begin(1)
+    await asyncio.sleep(0.01)
+    assert load.candidates == 2
+    await decoding.abort()
+    assert load.candidates == 1
+    engine.may_sample.set()
+    await sample
+    assert load.candidates == 0
 
 
 async def test_a_decoding_that_is_aborted_keeps_what_there_was(engine, loaded):

@@ -154,17 +154,13 @@ def test_how_a_candidate_ended_is_kept(connection):
     ]
 
 
-def test_a_pruned_group_trains_no_policy_since_its_survivors_are_the_better_ones(connection):
-    ends = (FinishReason.STOP, FinishReason.ABORTED)
-    store(
-        connection,
-        candidates=tuple(
-            candidate(i, policy_version=3, finish_reason=end) for i, end in enumerate(ends)
-        ),
-    )
+def test_a_group_of_which_a_part_was_left_out_trains_no_policy(connection):
+    """What survived pruning or a deadline is the better, or the shorter, part."""
+    for reason in ("pruned", "cut"):
+        store(connection, trainable=False, untrainable_reason=reason)
     data = read(connection)
     assert data.rollouts == ()
-    assert data.rollouts_left_out == {"pruned": 2}
+    assert data.rollouts_left_out == {"pruned": 2, "cut": 2}
 
 
 def test_the_newest_rollouts_are_kept_and_all_add_up(connection):

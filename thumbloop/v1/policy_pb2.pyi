@@ -521,7 +521,9 @@ class GenerateResponse(_message.Message):
     reranked: _builtins.bool
     """False when the choice did not use rewards: version 0, no guidance, or scoring had to be skipped."""
     num_candidates: _builtins.int
-    """How many candidates it had, from 1; aborted ones included."""
+    """How many candidates it had, from 1: those that guidance aborted included, those that a deadline
+    cut off not.
+    """
     candidate_extent: Global___CandidateExtent.ValueType
     """Why not more."""
     @_builtins.property

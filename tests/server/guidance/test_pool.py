@@ -91,7 +91,7 @@ async def test_near_the_deadline_the_answer_is_chosen_from_what_is_ready():
     outcome = await SoftBestOfN().run(worker, Choice(3, 0.5, 0.0, time_limit_s=0.05), Random(1))
     assert [c.index for c in outcome.candidates] == [1, 2]
     assert (outcome.arm, outcome.extent) == (Arm.FALLBACK, Extent.DEADLINE)
-    assert outcome.fallback == "deadline"
+    assert (outcome.fallback, outcome.selected) == ("deadline", "cut")
     assert not outcome.reranked
     assert [c.propensity for c in outcome.candidates] == [None, None]
 
@@ -105,6 +105,30 @@ async def test_when_nothing_is_ready_the_first_candidate_is_waited_for():
     assert not run.done()
     worker.release.set()
     assert (await run).fallback == "deadline"
+
+
+async def test_a_second_wave_is_not_begun_too_late():
+    worker = ScriptedWorker([0.0, 0.5, 2.0, 1.0])
+    choice = Choice(4, 0.5, 0.0, first_wave=2, enough=CONTENT, time_limit_s=0.0)
+    outcome = await BestOfN().run(worker, choice, Random(1))
+    assert sorted(worker.sampled) == [0, 1]
+    assert (outcome.extent, outcome.fallback) == (Extent.DEADLINE, "deadline")
+
+
+async def test_a_second_wave_that_is_late_is_not_waited_for():
+    worker = ScriptedWorker([0.0, 0.5, 2.0, 1.0], slow=[2, 3])
+    choice = Choice(4, 0.5, 0.0, first_wave=2, enough=CONTENT, time_limit_s=0.05)
+    outcome = await BestOfN().run(worker, choice, Random(1))
+    assert [c.index for c in outcome.candidates] == [0, 1]
+    assert (outcome.extent, outcome.selected) == (Extent.DEADLINE, "cut")
+
+
+async def test_a_first_wave_that_could_not_be_scored_was_not_good_enough():
+    worker = ScriptedWorker([1.5, None, 9.0, 9.0])
+    choice = Choice(4, 0.5, 0.0, first_wave=2, enough=CONTENT)
+    outcome = await BestOfN().run(worker, choice, Random(1))
+    assert (outcome.extent, outcome.fallback) == (Extent.REQUESTED, "full")
+    assert outcome.selected == ""
 
 
 async def test_a_time_limit_that_is_not_reached_changes_nothing():

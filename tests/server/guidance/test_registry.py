@@ -3,8 +3,10 @@
 import sys
 from types import ModuleType
 
-import server.guidance
+import pytest
+
 from server.guidance import find_strategies
+from thumbloop.errors import SettingsError
 from thumbloop.types import Strategy
 
 FIFTH = '''
@@ -41,7 +43,11 @@ def test_a_fifth_strategy_is_one_file(tmp_path, monkeypatch):
     assert set(find_strategies(package)) == {"worst_of_n"}
 
 
-def test_the_package_names_its_own_modules_only_once():
-    names = [module.name for module in find_strategies().values()]
-    assert len(names) == len(set(names))
-    assert server.guidance.__all__ == sorted(server.guidance.__all__)
+def test_two_strategies_of_one_name_are_refused(tmp_path, monkeypatch):
+    for name in ("worst_of_n", "again"):
+        (tmp_path / f"{name}.py").write_text(FIFTH)
+    package = ModuleType("another_package_of_strategies")
+    package.__path__ = [str(tmp_path)]
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    with pytest.raises(SettingsError, match="two strategies are called worst_of_n"):
+        find_strategies(package)

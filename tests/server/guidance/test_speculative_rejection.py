@@ -1,7 +1,9 @@
 """Speculative rejection: who is aborted when, what is stored of them, and how likely each was shown."""
 
+import asyncio
 import math
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -113,7 +115,13 @@ def test_an_audit_replays_the_pruning():
         candidate(2, reward=2.0, stage_rewards=(0.4, 0.7), **ended),
     ]
     assert race_weights(candidates, LOOKS) == [0.0, 0.0, 1.0]
-    assert race_weights(candidates, (Checkpoint(2, 2), Checkpoint(5, 1, prunes=False))) == [0, 0, 1]
+    first_only = (Checkpoint(2, 2), Checkpoint(5, 1, prunes=False))
+    assert race_weights(candidates, first_only) == [0.0, 0.0, 1.0]
+    second_only = (Checkpoint(2, 2, prunes=False), Checkpoint(5, 1))
+    assert race_weights(candidates, second_only) == [0.0, 0.0, 1.0]
+    by_first = [replace(c, stage_rewards=(s,)) for c, s in zip(candidates, (5, 1, 0), strict=True)]
+    assert race_weights(by_first, (Checkpoint(2, 1),)) == [1.0, 0.0, 0.0]
+    assert race_weights(candidates, (Checkpoint(2, 1),)) == [0.0, 1.0, 0.0]
     assert race_weights(candidates, ()) == [1.0, 0.0, 0.0]
 
 
@@ -140,6 +148,39 @@ async def test_at_the_deadline_what_there_is_is_shown():
     assert outcome.chosen.index == 0
     assert (outcome.fallback, outcome.extent) == ("deadline", Extent.DEADLINE)
     assert worker.aborted == [1]
+
+
+async def test_at_the_deadline_one_finished_candidate_is_waited_for():
+    worker = ScriptedWorker([1.0, 2.0], tokens=10, slow=[0, 1])
+    task = asyncio.create_task(run(worker, choose(2, limit=0.0)))
+    await asyncio.sleep(0.05)
+    assert not task.done()
+    worker.release.set()
+    outcome = await task
+    assert outcome.chosen.finish_reason is FinishReason.STOP
+    assert (outcome.fallback, outcome.selected) == ("deadline", "cut")
+
+
+async def test_scoring_that_fails_does_not_outlive_the_deadline():
+    worker = ScriptedWorker([None, 2.0, 1.0], tokens=[10, 10, 1], slow=[1])
+    outcome = await asyncio.wait_for(run(worker, choose(3, limit=0.1)), 5)
+    assert not outcome.reranked
+    assert outcome.chosen.finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize(
+    ("share", "looks", "selected"),
+    [
+        (0.0, LOOKS, "pruned"),
+        (1.0, LOOKS, ""),
+        (0.0, (Checkpoint(2, 1, prunes=False),), ""),
+        (0.0, (Checkpoint(50, 1),), "pruned"),
+    ],
+    ids=["pruned", "audit", "only looked", "all were short"],
+)
+async def test_what_could_be_pruned_is_no_sample_of_the_policy(share, looks, selected):
+    worker = ScriptedWorker([0.0, 3.0, 2.0], tokens=10)
+    assert (await run(worker, choose(3, share, looks))).selected == selected
 
 
 async def test_whatever_goes_wrong_nothing_is_left_running():

@@ -1,0 +1,95 @@
+"""Types -> protocol buffers: what callers get back."""
+
+import math
+from collections.abc import Sequence
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from thumbloop.types import (
+    Candidate,
+    Extent,
+    FinishReason,
+    Interaction,
+    PolicyVersion,
+    VersionState,
+)
+from thumbloop.v1 import admin_pb2, policy_pb2
+
+_FINISH = {
+    FinishReason.STOP: policy_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: policy_pb2.FINISH_REASON_LENGTH,
+    FinishReason.ABORTED: policy_pb2.FINISH_REASON_ABORTED,
+}
+_EXTENTS = {
+    extent: policy_pb2.CandidateExtent.Value(f"CANDIDATE_EXTENT_{extent.name}") for extent in Extent
+}
+_STATES = {
+    state: admin_pb2.PolicyVersionState.Value(f"POLICY_VERSION_STATE_{state.name}")
+    for state in VersionState
+}
+
+
+def response_of(
+    interaction: Interaction, *, include_candidates: bool
+) -> policy_pb2.GenerateResponse:
+    """Return what the caller gets for an interaction."""
+    chosen = interaction.chosen
+    return policy_pb2.GenerateResponse(
+        response_id=interaction.response_id,
+        text=chosen.text,
+        finish_reason=_FINISH[chosen.finish_reason],
+        policy_version=interaction.policy_version,
+        reward=_finite(chosen.reward),
+        candidates=_candidates(interaction.candidates) if include_candidates else (),
+        usage=policy_pb2.Usage(
+            prompt_tokens=len(interaction.prompt_token_ids),
+            reply_tokens=len(chosen.token_ids),
+            candidate_tokens=sum(len(c.token_ids) for c in interaction.candidates),
+        ),
+        reranked=interaction.reranked,
+        num_candidates=len(interaction.candidates),
+        candidate_extent=_EXTENTS[interaction.extent],
+    )
+
+
+def _candidates(candidates: Sequence[Candidate]) -> list[policy_pb2.Candidate]:
+    return [
+        policy_pb2.Candidate(
+            text=c.text,
+            reward=_finite(c.reward),
+            finish_reason=_FINISH[c.finish_reason],
+            index=c.index,
+            reward_components=c.reward_components,
+            stage_rewards=c.stage_rewards,
+        )
+        for c in candidates
+    ]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def version_of(version: PolicyVersion, *, is_available: bool) -> admin_pb2.PolicyVersion:
+    """Return a version as callers see it."""
+    return admin_pb2.PolicyVersion(
+        policy=version.policy,
+        policy_version=version.version,
+        parent_version=version.parent,
+        state=_STATES[version.state],
+        reason=version.reason,
+        published_at=_timestamp(version.published_at),
+        state_since=_timestamp(version.state_since),
+        policy_digest=version.policy_digest,
+        reward_digest=version.reward_digest,
+        metrics=dict(version.metrics),
+        feedback_count=version.feedback_count,
+        first_feedback_id=version.first_feedback_id,
+        last_feedback_id=version.last_feedback_id,
+        is_available=is_available,
+    )
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    whole = math.floor(seconds)
+    return Timestamp(seconds=whole, nanos=int((seconds - whole) * 1e9))

@@ -1,0 +1,58 @@
+"""What vLLM is asked for; nothing is started here."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thumbloop.config.server import EngineSettings
+from thumbloop.errors import SettingsError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what vllm's imports have to say of torch
+    from server.engine import vllm_engine
+
+ADAPTED = ["layers.0.q_proj", "layers.1.q_proj", "layers.0.fc"]
+
+
+def arguments(**settings: Any) -> Any:
+    return vllm_engine._engine_args(Path("model"), ADAPTED, EngineSettings(**settings), seed=3)
+
+
+def test_each_version_has_two_slots_and_logprobs_are_the_samplers():
+    asked = arguments(max_versions=4, max_rank=12)
+    assert (asked.max_loras, asked.max_cpu_loras, asked.max_lora_rank) == (8, 8, 16)
+    assert asked.logprobs_mode == "processed_logprobs"
+    assert (asked.dtype, asked.seed) == ("float32", 3)
+
+
+def test_on_a_cpu_the_worker_is_ours_and_in_the_engines_process():
+    asked = arguments(threads=1)
+    assert asked.worker_cls == "server.engine.worker.Worker"
+    assert asked.distributed_executor_backend == "server.engine.executor.InProcessExecutor"
+    assert asked.lora_target_modules == ["fc", "q_proj"]
+    assert asked.additional_config["thumbloop_threads"] == 1
+    assert asked.additional_config["thumbloop_adapted_modules"] == sorted(ADAPTED)
+
+
+def test_threads_are_one_for_every_core_unless_set():
+    assert arguments().additional_config["thumbloop_threads"] == len(os.sched_getaffinity(0))
+
+
+def test_grouped_lora_can_be_switched_off():
+    asked = arguments(grouped_lora=False)
+    assert asked.worker_cls == "auto"
+    assert asked.lora_target_modules is None
+
+
+def test_several_workers_stay_with_vllms_own_executor_which_places_their_threads():
+    assert arguments(tensor_parallel_size=2).distributed_executor_backend is None
+    with pytest.raises(SettingsError, match=r"engine\.threads"):
+        arguments(tensor_parallel_size=2, threads=1)
+
+
+def test_a_rank_that_vllm_cannot_hold_is_refused():
+    with pytest.raises(SettingsError, match=r"engine\.max_rank"):
+        arguments(max_rank=100_000)

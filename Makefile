@@ -13,10 +13,11 @@ demo_model = $(if $(CONFIG)$(THUMBLOOP_$(1)_MODEL__PATH),,model=$$($(PYTHON) -m 
 
 # Builds the base model, then learns from simulated users while serving them: a table in the
 # terminal, runs/demo/report.json and runs/demo/learning.png.
-# PREFERENCE=module:function SEED=0 ROUNDS=6 SHUFFLE_THUMBS=1 MODEL=folder-or-hub-id
+# PREFERENCE=module:function SEED=0 ROUNDS=6 MINUTES=8 SHUFFLE_THUMBS=1 MODEL=folder-or-hub-id
 demo: setup
 	$(PYTHON) -m demo $(if $(PREFERENCE),--preference '$(PREFERENCE)') $(if $(SEED),--seed '$(SEED)') \
-	  $(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(filter-out 0,$(SHUFFLE_THUMBS)),--shuffle-thumbs) $(if $(MODEL),--model '$(MODEL)')
+	  $(if $(ROUNDS),--rounds '$(ROUNDS)') \
+	  $(if $(MINUTES),--max-minutes '$(MINUTES)') $(if $(filter-out 0,$(SHUFFLE_THUMBS)),--shuffle-thumbs) $(if $(MODEL),--model '$(MODEL)')
 
 # All tests; those of tests/gpu with ACCELERATOR=gpu only. TESTS=tests/trainer runs a part.
 test: setup

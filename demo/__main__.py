@@ -13,13 +13,15 @@ from rich.live import Live
 
 from demo.loop import base_model, run_loop
 from demo.plot import plot_learning
-from demo.preferences import load_preference
+from demo.preferences import PreferenceFailed, load_preference
 from demo.pretraining import Progress
 from demo.processes import ProcessFailed
 from demo.report import summary
 from demo.settings import Options
 from demo.table import versions_table
 from thumbloop.errors import ThumbloopError
+
+_MINUTES, _MINUTES_A_ROUND = 8.0, 4 / 3
 
 console = Console()
 if not console.is_terminal:
@@ -35,10 +37,14 @@ def main(
     shuffle_thumbs: Annotated[bool, typer.Option(help="The control: nothing to learn.")] = False,
     model: Annotated[str | None, typer.Option(help="Folder or hub id; absent: our own.")] = None,
     folder: Annotated[Path, typer.Option(help="Where the run's files go.")] = Path("runs/demo"),
-    max_minutes: Annotated[float, typer.Option(help="Ends it even with fewer versions.")] = 8.0,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(help="Ends it even with fewer versions; absent: 8, more for many rounds."),
+    ] = None,
 ) -> None:
     """Show the loop: serve, rate, learn, swap; then report."""
-    options = Options(preference, seed, rounds, shuffle_thumbs, model, folder, max_minutes)
+    minutes = max(_MINUTES, rounds * _MINUTES_A_ROUND) if max_minutes is None else max_minutes
+    options = Options(preference, seed, rounds, shuffle_thumbs, model, folder, minutes)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # the same way out as Ctrl-C
     try:
@@ -48,7 +54,7 @@ def main(
         raise SystemExit(2) from None
     try:
         _run(options)
-    except (ThumbloopError, ProcessFailed) as error:
+    except (ThumbloopError, ProcessFailed, PreferenceFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -72,6 +78,11 @@ def _run(options: Options) -> None:
         show(report["versions"], "done")
     (options.folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     plot_learning(report, options.folder / "learning.png")
+    if report["versions"][-1]["policy_version"] < options.rounds and not options.shuffled:
+        minutes = f"{options.max_minutes:g}"
+        console.print(
+            f"Time was up after {minutes} minutes; MINUTES= gives it more.", soft_wrap=True
+        )
     console.print(summary(report, options.folder), soft_wrap=True)
 
 

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import grpc
 from scipy.stats import binomtest
 
 from demo.ledger import Ledger
 from demo.preferences import Preference
-from thumbloop.client import Client, GenerateOptions
+from demo.speaker import Speaker
+from thumbloop.client import GenerateOptions
 from thumbloop.types import Strategy
 
 _AT_ONCE = 16
@@ -30,7 +32,7 @@ class Examiner:
 
     def __init__(
         self,
-        client: Client,
+        client: Speaker,
         prompts: Sequence[str],
         preference: Preference,
         is_well_formed: Callable[[str], bool] | None,
@@ -42,28 +44,35 @@ class Examiner:
         self._is_well_formed = is_well_formed
         self._ledger = ledger
 
-    async def policy(self, version: int) -> Evaluation:
-        """Evaluate the policy itself: one sample, no guidance."""
+    async def policy(self, version: int) -> Evaluation | None:
+        """Evaluate the policy itself: one sample, no guidance. None: a request failed."""
         return await self._evaluate(version, Strategy.NONE, 1)
 
-    async def guided(self, version: int) -> Evaluation:
-        """Evaluate what users see: soft best-of-4."""
+    async def guided(self, version: int) -> Evaluation | None:
+        """Evaluate what users see: soft best-of-4. None: a request failed."""
         return await self._evaluate(version, Strategy.SOFT_BEST_OF_N, 4)
 
-    async def _evaluate(self, version: int, strategy: Strategy, n: int) -> Evaluation:
+    async def _evaluate(self, version: int, strategy: Strategy, n: int) -> Evaluation | None:
         at_once = asyncio.Semaphore(_AT_ONCE)
         options = GenerateOptions(
             policy_version=version, strategy=strategy, num_candidates=n, is_excluded=True
         )
 
-        async def ask(prompt: str) -> tuple[str, int]:
-            async with at_once:
-                reply = await self._client.generate(prompt, user_id="examiner", options=options)
+        async def ask(prompt: str) -> tuple[str, int] | None:
+            try:
+                async with at_once:
+                    reply = await self._client.generate(prompt, user_id="examiner", options=options)
+            except grpc.aio.AioRpcError as error:
+                self._ledger.fail(error)
+                return None
             assert reply.policy_version == version, "a pinned request was answered by another"
             self._ledger.evaluated.add(reply.response_id)
             return reply.text, reply.usage.reply_tokens
 
-        answers = await asyncio.gather(*(ask(prompt) for prompt in self._prompts))
+        asked = await asyncio.gather(*(ask(prompt) for prompt in self._prompts))
+        answers = [answer for answer in asked if answer is not None]
+        if len(answers) < len(asked):
+            return None
         return self._judge([text for text, _ in answers], [tokens for _, tokens in answers])
 
     def _judge(self, replies: list[str], tokens: list[int]) -> Evaluation:

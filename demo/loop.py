@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 from sqlalchemy import Engine as Database
 
 from demo.base_model import build, default_folder
@@ -17,9 +16,10 @@ from demo.evaluation import Examiner
 from demo.grammar import is_well_formed
 from demo.ledger import Ledger
 from demo.preferences import load_preference
-from demo.processes import Process, peak_memory
+from demo.processes import Process, ProcessFailed, peak_memory
 from demo.report import Run, make_report, read_store, version_rows
-from demo.settings import Options, server_settings, trainer_settings
+from demo.settings import Options, has_chat_template, server_settings, trainer_settings
+from demo.speaker import Speaker
 from demo.users import Crowd, Users
 from thumbloop.base_model import locate
 from thumbloop.client import Client
@@ -55,11 +55,12 @@ async def run_loop(options: Options, model: Path, show: Show) -> dict[str, Any]:
         port, _ = await server.serving_ports()
         with _process("trainer", trainer_settings(options, model), options.folder) as trainer:
             async with Client(f"127.0.0.1:{port}") as client:
+                speaker = Speaker(client, is_text=not has_chat_template(model))
                 ledger = Ledger()
                 run = Run(options.preference, options.seed, options.shuffled, ledger, time.time())
                 prompts = train_prompts(_PROMPTS, options.seed)
                 users = Users(
-                    client,
+                    speaker,
                     prompts,
                     preference,
                     Crowd(),
@@ -69,14 +70,15 @@ async def run_loop(options: Options, model: Path, show: Show) -> dict[str, Any]:
                 )
                 formed = is_well_formed if options.model is None else None
                 held_out = held_out_prompts(options.held_out, options.seed)
-                examiner = Examiner(client, held_out, preference, formed, ledger)
+                examiner = Examiner(speaker, held_out, preference, formed, ledger)
                 follow = _follow(options, run, examiner, database, (server, trainer), show)
                 await _until_done(follow, users.visit(), peak_memory((server, trainer), run.memory))
                 await users.leave()
                 trainer.stop()
                 last = max(run.evaluations)
                 show(version_rows(run, database), f"examining version {last} with guidance")
-                run.guided[last] = await examiner.guided(last)
+                if (guided := await examiner.guided(last)) is not None:
+                    run.guided[last] = guided
                 return make_report(run, read_store(database), time.time())
 
 
@@ -89,9 +91,12 @@ def empty(folder: Path) -> None:
         raise SettingsError(
             f"--folder: {folder} holds no run of the demo; give a new or an empty one"
         )
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / MARKER).touch()
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / MARKER).touch()
+    except OSError as error:
+        raise SettingsError(f"--folder: {folder} cannot be written: {error.strerror}") from None
 
 
 @contextmanager
@@ -135,20 +140,27 @@ async def _follow(
             examining.result()
             examining = None
         current = max(v["policy_version"] for v in rows if v["state"] == "current")
-        enough = current >= options.rounds or _minutes(run) > options.max_minutes
+        is_late = _minutes(run) > options.max_minutes
+        if is_late and not run.evaluations:
+            raise ProcessFailed(f"no version could be examined; {_last_failure(run)}")
+        enough = current >= options.rounds or is_late
         if examining is None:
             if current not in run.evaluations and run.ledger.first_reply_at(current) is not None:
                 examining = asyncio.create_task(_examine(examiner, run, current))
-            elif enough and current in run.evaluations:
+            elif enough and run.evaluations:
                 return
         await asyncio.sleep(_POLL_S)
 
 
 async def _examine(examiner: Examiner, run: Run, version: int) -> None:
-    try:
-        run.evaluations[version] = await examiner.policy(version)
-    except grpc.aio.AioRpcError as error:  # counted; the version is examined again
-        run.ledger.fail(error)
+    evaluation = await examiner.policy(version)
+    if evaluation is not None:  # else failures were counted, and it is examined again
+        run.evaluations[version] = evaluation
+
+
+def _last_failure(run: Run) -> str:
+    """Return the words of the last request that failed."""
+    return run.ledger.failed[-1][1] if run.ledger.failed else "no request was answered"
 
 
 def _minutes(run: Run) -> float:

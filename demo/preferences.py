@@ -11,6 +11,11 @@ from demo import lexicon
 
 Preference = Callable[[str, str], float]
 
+
+class PreferenceFailed(Exception):
+    """A user's preference raised, or returned what is no probability."""
+
+
 BRIEF_WORDS = 15
 """A reply of at most this many words is brief."""
 
@@ -138,22 +143,34 @@ def load_preference(name: str) -> Preference:
         raise ValueError(f"unknown preference {name!r}: give one of {shipped}, or module:function")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # whatever a user's module does when it is imported
         raise ValueError(f"cannot import the preference module {module_name!r}: {error}") from error
     if not hasattr(module, function_name):
         raise ValueError(f"module {module_name!r} has no function {function_name!r}")
-    return _checked(name, getattr(module, function_name))
-
-
-def _checked(name: str, preference: Preference) -> Preference:
-    """The preference, once it has judged one reply as a probability."""
+    preference = _checked(name, getattr(module, function_name))
     try:
-        probability = preference("How was the soup?", "The soup was tasty.")
-        is_probability = 0.0 <= probability <= 1.0
-    except Exception as error:  # any failure of a user's function is the same news to the user
-        raise ValueError(f"preference {name!r} failed on a sample reply: {error!r}") from error
-    if not is_probability:
-        raise ValueError(f"preference {name!r} must return a probability, not {probability!r}")
+        preference("How was the soup?", "The soup was tasty.")
+    except PreferenceFailed as error:
+        raise ValueError(str(error)) from error
+    return preference
+
+
+def _checked(name: str, function: Preference) -> Preference:
+    """The user's function, held to a plain probability at every call."""
+
+    def preference(prompt: str, reply: str) -> float:
+        try:
+            probability = float(function(prompt, reply))
+        except Exception as error:  # any failure of a user's function is the same news to the user
+            raise PreferenceFailed(
+                f"preference {name!r} failed on the reply {reply!r}: {error!r}"
+            ) from error
+        if not 0.0 <= probability <= 1.0:
+            raise PreferenceFailed(
+                f"preference {name!r} must return a probability, not {probability!r}"
+            )
+        return probability
+
     return preference
 
 

@@ -2,6 +2,7 @@
 
 import statistics
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,17 +63,31 @@ def version_rows(run: Run, database: Database) -> list[dict[str, Any]]:
     with reading(database) as connection:
         rows = versions.list_versions(connection, DEFAULT_POLICY)
         learned_from = versions.feedback_by_version(connection, DEFAULT_POLICY)
-    return [_version(run, learned_from, row) for row in rows]
+        aurocs = _aurocs(versions.list_rounds(connection, DEFAULT_POLICY))
+    return [_version(run, learned_from, aurocs, row) for row in rows]
+
+
+def _aurocs(rounds: Iterable[Mapping[Any, Any]]) -> dict[int, float]:
+    """Return version -> AUROC of its own reward model, on the thumbs of the round after it.
+
+    Those came when the reward model was finished, so it cannot have seen them.
+    """
+    return {
+        row["parent"]: row["metrics"]["reward_auroc_latest"]
+        for row in rounds
+        if row["parent"] > 0 and "reward_auroc_latest" in row["metrics"]
+    }
 
 
 def make_report(run: Run, stored: Stored, finished_at: float) -> dict[str, Any]:
     """Return the report; every number in it was counted or measured in this run."""
     published = [v for v in stored.versions if v.version > 0]
+    aurocs = _aurocs(stored.rounds)
     return {
         "seed": run.seed,
         "preference": run.preference,
         "shuffled_thumbs": run.shuffled,
-        "versions": [_version(run, stored.learned_from, v) for v in stored.versions],
+        "versions": [_version(run, stored.learned_from, aurocs, v) for v in stored.versions],
         "requests": {"total": run.ledger.requests, "failed": len(run.ledger.failed)},
         "failures": dict(Counter(why for _, why in run.ledger.failed + run.ledger.failed_thumbs)),
         "feedback": _feedback(run, stored),
@@ -86,7 +101,12 @@ def make_report(run: Run, stored: Stored, finished_at: float) -> dict[str, Any]:
     }
 
 
-def _version(run: Run, learned_from: dict[int, set[int]], version: PolicyVersion) -> dict[str, Any]:
+def _version(
+    run: Run,
+    learned_from: dict[int, set[int]],
+    aurocs: Mapping[int, float],
+    version: PolicyVersion,
+) -> dict[str, Any]:
     evaluation = run.evaluations.get(version.version)
     guided = run.guided.get(version.version)
     return {
@@ -98,7 +118,7 @@ def _version(run: Run, learned_from: dict[int, set[int]], version: PolicyVersion
         "policy_thumb_up_rate_ci": list(evaluation.interval) if evaluation else None,
         "guided_thumb_up_rate": guided.thumb_up_rate if guided else None,
         "served_thumb_up_rate": run.ledger.served_rates().get(version.version),
-        "reward_model_auroc": version.metrics.get("reward_auroc"),
+        "reward_model_auroc": aurocs.get(version.version),
         "kl_to_reference": version.metrics.get("kl_to_reference"),
         "mean_reply_tokens": evaluation.mean_reply_tokens if evaluation else None,
         "well_formed_share": evaluation.well_formed_share if evaluation else None,

@@ -14,7 +14,7 @@ import grpc
 
 from demo.ledger import Ledger, Served
 from demo.preferences import Preference
-from thumbloop.client import Client
+from demo.speaker import Speaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Users:
 
     def __init__(
         self,
-        client: Client,
+        client: Speaker,
         prompts: list[str],
         preference: Preference,
         crowd: Crowd,

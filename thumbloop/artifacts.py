@@ -221,17 +221,23 @@ def claim_base(versions: Path, policy: str, identity: BaseModelIdentity, at: flo
     """Write version 0's folder, or check that it names the same base model.
 
     Server and trainer may start at the same time: one writes, under a lock, the other checks.
-    Raises SettingsError: the state belongs to another base model.
+    Raises SettingsError: the state belongs to another base model, or cannot be written.
     """
     folder = versions / folder_of(policy, 0)
-    versions.mkdir(parents=True, exist_ok=True)
-    with (versions / "claim.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / MANIFEST).exists():
-            base = Manifest(
-                policy=policy, version=0, parent=None, created_at=at, base_model=identity
-            )
-            write_version(versions, base, lambda _folder: None)
+    try:
+        versions.mkdir(parents=True, exist_ok=True)
+        with (versions / "claim.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / MANIFEST).exists():
+                base = Manifest(
+                    policy=policy, version=0, parent=None, created_at=at, base_model=identity
+                )
+                write_version(versions, base, lambda _folder: None)
+    except OSError as error:
+        raise SettingsError(
+            f"state.folder: {versions} cannot be written ({error.strerror});"
+            " choose a folder this user may write to"
+        ) from None
     if read_manifest(folder).base_model != identity:
         raise SettingsError(
             "model.path: this state folder belongs to another base model;"

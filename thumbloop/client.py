@@ -12,7 +12,7 @@ from typing import Self
 
 import grpc
 
-from thumbloop.types import Message, Role, Strategy
+from thumbloop.types import Message, Prompt, Role, Strategy
 from thumbloop.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -73,14 +73,17 @@ class Client:
         self,
         prompt: str | Sequence[Message],
         *,
+        is_text: bool = False,
         user_id: str = "",
         session_id: str = "",
         options: GenerateOptions = GenerateOptions(),
         timeout_s: float | None = None,
     ) -> policy_pb2.GenerateResponse:
-        """Answer a conversation, or a plain string taken as a user's only turn."""
-        messages = [Message(Role.USER, prompt)] if isinstance(prompt, str) else prompt
-        request = generate_request(messages, options)
+        """Answer a conversation, or a plain string taken as a user's only turn.
+
+        With `is_text` a string is a text to continue, as models without a chat template need it.
+        """
+        request = generate_request(_prompt_of(prompt, is_text=is_text), options)
         request.user_id, request.session_id = user_id, session_id
         return await self._policy.Generate(request, timeout=timeout_s)
 
@@ -111,16 +114,18 @@ class Client:
         )
 
 
-def generate_request(
-    messages: Sequence[Message], options: GenerateOptions
-) -> policy_pb2.GenerateRequest:
-    """Return the wire message of a conversation."""
+def _prompt_of(prompt: str | Sequence[Message], *, is_text: bool) -> Prompt:
+    if not isinstance(prompt, str):
+        return Prompt(messages=tuple(prompt))
+    return Prompt(text=prompt) if is_text else Prompt(messages=(Message(Role.USER, prompt),))
+
+
+def generate_request(prompt: Prompt, options: GenerateOptions) -> policy_pb2.GenerateRequest:
+    """Return the wire message of a prompt."""
+    turns = [
+        policy_pb2.ChatMessage(role=_ROLES[m.role], content=m.content) for m in prompt.messages
+    ]
     request = policy_pb2.GenerateRequest(
-        chat=policy_pb2.Chat(
-            messages=[
-                policy_pb2.ChatMessage(role=_ROLES[m.role], content=m.content) for m in messages
-            ]
-        ),
         sampling=policy_pb2.SamplingParams(
             max_tokens=options.max_tokens, temperature=options.temperature, seed=options.seed
         ),
@@ -128,6 +133,10 @@ def generate_request(
         policy_version=options.policy_version,
         include_candidates=options.include_candidates,
     )
+    if prompt.text is None:
+        request.chat.messages.extend(turns)
+    else:
+        request.text = prompt.text
     if options.strategy is not None:
         name = f"GUIDANCE_STRATEGY_{options.strategy.name}"
         request.guidance.strategy = policy_pb2.GuidanceStrategy.Value(name)

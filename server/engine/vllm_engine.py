@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 from vllm import SamplingParams
 from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import QueueOverflowError
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
@@ -23,7 +24,7 @@ from server.engine.protocol import REPLY_PRIORITY, Adapter, Sampled
 from server.engine.wrapping import ADAPTED, THREADS, leaves
 from server.engine.zero_adapter import linear_shapes, write_zero_adapter
 from thumbloop.config.server import EngineSettings
-from thumbloop.errors import BadPolicyVersion, EngineUnavailable, SettingsError
+from thumbloop.errors import BadPolicyVersion, EngineUnavailable, Overloaded, SettingsError
 from thumbloop.rendering import Tokenizer
 from thumbloop.types import FinishReason, Sampling
 
@@ -31,6 +32,7 @@ WORKER = "server.engine.worker.Worker"
 EXECUTOR = "server.engine.executor.InProcessExecutor"
 
 _GIB = 1 << 30
+_RETRY_AFTER_S = 0.5
 _DEAD = "the engine stopped; it has to be restarted"
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
@@ -45,6 +47,11 @@ class VllmEngine:
             self._llm = AsyncLLM.from_engine_args(_engine_args(model, shapes, settings, seed))
         except ValueError as error:
             raise SettingsError(f"engine: {' '.join(str(error).split())}") from None
+        except RuntimeError as error:  # of the engine's own process, whose log has the cause
+            raise SettingsError(
+                f"engine: {' '.join(str(error).split())}; the lines above say why. Where the KV"
+                " cache is too small: lower engine.max_model_len or raise engine.kv_cache_gib"
+            ) from None
         self._model = model
         self._numbers = itertools.count(1)
         self._requests = itertools.count()
@@ -139,6 +146,10 @@ class VllmEngine:
                 yield output
         except EngineDeadError:
             raise EngineUnavailable(_DEAD) from None
+        except QueueOverflowError:
+            raise Overloaded(
+                "the engine's queue is full; try again", retry_after_s=_RETRY_AFTER_S
+            ) from None
         except EngineGenerateError as error:
             raise EngineUnavailable(f"the engine gave up on a request: {error}") from error
         finally:
@@ -241,6 +252,7 @@ def _engine_args(
         seed=seed,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
+        max_num_queued_reqs=settings.max_queued,
         block_size=settings.block_size,
         tensor_parallel_size=settings.tensor_parallel_size,
         enable_prefix_caching=True,

@@ -1,6 +1,13 @@
 import pytest
 
-from demo.preferences import SHIPPED, brevity, courtesy, load_preference, praise
+from demo.preferences import (
+    SHIPPED,
+    PreferenceFailed,
+    brevity,
+    courtesy,
+    load_preference,
+    praise,
+)
 
 PROMPT = "How was the soup at Nora's Kitchen?"
 
@@ -62,7 +69,29 @@ def test_a_shipped_preference_loads_by_name(name):
 
 
 def test_a_preference_loads_from_any_module():
-    assert load_preference("demo.preferences:brevity") is brevity
+    loaded = load_preference("demo.preferences:brevity")
+    for reply in ("Good.", "word " * 40):
+        assert loaded("How was it?", reply) == brevity("How was it?", reply)
+
+
+def test_whatever_number_a_preference_returns_becomes_a_plain_probability(tmp_path, monkeypatch):
+    (tmp_path / "numeric.py").write_text(
+        "import numpy\n\ndef judge(prompt, reply):\n    return numpy.float32(0.5)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert type(load_preference("numeric:judge")("?", "!")) is float
+
+
+def test_a_preference_that_fails_later_says_on_which_reply(tmp_path, monkeypatch):
+    (tmp_path / "moody.py").write_text(
+        "def judge(prompt, reply):\n    return 1.0 if 'tasty' in reply else 7.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    moody = load_preference("moody:judge")
+    with pytest.raises(
+        PreferenceFailed, match=r"'moody:judge' must return a probability, not 7\.0"
+    ):
+        moody("?", "The soup was cold.")
 
 
 @pytest.mark.parametrize(
@@ -73,9 +102,9 @@ def test_a_preference_loads_from_any_module():
         (":praise", "unknown preference"),
         ("no_such_module:f", "cannot import"),
         ("demo.preferences:no_such", "has no function"),
-        ("demo.preferences:BRIEF_WORDS", "failed on a sample reply"),
-        ("json:dumps", "failed on a sample reply"),
-        ("operator:add", "failed on a sample reply"),
+        ("demo.preferences:BRIEF_WORDS", "failed on the reply"),
+        ("json:dumps", "failed on the reply"),
+        ("operator:add", "failed on the reply"),
     ],
 )
 def test_a_wrong_preference_is_refused_in_one_line(name, message):

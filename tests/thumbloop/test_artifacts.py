@@ -295,3 +295,10 @@ def test_a_models_identity_follows_weights_config_and_tokenizer(tmp_path: Path):
         (tmp_path / name).write_text("changed")
         seen.add(artifacts.identify(tmp_path).model_dump_json())
     assert len(seen) == 4
+
+
+def test_versions_that_cannot_be_written_are_a_setting_to_change(tmp_path):
+    (tmp_path / "versions").write_text("in the way")
+    identity = artifacts.BaseModelIdentity(digest="a", tokenizer_digest="b")
+    with pytest.raises(SettingsError, match=r"state\.folder: .* cannot be written"):
+        artifacts.claim_base(tmp_path / "versions", "default", identity, 0.0)

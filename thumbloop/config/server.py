@@ -33,6 +33,8 @@ class EngineSettings(Section):
     """Longest prompt plus reply plus verdict prompt, tokens; absent: the model's own limit."""
     max_num_seqs: int = Field(64, ge=1)
     """Sequences decoded together."""
+    max_queued: int = Field(4096, ge=1)
+    """Candidates and scores that may wait in the engine; beyond it RESOURCE_EXHAUSTED."""
     block_size: int = Field(32, ge=8)
     """Tokens of one KV block; small blocks let short prompts share a prefix."""
     kv_cache_gib: float = Field(1.0, gt=0)

@@ -347,7 +347,9 @@ class GenerateRequest(_message.Message):
     session_id: _builtins.str
     """Groups the requests of one conversation; at most 256 characters."""
     request_id: _builtins.str
-    """Makes a retry return the stored reply; at most 128 characters; empty means none."""
+    """Names the request; stored with the reply, and in a later release a retry will return that reply. At
+    most 128 characters; empty means none.
+    """
     policy_version: _builtins.int
     """Answer from exactly this version; it has to be loaded. Absent: the version current for the user."""
     include_candidates: _builtins.bool

@@ -1,14 +1,17 @@
 """What vLLM is asked for; nothing is started here."""
 
+import itertools
 import os
 import warnings
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from thumbloop.config.server import EngineSettings
-from thumbloop.errors import SettingsError
+from thumbloop.errors import EngineUnavailable, Overloaded, SettingsError
+from thumbloop.types import Sampling
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vllm's imports have to say of torch
@@ -56,3 +59,34 @@ def test_several_workers_stay_with_vllms_own_executor_which_places_their_threads
 def test_a_rank_that_vllm_cannot_hold_is_refused():
     with pytest.raises(SettingsError, match=r"engine\.max_rank"):
         arguments(max_rank=100_000)
+
+
+class FailingLlm:
+    """An AsyncLLM that answers every request with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def generate(self, *_arguments: object, **_options: object) -> AsyncGenerator[None, None]:
+        raise self._error
+        yield
+
+
+@pytest.mark.parametrize(
+    ("error", "ours"),
+    [
+        (vllm_engine.EngineDeadError(), EngineUnavailable),
+        (vllm_engine.EngineGenerateError("odd"), EngineUnavailable),
+        (vllm_engine.QueueOverflowError(), Overloaded),
+    ],
+    ids=["dead", "gave up", "full"],
+)
+async def test_what_vllm_raises_is_one_of_our_errors(error: Exception, ours: type[Exception]):
+    engine = object.__new__(vllm_engine.VllmEngine)
+    engine._llm, engine._requests = FailingLlm(error), itertools.count()
+    with pytest.raises(ours):
+        await engine.sample((1, 2), Sampling(4), None)
+    with pytest.raises(ours):
+        await engine.next_logprobs((1, 2), (3,), None)
+    with pytest.raises(ours):
+        await anext(engine.stream((1, 2), Sampling(4), None))

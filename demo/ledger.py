@@ -25,6 +25,8 @@ class Ledger:
     failed: list[tuple[float, str]] = field(default_factory=list)
     acknowledged: dict[str, tuple[float, int]] = field(default_factory=dict)
     """response_id -> when the thumb was acknowledged, and its value."""
+    first_answers: dict[int, float] = field(default_factory=dict)
+    """Version -> when it first answered whoever was asking all the time."""
     evaluated: set[str] = field(default_factory=set)
     """Ids of the replies that evaluation asked for."""
     sent: int = 0

@@ -20,12 +20,14 @@ from demo.processes import Process, ProcessFailed, peak_memory
 from demo.report import Run, make_report, read_store, version_rows
 from demo.settings import Options, has_chat_template, server_settings, trainer_settings
 from demo.speaker import Speaker
+from demo.swaps import watch_swaps
 from demo.users import Crowd, Users
 from thumbloop.base_model import locate
 from thumbloop.client import Client
 from thumbloop.config import Model, State
 from thumbloop.errors import SettingsError
-from thumbloop.store import open_store
+from thumbloop.store import open_store, reading, versions
+from thumbloop.types import DEFAULT_POLICY, PolicyVersion
 
 _POLL_S = 0.5
 _PROMPTS = 5000
@@ -72,7 +74,9 @@ async def run_loop(options: Options, model: Path, show: Show) -> dict[str, Any]:
                 held_out = held_out_prompts(options.held_out, options.seed)
                 examiner = Examiner(speaker, held_out, preference, formed, ledger)
                 follow = _follow(options, run, examiner, database, (server, trainer), show)
-                await _until_done(follow, users.visit(), peak_memory((server, trainer), run.memory))
+                watch = watch_swaps(speaker, prompts[0], ledger, lambda: _highest(database))
+                memory = peak_memory((server, trainer), run.memory)
+                await _until_done(follow, users.visit(), memory, watch)
                 await users.leave()
                 trainer.stop()
                 last = max(run.evaluations)
@@ -145,9 +149,10 @@ async def _follow(
             raise ProcessFailed(f"no version could be examined; {_last_failure(run)}")
         enough = current >= options.rounds or is_late
         if examining is None:
-            if current not in run.evaluations and run.ledger.first_reply_at(current) is not None:
+            is_examined = current in run.evaluations
+            if not is_examined and run.ledger.first_reply_at(current) is not None:
                 examining = asyncio.create_task(_examine(examiner, run, current))
-            elif enough and run.evaluations:
+            elif (is_examined and enough) or (is_late and run.evaluations):
                 return
         await asyncio.sleep(_POLL_S)
 
@@ -156,6 +161,12 @@ async def _examine(examiner: Examiner, run: Run, version: int) -> None:
     evaluation = await examiner.policy(version)
     if evaluation is not None:  # else failures were counted, and it is examined again
         run.evaluations[version] = evaluation
+
+
+def _highest(database: Database) -> PolicyVersion:
+    """Return the newest version that was published."""
+    with reading(database) as connection:
+        return versions.list_versions(connection, DEFAULT_POLICY)[-1]
 
 
 def _last_failure(run: Run) -> str:

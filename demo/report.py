@@ -155,13 +155,18 @@ def _feedback(run: Run, stored: Stored) -> dict[str, Any]:
 
 
 def _swap(run: Run, version: PolicyVersion) -> dict[str, Any] | None:
-    first = run.ledger.first_reply_at(version.version)
+    to_user = run.ledger.first_reply_at(version.version)
+    answers = [run.ledger.first_answers.get(version.version), to_user]
+    first = min((at for at in answers if at is not None), default=None)
     if first is None:
         return None
     near = (version.published_at - _SETTLING_S, first + _SETTLING_S)
     return {
         "policy_version": version.version,
         "published_to_serving_s": round(first - version.published_at, 3),
+        "published_to_user_s": None
+        if to_user is None
+        else round(to_user - version.published_at, 3),
         "requests_failed": sum(1 for at, _ in run.ledger.failed if near[0] <= at <= near[1]),
     }
 

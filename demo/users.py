@@ -69,7 +69,8 @@ class Users:
         """Keep what broke a visit, such as a preference that raises."""
         self._visits.discard(visit)
         if not visit.cancelled():
-            self._broken = self._broken or visit.exception()
+            error = visit.exception()  # always asked for, or asyncio complains of it much later
+            self._broken = self._broken or error
 
     async def leave(self) -> None:
         """Wait for the visits that are under way."""

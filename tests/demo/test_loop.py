@@ -6,6 +6,7 @@ import pytest
 from demo.ledger import Ledger, Served
 from demo.loop import MARKER, empty
 from demo.report import Run, Stored, make_report
+from demo.swaps import watch_swaps
 from demo.users import Crowd, Users
 from thumbloop.errors import SettingsError
 from thumbloop.types import PolicyVersion, VersionState
@@ -92,3 +93,26 @@ def test_the_report_counts_lost_and_duplicated_thumbs():
     run = Run("praise", 0, shuffled=False, ledger=ledger, started_at=time.time())
     counted = make_report(run, stored, time.time())["feedback"]
     assert (counted["sent"], counted["lost"], counted["duplicated"]) == (2, 2, 1)
+
+
+async def test_a_swap_is_timed_by_somebody_who_asks_all_the_time():
+    answering, asked = [0, 0, 1], []
+
+    class Swapping:
+        async def generate(self, prompt, *, user_id, options):
+            asked.append(options)
+            version = answering.pop(0) if answering else 1
+            return policy_pb2.GenerateResponse(response_id=str(len(asked)), policy_version=version)
+
+    ledger = Ledger(first_answers={0: 1.0})
+    newest = PolicyVersion("default", 1, 0, "", "", "", "", 5.0)
+    began = time.time()
+    watching = asyncio.create_task(watch_swaps(Swapping(), "?", ledger, lambda: newest))
+    while 1 not in ledger.first_answers:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    watching.cancel()
+    assert ledger.first_answers[0] == 1.0
+    assert began <= ledger.first_answers[1] <= time.time()
+    assert len(asked) == 3
+    assert all(options.is_excluded for options in asked)
+    assert ledger.evaluated == {"1", "2", "3"}

@@ -99,8 +99,8 @@ class Gate(Section):
 
     min_auroc_bound: float = Field(0.5, ge=0, le=1)
     """The lower confidence bound of the held-out AUROC has to be above this."""
-    confidence: float = Field(0.99, gt=0.5, lt=1)
-    """Level of that one-sided bound; a run has many rounds, each with a chance to err."""
+    confidence: float = Field(0.995, gt=0.5, lt=1)
+    """Level of that one-sided bound. Six looks at thumbs that mean nothing pass it in 3 % of runs."""
     max_kl: float = Field(20.0, gt=0)
     """Largest divergence from the reference, nats per reply."""
     max_update_norm: float = Field(100.0, gt=0)

@@ -41,9 +41,8 @@ class SpeculativeRejection:
             return await BestOfN().run(worker, choice, rng)
         arm = draw_arm(choice.audit_share, rng)
         prunes = arm is Arm.STRATEGY and any(c.prunes for c in choice.checkpoints)
-        selected = (
-            "pruned" if prunes else ""
-        )  # also where nobody was: that says they were all short
+        # Also where nobody was pruned: that says that all were short.
+        selected = "pruned" if prunes else ""
         race = Race(worker, choice)
         try:
             async with asyncio.timeout(choice.time_limit_s):
@@ -74,12 +73,13 @@ class Race:
         self._worker = worker
         self._checkpoints = choice.checkpoints
         self._decodings: list[Decoding] = [worker.begin(i) for i in range(choice.num_candidates)]
+        self._indices = range(choice.num_candidates)
         self._stages: list[tuple[float, ...]] = [() for _ in self._decodings]
         self._ended: dict[int, Candidate] = {}
 
     async def run(self, *, prunes: bool) -> list[Candidate]:
         """Let the candidates run, aborting losers where that is wanted; return all of them."""
-        alive = list(range(len(self._decodings)))
+        alive = list(self._indices)
         for number, checkpoint in enumerate(self._checkpoints):
             await gather_or_cancel(self._look(i, checkpoint.tokens) for i in alive)
             if prunes and checkpoint.prunes:
@@ -93,13 +93,13 @@ class Race:
 
     async def stop(self) -> list[Candidate]:
         """Abort what still runs; return all candidates as far as they got."""
-        await gather_or_cancel(self._abort(i) for i in self._running(range(len(self._decodings))))
+        await gather_or_cancel(self._abort(i) for i in self._running(self._indices))
         return self._all()
 
     async def first_finished(self) -> list[Candidate]:
         """Wait until one candidate has finished, if none has; abort the others and return all."""
         if all(c.finish_reason is FinishReason.ABORTED for c in self._ended.values()):
-            running = self._running(range(len(self._decodings)))
+            running = self._running(self._indices)
             ends = [asyncio.ensure_future(self._decodings[i].finish()) for i in running]
             try:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -115,7 +115,7 @@ class Race:
         async def finish(index: int) -> None:
             self._end(index, await self._decodings[index].finish())
 
-        await gather_or_cancel(finish(i) for i in self._running(range(len(self._decodings))))
+        await gather_or_cancel(finish(i) for i in self._running(self._indices))
         return self._all()
 
     async def _look(self, index: int, tokens: int) -> None:
@@ -151,7 +151,7 @@ class Race:
         }
 
     def _all(self) -> list[Candidate]:
-        return [self._ended[i] for i in range(len(self._decodings))]
+        return [self._ended[i] for i in self._indices]
 
 
 def survivors(standing: Mapping[int, float], running: Set[int], keep: int) -> set[int]:

@@ -74,8 +74,9 @@ def accumulate(
 ) -> ppo.PolicyLoss:
     """Add a minibatch's gradient up over micro-batches of like length; return the whole's loss.
 
-    Each micro-batch counts by its tokens, so that short replies weigh no more than long ones.
-    `kl` (B, T) takes the divergence from the reference met on the way.
+    Each micro-batch counts by its tokens, so that short replies weigh no more than long ones. The
+    gradient is that of the policy loss plus `kl_loss_coef` times the mean exact divergence from the
+    reference in the states met; `kl` (B, T) takes that divergence.
     """
     tokens = int(fixed.batch.mask[rows].sum())
     lengths = (fixed.batch.positions[rows, -1] + 1).tolist()
@@ -95,10 +96,12 @@ def accumulate(
             clip=settings.clip,
             max_weight=settings.max_importance_weight,
         )
-        (outcome.loss * share).backward()
         with torch.no_grad():
             ref_logits = trunk.logits(fixed.hidden[part_rows, :width])
-            kl[part_rows, :width] = ppo.exact_kl(policy.logits, ref_logits, temperature)
+        divergence = ppo.exact_kl(policy.logits, ref_logits, temperature)
+        leash = settings.kl_loss_coef * ppo.masked_mean(divergence, part.mask)
+        ((outcome.loss + leash) * share).backward()
+        kl[part_rows, :width] = divergence.detach()
         parts.append((share, outcome))
     return _combine(parts)
 

@@ -106,6 +106,19 @@ def test_the_kl_to_the_reference_starts_at_zero_and_grows(trunk, generator):
     assert metrics["kl_to_reference"] > 0.01
 
 
+@pytest.mark.parametrize(("kl_loss_coef", "comes_nearer"), [(0.0, False), (1.0, True)])
+def test_the_kl_in_the_loss_leads_back_to_the_reference(
+    trained_trunk, generator, kl_loss_coef, comes_nearer
+):
+    rollouts = sampled(trained_trunk, 64, 0)
+    settings = SETTINGS.model_copy(
+        update={"kl_loss_coef": kl_loss_coef, "advantage_shift": 0.0, "learning_rate": 1e-3}
+    )
+    rewards = 3 * torch.randn(64, generator=generator)  # that mean nothing
+    metrics = run(trained_trunk, rollouts, rewards, generator, settings)
+    assert (metrics["kl_to_reference"] < 0.95 * metrics["parent_kl_to_reference"]) is comes_nearer
+
+
 def test_epochs_stop_once_the_policy_has_moved_far_enough(trunk, generator):
     rollouts = sampled(trunk, 64, 0)
     rewards = wish_for_planted(rollouts)

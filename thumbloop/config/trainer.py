@@ -78,6 +78,9 @@ class Ppo(Section):
     """Added to the whitened advantages: praise weighs more than blame, which frays the language."""
     kl_coef: float = Field(0.1, ge=0)
     """Price of one nat of divergence from the reference, normalised reward units."""
+    kl_loss_coef: float = Field(0.1, ge=0)
+    """Weight in the loss of the exact divergence from the reference in each state, per nat: keeps words
+    that were not sampled where the reference has them."""
     kl_coef_gain: float = Field(0.0, ge=0)
     """How strongly the price follows reference_kl_target from round to round; 0 keeps it."""
     reference_kl_target: float = Field(6.0, gt=0)

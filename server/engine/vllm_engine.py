@@ -1,37 +1,28 @@
 """vLLM's AsyncLLM behind the Engine protocol. Never reuses an adapter's name, number or folder."""
 
 import itertools
-import os
 import tempfile
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast
 
 from vllm import SamplingParams
-from vllm.config.lora import MaxLoRARanks
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import QueueOverflowError
-from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
-from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from server.engine.arguments import engine_args, lora_request, sampling_params
 from server.engine.models import register_models
 from server.engine.protocol import REPLY_PRIORITY, Adapter, Sampled
-from server.engine.wrapping import ADAPTED, THREADS, leaves
 from server.engine.zero_adapter import linear_shapes, write_zero_adapter
 from thumbloop.config.server import EngineSettings
 from thumbloop.errors import BadPolicyVersion, EngineUnavailable, Overloaded, SettingsError
 from thumbloop.rendering import Tokenizer
 from thumbloop.types import FinishReason, Sampling
 
-WORKER = "server.engine.worker.Worker"
-EXECUTOR = "server.engine.executor.InProcessExecutor"
-
-_GIB = 1 << 30
 _RETRY_AFTER_S = 0.5
 _DEAD = "the engine stopped; it has to be restarted"
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
@@ -44,7 +35,7 @@ class VllmEngine:
         register_models()
         shapes = linear_shapes(model)
         try:
-            self._llm = AsyncLLM.from_engine_args(_engine_args(model, shapes, settings, seed))
+            self._llm = AsyncLLM.from_engine_args(engine_args(model, shapes, settings, seed))
         except ValueError as error:
             raise SettingsError(f"engine: {' '.join(str(error).split())}") from None
         except RuntimeError as error:  # of the engine's own process, whose log has the cause
@@ -70,7 +61,7 @@ class VllmEngine:
         priority: int = REPLY_PRIORITY,
     ) -> Sampled:
         """Sample one response; see Engine."""
-        params = _sampling_params(sampling, RequestOutputKind.FINAL_ONLY)
+        params = sampling_params(sampling, RequestOutputKind.FINAL_ONLY)
         output = (await self._finish(prompt, params, adapter, priority)).outputs[0]
         return Sampled(
             token_ids=tuple(output.token_ids),
@@ -87,7 +78,7 @@ class VllmEngine:
         priority: int = REPLY_PRIORITY,
     ) -> AsyncGenerator[Sampled, None]:
         """Sample one response, piece by piece; see Engine."""
-        params = _sampling_params(sampling, RequestOutputKind.DELTA)
+        params = sampling_params(sampling, RequestOutputKind.DELTA)
         token_ids: tuple[int, ...] = ()
         logprobs: tuple[float, ...] = ()
         async with aclosing(self._outputs(prompt, params, adapter, priority)) as outputs:
@@ -138,7 +129,7 @@ class VllmEngine:
             {"prompt_token_ids": list(prompt)},
             params,
             request_id=f"r{next(self._requests)}",
-            lora_request=None if adapter is None else _lora_request(adapter),
+            lora_request=None if adapter is None else lora_request(adapter),
             priority=priority,
         )
         try:
@@ -159,7 +150,7 @@ class VllmEngine:
         """Load an adapter under a new number; see Engine."""
         adapter = Adapter(name, next(self._numbers), str(folder))
         try:
-            loaded = await self._llm.add_lora(_lora_request(adapter))
+            loaded = await self._llm.add_lora(lora_request(adapter))
         except EngineDeadError:
             raise EngineUnavailable(_DEAD) from None
         except Exception as error:  # whatever the engine's process raised, it refused the adapter
@@ -190,79 +181,3 @@ class VllmEngine:
         self._llm.shutdown()
         del self._llm  # its finalizer must not run when the interpreter is half gone
         self._zero.cleanup()
-
-
-def _lora_request(adapter: Adapter) -> LoRARequest:
-    return LoRARequest(adapter.name, adapter.number, adapter.folder)
-
-
-def _sampling_params(sampling: Sampling, kind: RequestOutputKind) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=sampling.seed,
-        stop=list(sampling.stop),
-        logprobs=0,
-        flat_logprobs=True,
-        detokenize=bool(sampling.stop),
-        output_kind=kind,
-    )
-
-
-def _slot_rank(max_rank: int) -> int:
-    """Return the smallest rank vLLM has slots of that holds ours."""
-    ranks: list[int] = sorted(get_args(MaxLoRARanks))
-    if max_rank > ranks[-1]:
-        raise SettingsError(f"engine.max_rank: vLLM serves ranks up to {ranks[-1]}")
-    return next(rank for rank in ranks if rank >= max_rank)
-
-
-def _on_cpu(adapted: Iterable[str], settings: EngineSettings) -> dict[str, Any]:
-    """Return what is ours in vLLM on a CPU: the LoRA operators, and the worker's place."""
-    if settings.threads and settings.tensor_parallel_size > 1:
-        raise SettingsError("engine.threads: vLLM places the threads of several workers itself")
-    threads = settings.threads or len(os.sched_getaffinity(0))
-    arguments: dict[str, Any] = {
-        "kv_cache_memory_bytes": int(settings.kv_cache_gib * _GIB),
-        "additional_config": {ADAPTED: sorted(adapted), THREADS: threads},
-    }
-    if settings.grouped_lora:
-        arguments |= {"worker_cls": WORKER, "lora_target_modules": leaves(adapted)}
-    if settings.tensor_parallel_size == 1:
-        arguments |= {"distributed_executor_backend": EXECUTOR}
-    return arguments
-
-
-def _engine_args(
-    model: Path, adapted: Iterable[str], settings: EngineSettings, seed: int
-) -> AsyncEngineArgs:
-    on_cpu = current_platform.is_cpu()
-    adapters = 2 * settings.max_versions
-    of_platform: dict[str, Any] = (
-        _on_cpu(adapted, settings)
-        if on_cpu
-        else {"gpu_memory_utilization": settings.gpu_memory_utilization}
-    )
-    automatic = "float32" if on_cpu else "bfloat16"
-    return AsyncEngineArgs(
-        model=str(model),
-        dtype=automatic if settings.dtype == "auto" else settings.dtype,
-        seed=seed,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_queued_reqs=settings.max_queued,
-        block_size=settings.block_size,
-        tensor_parallel_size=settings.tensor_parallel_size,
-        enable_prefix_caching=True,
-        enable_lora=True,
-        max_loras=adapters,
-        max_cpu_loras=adapters,
-        max_lora_rank=_slot_rank(settings.max_rank),
-        logprobs_mode="processed_logprobs",
-        generation_config="vllm",
-        scheduling_policy="priority",
-        enable_log_requests=False,
-        **of_platform,
-    )

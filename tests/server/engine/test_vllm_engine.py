@@ -16,12 +16,13 @@ from thumbloop.types import Sampling
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vllm's imports have to say of torch
     from server.engine import vllm_engine
+    from server.engine.arguments import engine_args
 
 ADAPTED = ["layers.0.q_proj", "layers.1.q_proj", "layers.0.fc"]
 
 
 def arguments(**settings: Any) -> Any:
-    return vllm_engine._engine_args(Path("model"), ADAPTED, EngineSettings(**settings), seed=3)
+    return engine_args(Path("model"), ADAPTED, EngineSettings(**settings), seed=3)
 
 
 def test_each_version_has_two_slots_and_logprobs_are_the_samplers():

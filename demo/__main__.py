@@ -15,11 +15,11 @@ from demo.loop import base_model, run_loop
 from demo.plot import plot_learning
 from demo.preferences import PreferenceFailed, load_preference
 from demo.pretraining import Progress
-from demo.processes import ProcessFailed
 from demo.report import summary
 from demo.settings import Options
 from demo.table import versions_table
 from thumbloop.errors import ThumbloopError
+from thumbloop.processes import ProcessFailed
 
 _MINUTES, _MINUTES_A_ROUND = 8.0, 4 / 3
 

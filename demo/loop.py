@@ -15,8 +15,8 @@ from demo.corpus import held_out_prompts, train_prompts
 from demo.evaluation import Examiner
 from demo.grammar import is_well_formed
 from demo.ledger import Ledger
+from demo.memory import peak_memory
 from demo.preferences import load_preference
-from demo.processes import Process, ProcessFailed, peak_memory
 from demo.report import Run, make_report, read_store, version_rows
 from demo.settings import Options, has_chat_template, server_settings, trainer_settings
 from demo.speaker import Speaker
@@ -26,6 +26,7 @@ from thumbloop.base_model import locate
 from thumbloop.client import Client
 from thumbloop.config import Model, State
 from thumbloop.errors import SettingsError
+from thumbloop.processes import Process, ProcessFailed
 from thumbloop.store import open_store, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion
 
@@ -105,7 +106,7 @@ def empty(folder: Path) -> None:
 
 @contextmanager
 def _process(name: str, settings: dict[str, Any], folder: Path) -> Iterator[Process]:
-    process = Process(name, settings, folder)
+    process = Process.of_application(name, settings, folder)
     try:
         yield process
     finally:

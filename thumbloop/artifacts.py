@@ -15,11 +15,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from time import time
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from thumbloop.errors import BadPolicyVersion, SettingsError
+from thumbloop.types import PolicyVersion
 
 MANIFEST = "manifest.json"
 POLICY = "policy"
@@ -87,10 +89,10 @@ class Lineage(Strict):
     """Where a version comes from."""
 
     round_id: str
-    feedback_count: int
-    first_feedback_id: int
-    last_feedback_id: int
-    rollout_candidates: int
+    feedback_count: int = 0
+    first_feedback_id: int = 0
+    last_feedback_id: int = 0
+    rollout_candidates: int = 0
 
 
 class Manifest(Strict):
@@ -119,6 +121,28 @@ class WrittenVersion(NamedTuple):
     folder: str
     manifest: Manifest
     manifest_digest: str
+
+    def row(self) -> PolicyVersion:
+        """Return what the store says of it, as of now; not of version 0, which nobody trained."""
+        of = self.manifest
+        assert of.lineage is not None
+        assert of.policy_adapter is not None
+        assert of.reward_adapter is not None
+        return PolicyVersion(
+            policy=of.policy,
+            version=of.version,
+            parent=of.parent,
+            folder=self.folder,
+            policy_digest=of.policy_adapter.digest,
+            reward_digest=of.reward_adapter.digest,
+            manifest_digest=self.manifest_digest,
+            published_at=time(),
+            round_id=of.lineage.round_id,
+            feedback_count=of.lineage.feedback_count,
+            first_feedback_id=of.lineage.first_feedback_id,
+            last_feedback_id=of.lineage.last_feedback_id,
+            metrics=of.metrics,
+        )
 
 
 def folder_of(policy: str, version: int) -> str:

@@ -18,7 +18,6 @@ from thumbloop.artifacts import (
     Lineage,
     Manifest,
     VerdictIdentity,
-    WrittenVersion,
     file_digest,
     write_version,
 )
@@ -94,7 +93,7 @@ def publish(
             manifest,
             lambda folder: _copy(Path(scratch), folder),
         )
-    version = row_of(written, attempt)
+    version = written.row()
     with engine.begin() as connection:
         current = versions.current(connection, attempt.policy).version
         if current == attempt.parent.version:
@@ -150,29 +149,6 @@ def adapter_facts(folder: Path, trunk: Trunk, distance: float | None) -> Adapter
         alpha=trunk.lora.alpha,
         target_modules=trunk.target_modules,
         distance=distance,
-    )
-
-
-def row_of(written: WrittenVersion, attempt: Attempt) -> PolicyVersion:
-    """Return the store's row for a folder that is complete on disk."""
-    manifest = written.manifest
-    assert manifest.lineage is not None
-    assert manifest.policy_adapter is not None
-    assert manifest.reward_adapter is not None
-    return PolicyVersion(
-        policy=manifest.policy,
-        version=manifest.version,
-        parent=manifest.parent,
-        folder=written.folder,
-        policy_digest=manifest.policy_adapter.digest,
-        reward_digest=manifest.reward_adapter.digest,
-        manifest_digest=written.manifest_digest,
-        published_at=time(),
-        round_id=attempt.round_id,
-        feedback_count=manifest.lineage.feedback_count,
-        first_feedback_id=manifest.lineage.first_feedback_id,
-        last_feedback_id=manifest.lineage.last_feedback_id,
-        metrics=manifest.metrics,
     )
 
 

@@ -8,7 +8,7 @@ export ACCELERATOR ?= cpu
 # The base model where neither CONFIG nor the environment names one: the demo's, built when missing.
 demo_model = $(if $(CONFIG)$(THUMBLOOP_$(1)_MODEL__PATH),,model=$$($(PYTHON) -m demo.base_model) && export THUMBLOOP_$(1)_MODEL__PATH="$$model" &&)
 
-.PHONY: demo test check serve train protos lock setup clean
+.PHONY: demo test check serve train loadtest bench protos lock setup clean
 .DEFAULT_GOAL := demo
 
 # Builds the base model, then learns from simulated users while serving them: a table in the
@@ -34,6 +34,18 @@ serve: setup
 # Learns from what the server stored. CONFIG=trainer.yaml
 train: setup
 	$(call demo_model,TRAINER) exec $(PYTHON) -m trainer $(if $(CONFIG),--config '$(CONFIG)')
+
+# Calls at random moments against a server that runs: runs/loadtest holds the latencies.
+# ADDRESS=127.0.0.1:50051 RATE=4 DURATION=30 MIX=none=3,soft_best_of_n:4=1 SWAPS=0.2 STATE=state PROMPTS=file
+loadtest: setup
+	$(PYTHON) -m loadtest $(if $(ADDRESS),--address '$(ADDRESS)') $(if $(RATE),--rate '$(RATE)') $(if $(DURATION),--duration '$(DURATION)') \
+	  $(if $(MIX),--mix '$(MIX)') $(if $(SWAPS),--swaps '$(SWAPS)') $(if $(STATE),--state '$(STATE)') $(if $(PROMPTS),--prompts '$(PROMPTS)')
+
+# Our server beside vLLM's own and two hand-wired rerankers: runs/bench/serving.json, docs/benchmarks.md.
+# DTYPE=float32 PART=lora SEED=0 REPEATS=5; without DTYPE and PART everything, in an hour or so.
+bench: setup
+	$(PYTHON) -m loadtest.bench $(foreach d,$(DTYPE),--dtype '$(d)') $(foreach p,$(PART),--part '$(p)') \
+	  $(if $(SEED),--seed '$(SEED)') $(if $(REPEATS),--repeats '$(REPEATS)')
 
 # Regenerates thumbloop/v1 from protos/.
 protos: setup

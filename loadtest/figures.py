@@ -1,0 +1,129 @@
+"""From repeated measurements to figures with intervals, and the table that shows them."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import bootstrap
+
+_CONFIDENCE = 0.95
+_RESAMPLES = 2000
+
+
+class Figure(NamedTuple):
+    """One figure. Of k repeats, the interval is their range: it holds the true median with
+    probability 1 - 2 ** (1 - k), 0.94 for five. Of resampled requests it is a bootstrap's, 95 %.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def rounded(self) -> dict[str, float]:
+        """Return the figure for a report."""
+        return {name: round(float(value), 4) for name, value in self._asdict().items()}
+
+
+class Goal(NamedTuple):
+    """What a figure should reach."""
+
+    bound: float
+    is_upper: bool = False
+
+    def __str__(self) -> str:
+        return f"{'at most' if self.is_upper else 'at least'} {self.bound:g}"
+
+    def is_met(self, figure: Figure) -> bool:
+        """Say whether the figure reaches it."""
+        return figure.value <= self.bound if self.is_upper else figure.value >= self.bound
+
+
+GOALS = {
+    "plain.ratio_to_bare": Goal(0.97),
+    "plain.added_ms_p50": Goal(3, is_upper=True),
+    "lora.ratio_to_base": Goal(0.90),
+    "lora.ratio_to_base_1": Goal(0.85),
+    "lora.ratio_mixed": Goal(0.87),
+    "reranked.ratio_to_peer": Goal(2.2),
+    "reranked.ratio_at_equal_reward": Goal(3),
+    "pruned.gain_kept": Goal(0.90),
+    "pruned.tokens_share": Goal(0.70, is_upper=True),
+    "swap.throughput_ratio": Goal(0.95),
+    "swap.failed": Goal(0, is_upper=True),
+}
+
+
+def of_repeats(values: Sequence[float]) -> Figure:
+    """Return the median of repeats and their range."""
+    return Figure(median(values), min(values), max(values))
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Figure:
+    """Return the median over repeats of one throughput over another's, measured in turn."""
+    return of_repeats([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+class Group(NamedTuple):
+    """One request's rewards: of the reply that was shown, and the mean of all n candidates."""
+
+    chosen: float
+    mean: float
+
+
+def gain(full: Sequence[Group]) -> float:
+    """Return the mean of what choosing brought, E[chosen] - E[mean], reward units."""
+    return float(np.mean([g.chosen - g.mean for g in full]))
+
+
+def gain_kept(full: Sequence[Group], chosen: Sequence[float]) -> Figure:
+    """Return the share of the full groups' gain that another way of choosing keeps.
+
+    `chosen` holds its rewards for the same prompts, in order. Its own candidates' mean is not asked
+    for: where losers were aborted, the mean of the others is not the policy's.
+    """
+
+    def share(shown: np.ndarray, mean: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
+        middle = mean.mean(axis)
+        kept: np.ndarray = (other.mean(axis) - middle) / (shown.mean(axis) - middle)
+        return kept
+
+    data = (
+        np.array([g.chosen for g in full]),
+        np.array([g.mean for g in full]),
+        np.array(chosen),
+    )
+    found = bootstrap(
+        data,
+        share,
+        paired=True,
+        n_resamples=_RESAMPLES,
+        confidence_level=_CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Figure(float(share(*data)), float(found.low), float(found.high))
+
+
+def table(figures: Mapping[str, Mapping[str, Figure]]) -> str:
+    """Return the figures as a Markdown table: `figures[dtype][key]`, those with a goal first."""
+    dtypes = list(figures)
+    keys = list(dict.fromkeys([*GOALS, *(key for of in figures.values() for key in of)]))
+    lines = [
+        f"| figure | goal | {' | '.join(dtypes)} |",
+        f"|---|---|{'---|' * len(dtypes)}",
+    ]
+    for key in keys:
+        goal = GOALS.get(key)
+        cells = [_cell(figures[dtype].get(key), goal) for dtype in dtypes]
+        lines.append(f"| `{key}` | {goal or ''} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(figure: Figure | None, goal: Goal | None) -> str:
+    if figure is None:
+        return "not measured"
+    value, low, high = (f"{x:.3g}" for x in figure)
+    interval = "" if low == high == value else f" ({low} to {high})"
+    short = " **short**" if goal is not None and not goal.is_met(figure) else ""
+    return f"{value}{interval}{short}"

@@ -1,0 +1,83 @@
+"""Best-of-8 beside the rerankers that a team would wire by hand, and what costs less."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from statistics import median
+
+import aiohttp
+
+from loadtest import figures
+from loadtest.classifier import make_classifier
+from loadtest.figures import Figure, Group
+from loadtest.peers import (
+    POLICY,
+    TUNED,
+    Completions,
+    OneServerReranker,
+    TwoServerReranker,
+    adapters,
+)
+from loadtest.setting import MAX_TOKENS, Setting, alternate, answers, ours, serving
+from loadtest.workload import Ask, Throughput
+from thumbloop.types import Strategy
+
+_CALLS, _AT_ONCE, _CANDIDATES = 64, 8, 8
+_EQUAL_GAIN = 0.98
+"""Share of best-of-8's gain from which on a reward counts as equal."""
+
+
+async def reranked(setting: Setting) -> dict[str, Figure]:
+    """Best-of-8, 8 requests at a time, over the better hand-wired reranker; and what is cheaper."""
+    async with AsyncExitStack() as stack, aiohttp.ClientSession() as session:
+        server = await stack.enter_async_context(ours(setting))
+        both = serving(stack, setting.vllm("reranker", *TUNED, *adapters(setting.found.version)))
+        model = make_classifier(setting.found.model, setting.folder / "classifier-model")
+        second = serving(
+            stack, setting.vllm("classifier", *TUNED, "--runner", "pooling", model=model)
+        )
+        for peer in (both, second):
+            await peer.ready(session)
+        policy = Completions(session, both, setting.found.prompts, MAX_TOKENS, POLICY)
+        one = OneServerReranker(session, both, policy, setting.found.verdict)
+        two = TwoServerReranker(session, policy, second)
+        asks: dict[str, Ask] = {
+            "best_of_8": server.asking(Strategy.BEST_OF_N, _CANDIDATES),
+            "pruned_8": server.asking(Strategy.SPECULATIVE_REJECTION, _CANDIDATES),
+            "pruned_10": server.asking(Strategy.SPECULATIVE_REJECTION, 10),
+            "pruned_12": server.asking(Strategy.SPECULATIVE_REJECTION, 12),
+            "one_server": partial(one.best_of, n=_CANDIDATES),
+            "two_servers": partial(two.best_of, n=_CANDIDATES),
+        }
+        runs = await alternate(setting, asks, _CALLS, _AT_ONCE)
+    return describe_reranked(runs)
+
+
+def describe_reranked(runs: Mapping[str, Sequence[Throughput]]) -> dict[str, Figure]:
+    """Return the figures of reranking from what each way of doing it did, repeat by repeat."""
+    rates = {name: [run.requests_per_s for run in of] for name, of in runs.items()}
+    peers = {name: rates[name] for name in ("one_server", "two_servers")}
+    better = max(peers.values(), key=median)
+    full = [
+        Group(a.reward, sum(a.candidate_rewards) / len(a.candidate_rewards))
+        for a in answers(runs["best_of_8"])
+        if a.reward is not None
+    ]
+    found = {
+        "reranked.ratio_to_peer": figures.ratio(rates["best_of_8"], better),
+        "reranked.gain": Figure(*[figures.gain(full)] * 3),
+        **{f"reranked.{n}_requests_per_s": figures.of_repeats(of) for n, of in rates.items()},
+    }
+    equal = [found["reranked.ratio_to_peer"]]
+    for name in (n for n in runs if n.startswith("pruned_")):
+        shown = [a.reward for a in answers(runs[name]) if a.reward is not None]
+        kept = figures.gain_kept(full, shown)
+        found[f"reranked.{name}_gain_kept"] = kept
+        found[f"reranked.{name}_ratio_to_peer"] = figures.ratio(rates[name], better)
+        if kept.value >= _EQUAL_GAIN:
+            equal.append(found[f"reranked.{name}_ratio_to_peer"])
+    tokens = {name: sum(a.decoded_tokens for a in answers(of)) for name, of in runs.items()}
+    found["reranked.ratio_at_equal_reward"] = max(equal, key=lambda figure: figure.value)
+    found["pruned.gain_kept"] = found["reranked.pruned_8_gain_kept"]
+    found["pruned.tokens_share"] = Figure(*[tokens["pruned_8"] / tokens["best_of_8"]] * 3)
+    return found

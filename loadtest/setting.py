@@ -1,0 +1,126 @@
+"""What every measurement of `make bench` has: the policy, our server, and turns that alternate."""
+
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from loadtest.bare import BareEngine
+from loadtest.midway import Midway
+from loadtest.ours import PLAIN, Thumbloop, guided
+from loadtest.peers import VllmServer
+from loadtest.swapping import Swapping
+from loadtest.workload import Answer, Ask, Throughput, closed_loop
+from thumbloop.client import Client
+from thumbloop.config import State
+from thumbloop.processes import Process
+from thumbloop.types import Strategy
+
+MAX_TOKENS = 64
+
+
+class CallsFailed(Exception):
+    """A measurement without all of its answers is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a measurement is given."""
+
+    found: Midway
+    dtype: str
+    repeats: int
+    folder: Path
+    packages: Path
+
+    def prompts(self, number: int, size: int) -> list[tuple[int, ...]]:
+        """Return the prompts of a repeat, token ids."""
+        known = self.found.prompts
+        return [known[(number * size + i) % len(known)] for i in range(size)]
+
+    def bare(self, name: str, *flags: str) -> Awaitable[BareEngine]:
+        """Start a bare engine."""
+        given = ("--model", str(self.found.model), "--dtype", self.dtype)
+        return BareEngine.start(name, self.folder, (*given, *flags))
+
+    def vllm(self, name: str, *flags: str, model: Path | None = None) -> VllmServer:
+        """Start one of vLLM's HTTP servers."""
+        return VllmServer(name, model or self.found.model, self.dtype, self.folder, flags)
+
+
+class Ours:
+    """Our server with the policy that is half way as its current version."""
+
+    def __init__(self, setting: Setting, client: Client, state: State) -> None:
+        self.state = state
+        self._target = Thumbloop(client, setting.found.texts)
+
+    def asking(self, strategy: Strategy, num_candidates: int) -> Ask:
+        """Ask with a strategy."""
+        options = PLAIN if strategy is Strategy.NONE else guided(strategy, num_candidates)
+        return partial(self._target.ask, options=options)
+
+    def asking_greedily(self) -> Ask:
+        """Ask for one candidate at temperature 0."""
+        return partial(self._target.ask, options=replace(PLAIN, temperature=0.0))
+
+
+@asynccontextmanager
+async def ours(setting: Setting) -> AsyncIterator[Ours]:
+    """Start our server, and publish the version to it as a trainer would."""
+    state = State(folder=setting.folder / "state")
+    settings = {
+        "state": {"folder": str(state.folder)},
+        "model": {"path": str(setting.found.model)},
+        "listen": {"port": 0},
+        "metrics": {"port": 0},
+        "engine": {"dtype": setting.dtype, "kv_cache_gib": 1.0},
+        "sampling": {"max_tokens": MAX_TOKENS},
+    }
+    process = Process.of_application("server", settings, setting.folder)
+    try:
+        port, _ = await process.serving_ports()
+        async with Client(f"127.0.0.1:{port}") as client:
+            with Swapping(state) as swapping:
+                await swapping.to(setting.found.version, client)
+            yield Ours(setting, client, state)
+    finally:
+        process.stop()
+
+
+async def alternate(
+    setting: Setting, asks: Mapping[str, Ask], size: int, at_once: int
+) -> dict[str, list[Throughput]]:
+    """Run every way of asking in turn, on the same questions; the first repeat warms up."""
+    runs: dict[str, list[Throughput]] = {name: [] for name in asks}
+    for repeat in range(-1, setting.repeats):
+        for name, ask in asks.items():
+            run = await closed_loop(ask, repeat_numbers(repeat, size), at_once)
+            if run.failed:
+                raise CallsFailed(f"{name}: {run.failed} calls failed; see the logs")
+            runs[name].append(run)
+    return {name: of[1:] for name, of in runs.items()}
+
+
+def repeat_numbers(repeat: int, size: int) -> range:
+    """Return the numbers of a repeat's questions; the warm-up's are those of the first."""
+    return range(max(repeat, 0) * size, (max(repeat, 0) + 1) * size)
+
+
+def answers(runs: Sequence[Throughput]) -> list[Answer]:
+    """Return all answers of all repeats, in the order of their questions."""
+    return [answer for run in runs for answer in run.answers]
+
+
+async def started(stack: AsyncExitStack, starting: Awaitable[BareEngine]) -> BareEngine:
+    """Start an engine that the stack stops."""
+    engine = await starting
+    stack.push_async_callback(engine.stop)
+    return engine
+
+
+def serving(stack: AsyncExitStack, server: VllmServer) -> VllmServer:
+    """Let the stack stop a server."""
+    stack.callback(server.stop)
+    return server

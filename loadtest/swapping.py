@@ -1,0 +1,110 @@
+"""Versions to swap to while a load runs: copies of finished ones under new numbers."""
+
+import asyncio
+import itertools
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from time import time
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+from thumbloop.artifacts import MANIFEST, Lineage, read_manifest, write_version
+from thumbloop.client import Client
+from thumbloop.config import State
+from thumbloop.store import open_store, reading, versions
+from thumbloop.types import DEFAULT_POLICY, Round
+
+_POLL_S = 0.05
+_SWAP_TIMEOUT_S = 60.0
+
+
+class Swapping:
+    """Publishes into a server's state folder, in the place of a trainer: none may run beside it."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._database = open_store(state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self._database.dispose()
+
+    def trained(self) -> list[Path]:
+        """Return the folders of the versions that learned something, oldest first."""
+        with reading(self._database) as connection:
+            known = versions.list_versions(connection, DEFAULT_POLICY)
+        return [self._state.versions / v.folder for v in known if v.policy_digest]
+
+    def publish(self, source: Path) -> int:
+        """Publish a copy of the version folder `source` as a child of the current version.
+
+        Its probes come with it: the server attests the copy like any other version. Returns the
+        new number. Raises BadPolicyVersion: the folder is no whole version.
+        """
+        manifest = read_manifest(source)
+        with reading(self._database) as connection:
+            number = versions.next_number(connection, DEFAULT_POLICY)
+            parent = versions.current(connection, DEFAULT_POLICY).version
+        lineage = Lineage(round_id=str(uuid4()))  # it learned from nothing by itself
+        changes = {"version": number, "parent": parent, "created_at": time(), "lineage": lineage}
+        written = write_version(
+            self._state.versions,
+            manifest.model_copy(update=changes),
+            lambda folder: _copy(source, folder),
+        )
+        done = Round(
+            round_id=lineage.round_id,
+            policy=DEFAULT_POLICY,
+            parent=parent,
+            started_at=time(),
+            finished_at=time(),
+            version=number,
+            reason="republished by a load test",
+            metrics={},
+        )
+        with self._database.begin() as connection:
+            versions.finish_round(connection, done, written.row())
+        return number
+
+    async def to(self, source: Path, client: Client) -> int:
+        """Publish a copy of a version and wait until the server serves it; return its number.
+
+        Raises TimeoutError: the server does not take it.
+        """
+        number = await asyncio.to_thread(self.publish, source)
+        async with asyncio.timeout(_SWAP_TIMEOUT_S):
+            while (await client.versions()).current_version != number:  # noqa: ASYNC110
+                await asyncio.sleep(_POLL_S)
+        return number
+
+    @asynccontextmanager
+    async def every(self, interval_s: float, sources: Sequence[Path]) -> AsyncIterator[None]:
+        """Publish copies in turn, one each interval, until the block ends; what fails is raised then."""
+        task = asyncio.create_task(self._publish_for_ever(interval_s, sources))
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _publish_for_ever(self, interval_s: float, sources: Sequence[Path]) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        for number, source in enumerate(itertools.cycle(sources)):
+            await asyncio.to_thread(self.publish, source)
+            await asyncio.sleep(max(0.0, started + (number + 1) * interval_s - loop.time()))
+
+
+def _copy(source: Path, folder: Path) -> None:
+    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))

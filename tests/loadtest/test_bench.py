@@ -1,0 +1,73 @@
+"""What a benchmark makes of its measurements; the measurements themselves are no tests."""
+
+from pathlib import Path
+
+import pytest
+
+from loadtest import bench
+from loadtest.peers import picked
+from loadtest.reranked import describe_reranked
+from loadtest.setting import repeat_numbers
+from loadtest.workload import Answer, Throughput
+
+
+def runs(seconds: float, reward: float, tokens: int, *, candidates: int = 8) -> list[Throughput]:
+    """Two repeats of two answers; candidates' rewards lie around 0."""
+    rewards = tuple(float(i) for i in range(-candidates // 2, candidates // 2))
+    answer = Answer(tokens, tokens * candidates, 1, reward, rewards)
+    return [Throughput(seconds, (answer, answer), (seconds, seconds), 0)] * 2
+
+
+def measured() -> dict[str, list[Throughput]]:
+    return {
+        "best_of_8": runs(1.0, 3.0, 10),
+        "pruned_8": runs(0.5, 2.0, 6),
+        "pruned_10": runs(0.6, 2.9, 8),
+        "pruned_12": runs(0.75, 2.99, 9),
+        "one_server": runs(4.0, 3.0, 10),
+        "two_servers": runs(3.0, 3.0, 10),
+    }
+
+
+def test_we_are_compared_with_the_better_peer():
+    assert describe_reranked(measured())["reranked.ratio_to_peer"].value == pytest.approx(3.0)
+
+
+def test_an_equal_reward_is_one_that_keeps_98_of_100():
+    # The mean is -0.5, so best-of-8 gains 3.5: pruned_10 keeps 3.4 / 3.5 = 0.971, pruned_12 0.997.
+    found = describe_reranked(measured())
+    assert found["reranked.pruned_10_gain_kept"].value == pytest.approx(3.4 / 3.5)
+    assert found["reranked.ratio_at_equal_reward"].value == pytest.approx(4.0)  # 3 / 0.75
+
+
+def test_where_nothing_cheaper_is_equal_best_of_8_itself_counts():
+    slow = measured() | {"pruned_12": runs(0.75, 2.0, 9)}
+    assert describe_reranked(slow)["reranked.ratio_at_equal_reward"].value == pytest.approx(3.0)
+
+
+def test_pruning_is_told_by_gain_kept_and_tokens_spent():
+    found = describe_reranked(measured())
+    assert found["pruned.gain_kept"].value == pytest.approx(2.5 / 3.5)
+    assert found["pruned.tokens_share"].value == pytest.approx(0.6)
+
+
+def test_a_hand_wired_reranker_picks_the_best():
+    answer = picked([[1], [1, 2, 3], [1, 2]], [0.0, 2.0, 1.0])
+    assert (answer.reply_tokens, answer.decoded_tokens, answer.reward) == (3, 6, 2.0)
+
+
+def test_repeats_ask_different_questions_and_the_warm_up_those_of_the_first():
+    assert repeat_numbers(-1, 4) == repeat_numbers(0, 4) == range(4)
+    assert repeat_numbers(1, 4) == range(4, 8)
+
+
+def test_the_table_takes_the_place_of_the_last_one(tmp_path: Path):
+    document = tmp_path / "benchmarks.md"
+    document.write_text(f"before\n{bench._BEGIN}\nold\n{bench._END}\nafter\n")
+    bench.write_table(document, "new")
+    assert document.read_text() == f"before\n{bench._BEGIN}\nnew\n{bench._END}\nafter\n"
+
+
+def test_the_documents_table_has_its_place():
+    words = (Path(bench.__file__).parent.parent / bench.TABLE).read_text()
+    assert words.index(bench._BEGIN) < words.index(bench._END)

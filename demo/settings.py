@@ -20,7 +20,7 @@ class Options:
     model: str | None
     folder: Path
     max_minutes: float
-    held_out: int = 400
+    held_out: int = 600
 
 
 def server_settings(options: Options, model: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -89,6 +90,8 @@ def main(
     folder: Annotated[Path, typer.Option(help="Where results and logs go.")] = Path("runs/bench"),
 ) -> None:
     """Measure, write serving.json, and, where all was measured, the table in docs/benchmarks.md."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # the same way out as Ctrl-C
     parts, dtypes = part or list(PARTS), dtype or ["float32", "bfloat16"]
     if unknown := set(parts) - PARTS.keys():
         print(f"error: --part: no {unknown.pop()}; there are {', '.join(PARTS)}")
@@ -109,6 +112,9 @@ def main(
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; no process is left behind", file=sys.stderr)
+        raise SystemExit(130) from None
     report = {
         "machine": machine(),
         "repeats": repeats,

@@ -56,6 +56,7 @@ class VllmGrpcServer:
             *("--block-size", "32", "--max-num-seqs", "64", "--generation-config", "vllm"),
         ]
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": str(packages)}
+        environment["VLLM_LOGGING_LEVEL"] = "WARNING"  # it says a line for every request
         self.process = Process("vllm-grpc", command, folder, environment=environment)
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         self._stub = stubs.VllmEngineStub(self._channel)

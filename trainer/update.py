@@ -28,8 +28,9 @@ def update(
 ) -> dict[str, float]:
     """Improve the policy adapter and the critic on rollouts with rewards (B,); return the metrics.
 
-    The policy stays as it was where the sampler was too far from it for the weights to correct. Its
-    steps are smaller where the replies hardly differ in reward: Adam would make full ones of noise.
+    The policy stays as it was where the sampler was too far from it for the weights to correct. Where
+    the replies hardly differ in reward, whitening makes large advantages of noise and Adam full steps:
+    there both shrink, and the leash to the reference weighs more.
     """
     fixed = measure(trunk, rollouts)
     scores, signal = normalise(rewards, rollouts, settings)
@@ -47,9 +48,8 @@ def update(
     share = float(ppo.effective_sample_size(weights, fixed.batch.mask))
     progress = Progress(fixed.prox_kl)
     if share >= MIN_EFFECTIVE_SHARE:
-        progress = improve(
-            trunk, fixed, estimated.advantages, settings, generator, step_scale=signal
-        )
+        advantages = signal * estimated.advantages
+        progress = improve(trunk, fixed, advantages, settings, generator, step_scale=signal)
     return {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std(correction=0)),

@@ -14,7 +14,7 @@ from trainer.rollouts import Rollout, by_length, collate
 from trainer.update import update
 
 PLANTED = 20
-SETTINGS = Ppo(minibatch_size=16, epochs=3, learning_rate=3e-3, target_kl=1.0)
+SETTINGS = Ppo(minibatch_size=16, epochs=3, learning_rate=3e-3, target_kl=1.0, min_reward_std=0.1)
 
 
 def sampled(trunk, n: int, seed: int, **changes) -> list[Rollout]:
@@ -226,6 +226,21 @@ def test_steps_are_shorter_where_replies_hardly_differ(trunk, generator):
         run(trunk, rollouts, rewards, torch.Generator().manual_seed(1))
         moved.append(sum((p - start[n]).norm() for n, p in trunk.parameters("policy").items()))
     assert moved[1] < 0.2 * moved[0]
+
+
+def test_the_leash_weighs_more_where_replies_hardly_differ(trained_trunk, generator):
+    rollouts = sampled(trained_trunk, 64, 0)
+    start = trained_trunk.snapshot("policy")
+    rewards = torch.tensor([0.4, 0.6]).logit()[torch.arange(64) % 2]  # spread 0.1
+    kls = []
+    for min_reward_std, learning_rate in ((0.1, 1e-3), (0.5, 5e-3)):  # steps of the same length
+        trained_trunk.restore("policy", start)
+        settings = SETTINGS.model_copy(
+            update={"min_reward_std": min_reward_std, "learning_rate": learning_rate}
+        )
+        metrics = run(trained_trunk, rollouts, rewards, torch.Generator().manual_seed(1), settings)
+        kls.append(metrics["kl_to_reference"])
+    assert kls[1] < 0.97 * kls[0]
 
 
 def test_candidates_of_one_prompt_share_a_fold():

@@ -89,8 +89,8 @@ class Ppo(Section):
     """Epochs stop when approx_kl passes 1.5 times this, nats per token."""
     max_importance_weight: float = Field(2.0, ge=1)
     """Truncation of the behaviour correction."""
-    min_reward_std: float = Field(0.2, gt=0, le=0.5)
-    """Spread of the predicted thumb-up probabilities under which scores and steps shrink with it."""
+    min_reward_std: float = Field(0.3, gt=0, le=0.5)
+    """Spread of the predicted thumb-up probabilities under which advantages and steps shrink with it."""
     missing_eos_penalty: float = Field(1.0, ge=0)
     """Taken from the normalised reward of a reply that reached its token limit."""
     max_grad_norm: float = Field(1.0, gt=0)

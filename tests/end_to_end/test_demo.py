@@ -79,9 +79,7 @@ def test_the_policy_learns_from_thumbs_while_it_serves(tmp_path):
     first, last = examined[0], examined[-1]
     assert last["policy_version"] >= 3
     assert last["policy_thumb_up_rate_ci"][0] > first["policy_thumb_up_rate_ci"][1]
-    assert (
-        last["well_formed_share"] >= first["well_formed_share"] - 0.05
-    )  # 200 replies: 0.03 is noise
+    assert last["well_formed_share"] >= first["well_formed_share"] - 0.05  # of 600: 0.02 is noise
     assert set(report) >= FIELDS
     assert all(set(version) >= VERSION_FIELDS for version in report["versions"])
     assert report["versions"][1]["published_s"] < 180

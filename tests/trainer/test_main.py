@@ -1,3 +1,4 @@
+import asyncio
 import fcntl
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.serving import running
 from tests.tiny_model import build_tiny_model
 from thumbloop.config import State
 from thumbloop.store import open_store
@@ -79,6 +81,25 @@ def test_what_a_killed_trainer_left_behind_is_removed(tmp_path, model):
     process.terminate()
     process.communicate(timeout=60)
     assert [p.name for p in default.iterdir()] == ["000000"]
+
+
+async def test_a_trainer_that_dies_leaves_the_server_serving_and_the_next_one_goes_on(
+    tmp_path, model
+):
+    state = State(folder=tmp_path / "state")
+    settings = {"state": {"folder": str(state.folder)}, "model": {"path": str(model)}}
+    async with running(model, state) as server:
+        process = start(tmp_path, settings)
+        await asyncio.to_thread(wait_for, process, "waiting for 64 new thumbs")
+        process.kill()
+        process.communicate(timeout=60)
+        reply = await server.generate("a b c")
+        await server.client.rate(reply.response_id, up=True)
+        process = start(tmp_path, settings)
+        await asyncio.to_thread(wait_for, process, "waiting for 64 new thumbs")
+        process.terminate()
+        process.communicate(timeout=60)
+        assert process.returncode == 0
 
 
 def test_a_second_trainer_is_refused(tmp_path, model):

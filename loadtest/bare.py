@@ -7,24 +7,12 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from loadtest.workload import Answer, Throughput
 from thumbloop.processes import ProcessFailed
 
 _LINE_BYTES = 1 << 24
-
-
-class Done(NamedTuple):
-    """What a job took."""
-
-    seconds: float
-    tokens: int
-    latencies_s: tuple[float, ...]
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Decoded tokens per second."""
-        return self.tokens / self.seconds
 
 
 class BareEngine:
@@ -62,7 +50,7 @@ class BareEngine:
         rows: Sequence[str] = ("base",),
         temperature: float = 1.0,
         is_exact: bool = False,
-    ) -> Done:
+    ) -> Throughput:
         """Answer prompts; `rows` says whose adapter answers them, in turn: base, policy, reward."""
         job: dict[str, Any] = {
             "prompts": [list(prompt) for prompt in prompts],
@@ -79,7 +67,12 @@ class BareEngine:
         while not line.startswith("{"):
             line = await self._line()
         done = json.loads(line)
-        return Done(done["seconds"], done["tokens"], tuple(done["latencies_s"]))
+        return Throughput(
+            seconds=done["seconds"],
+            answers=tuple(Answer(tokens, tokens) for tokens in done["tokens"]),
+            latencies_s=tuple(done["latencies_s"]),
+            failed=0,
+        )
 
     async def _line(self) -> str:
         assert self._process.stdout is not None

@@ -1,6 +1,6 @@
 """One candidate a call: servers over the engines they wrap, and adapters over the base model."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from statistics import median
@@ -11,13 +11,16 @@ from loadtest import figures
 from loadtest.bare import BareEngine
 from loadtest.figures import Figure
 from loadtest.peers import TUNED, Completions
-from loadtest.setting import MAX_TOKENS, Setting, ours, repeat_numbers, serving, started
+from loadtest.setting import MAX_TOKENS, Setting, calling, in_turn, ours, serving, started
 from loadtest.vllm_grpc import VllmGrpcServer, install
-from loadtest.workload import Ask, closed_loop
+from loadtest.workload import Ask, Throughput
 from thumbloop.types import Strategy
 
 _CALLS, _AT_ONCE = 320, 16
 _SINGLE_CALLS = 40
+_FULL_BATCHES = 4
+"""Batches of the same size, as every reply is as long: none ends while another is half done."""
+_LORA_CALLS = _FULL_BATCHES * 32
 
 
 async def plain(setting: Setting) -> dict[str, Figure]:
@@ -41,15 +44,17 @@ async def plain(setting: Setting) -> dict[str, Figure]:
             await peer.ready(session)
         await grpc_peer.ready()
         http = partial(Completions, session, prompts=setting.found.prompts, max_tokens=MAX_TOKENS)
-        asks: dict[str, Ask] = {
-            "ours": server.asking(Strategy.NONE, 1),
-            "openai_default": http(server=default).plain,
-            "openai_tuned": http(server=tuned).plain,
-            "vllm_grpc": grpc_peer.plain,
+        turns = {
+            "ours": calling(server.asking(Strategy.NONE, 1), _AT_ONCE),
+            "bare": asking_bare(setting, bare, "policy"),
+            "openai_default": calling(http(server=default).plain, _AT_ONCE),
+            "openai_tuned": calling(http(server=tuned).plain, _AT_ONCE),
+            "vllm_grpc": calling(grpc_peer.plain, _AT_ONCE),
+            "bare_stock": asking_bare(setting, stock, "base"),
         }
-        engines = {"bare": (bare, "policy"), "bare_stock": (stock, "base")}
-        rates = await _plain_rates(setting, asks, engines)
+        runs = await in_turn(setting, turns, _CALLS)
         added = await _added_ms(setting, server.asking_greedily(), bare)
+    rates = {name: [run.tokens_per_s for run in of] for name, of in runs.items()}
     return {
         "plain.ratio_to_bare": figures.ratio(rates["ours"], rates["bare"]),
         "plain.added_ms_p50": added,
@@ -64,41 +69,39 @@ async def plain(setting: Setting) -> dict[str, Figure]:
     }
 
 
-async def _plain_rates(
-    setting: Setting, asks: Mapping[str, Ask], engines: Mapping[str, tuple[BareEngine, str]]
-) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = {name: [] for name in (*asks, *engines)}
-    for repeat in range(-1, setting.repeats):  # the first warms up
-        numbers = repeat_numbers(repeat, _CALLS)
-        for name, ask in asks.items():
-            rates[name].append((await closed_loop(ask, numbers, _AT_ONCE)).tokens_per_s)
-        for name, (engine, row) in engines.items():
-            done = await engine.run(
-                setting.prompts(max(repeat, 0), _CALLS),
-                at_once=_AT_ONCE,
-                max_tokens=MAX_TOKENS,
-                rows=(row,),
-            )
-            rates[name].append(done.tokens_per_s)
-    return {name: of[1:] for name, of in rates.items()}
+def asking_bare(
+    setting: Setting, engine: BareEngine, row: str
+) -> Callable[[range], Awaitable[Throughput]]:
+    """Return the turn that asks a bare engine."""
+
+    def turn(numbers: range) -> Awaitable[Throughput]:
+        return engine.run(
+            setting.prompts(numbers), at_once=_AT_ONCE, max_tokens=MAX_TOKENS, rows=(row,)
+        )
+
+    return turn
 
 
 async def _added_ms(setting: Setting, ask: Ask, bare: BareEngine) -> Figure:
     """Return what the server adds to one call at temperature 0: the same reply on both sides."""
-    added = []
-    for repeat in range(-1, setting.repeats):
-        numbers = repeat_numbers(repeat, _SINGLE_CALLS)
-        through = await closed_loop(ask, numbers, 1)
-        direct = await bare.run(
-            setting.prompts(max(repeat, 0), _SINGLE_CALLS),
+
+    def directly(numbers: range) -> Awaitable[Throughput]:
+        return bare.run(
+            setting.prompts(numbers),
             at_once=1,
             max_tokens=MAX_TOKENS,
             rows=("policy",),
             temperature=0.0,
         )
-        pairs = zip(through.latencies_s, direct.latencies_s, strict=True)
-        added.append(1000 * median(a - b for a, b in pairs))
-    return figures.of_repeats(added[1:])
+
+    turns = {"ours": calling(ask, 1), "bare": directly}
+    runs = await in_turn(setting, turns, _SINGLE_CALLS)
+    return figures.of_repeats(
+        [
+            1000 * median(a - b for a, b in zip(ours.latencies_s, bare.latencies_s, strict=True))
+            for ours, bare in zip(runs["ours"], runs["bare"], strict=True)
+        ]
+    )
 
 
 async def lora(setting: Setting) -> dict[str, Figure]:
@@ -125,12 +128,16 @@ async def _lora_rates(setting: Setting, engine: BareEngine) -> dict[str, list[fl
         "base_1": (("base",), 1),
         "policy_1": (("policy",), 1),
     }
-    rates: dict[str, list[float]] = {name: [] for name in cases}
-    for repeat in range(-1, setting.repeats):
-        for name, (rows, at_once) in cases.items():
-            prompts = setting.prompts(max(repeat, 0), at_once) * (2 if at_once > 1 else 4)
-            done = await engine.run(
+
+    def case(rows: tuple[str, ...], at_once: int) -> Callable[[range], Awaitable[Throughput]]:
+        def turn(numbers: range) -> Awaitable[Throughput]:
+            prompts = setting.prompts(numbers)[: _FULL_BATCHES * at_once]
+            return engine.run(
                 prompts, at_once=at_once, max_tokens=MAX_TOKENS, rows=rows, is_exact=True
             )
-            rates[name].append(done.tokens_per_s)
-    return {name: of[1:] for name, of in rates.items()}
+
+        return turn
+
+    turns = {name: case(*of) for name, of in cases.items()}
+    runs = await in_turn(setting, turns, _LORA_CALLS)
+    return {name: [run.tokens_per_s for run in of] for name, of in runs.items()}

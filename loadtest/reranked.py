@@ -18,11 +18,11 @@ from loadtest.peers import (
     TwoServerReranker,
     adapters,
 )
-from loadtest.setting import MAX_TOKENS, Setting, alternate, answers, ours, serving
+from loadtest.setting import MAX_TOKENS, Setting, answers, calling, in_turn, ours, serving
 from loadtest.workload import Ask, Throughput
 from thumbloop.types import Strategy
 
-_CALLS, _AT_ONCE, _CANDIDATES = 64, 8, 8
+_CALLS, _AT_ONCE, _CANDIDATES = 48, 8, 8
 _EQUAL_GAIN = 0.98
 """Share of best-of-8's gain from which on a reward counts as equal."""
 
@@ -49,7 +49,8 @@ async def reranked(setting: Setting) -> dict[str, Figure]:
             "one_server": partial(one.best_of, n=_CANDIDATES),
             "two_servers": partial(two.best_of, n=_CANDIDATES),
         }
-        runs = await alternate(setting, asks, _CALLS, _AT_ONCE)
+        turns = {name: calling(ask, _AT_ONCE) for name, ask in asks.items()}
+        runs = await in_turn(setting, turns, _CALLS)
     return describe_reranked(runs)
 
 

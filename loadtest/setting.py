@@ -1,10 +1,12 @@
 """What every measurement of `make bench` has: the policy, our server, and turns that alternate."""
 
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from loadtest.bare import BareEngine
 from loadtest.midway import Midway
@@ -18,6 +20,10 @@ from thumbloop.processes import Process
 from thumbloop.types import Strategy
 
 MAX_TOKENS = 64
+_WARM_UP_CALLS = 64
+_SETTLE_S = 1.5
+
+T = TypeVar("T")
 
 
 class CallsFailed(Exception):
@@ -34,10 +40,10 @@ class Setting:
     folder: Path
     packages: Path
 
-    def prompts(self, number: int, size: int) -> list[tuple[int, ...]]:
-        """Return the prompts of a repeat, token ids."""
+    def prompts(self, numbers: Iterable[int]) -> list[tuple[int, ...]]:
+        """Return the prompts of these questions, token ids."""
         known = self.found.prompts
-        return [known[(number * size + i) % len(known)] for i in range(size)]
+        return [known[number % len(known)] for number in numbers]
 
     def bare(self, name: str, *flags: str) -> Awaitable[BareEngine]:
         """Start a bare engine."""
@@ -89,23 +95,36 @@ async def ours(setting: Setting) -> AsyncIterator[Ours]:
         process.stop()
 
 
-async def alternate(
-    setting: Setting, asks: Mapping[str, Ask], size: int, at_once: int
-) -> dict[str, list[Throughput]]:
-    """Run every way of asking in turn, on the same questions; the first repeat warms up."""
-    runs: dict[str, list[Throughput]] = {name: [] for name in asks}
+async def in_turn(
+    setting: Setting, turns: Mapping[str, Callable[[range], Awaitable[T]]], size: int
+) -> dict[str, list[T]]:
+    """Let each turn ask the questions of each repeat; returns what came of them, repeat by repeat.
+
+    A short first round warms up and is forgotten. Before each turn all is quiet for a while: stock
+    vLLM's processes spin for a second after their last work.
+    """
+    results: dict[str, list[T]] = {name: [] for name in turns}
     for repeat in range(-1, setting.repeats):
-        for name, ask in asks.items():
-            run = await closed_loop(ask, repeat_numbers(repeat, size), at_once)
-            if run.failed:
-                raise CallsFailed(f"{name}: {run.failed} calls failed; see the logs")
-            runs[name].append(run)
-    return {name: of[1:] for name, of in runs.items()}
+        first = max(repeat, 0) * size
+        numbers = range(first, first + (size if repeat >= 0 else min(size, _WARM_UP_CALLS)))
+        for name, turn in turns.items():
+            await asyncio.sleep(_SETTLE_S)
+            result = await turn(numbers)
+            if repeat >= 0:
+                results[name].append(result)
+    return results
 
 
-def repeat_numbers(repeat: int, size: int) -> range:
-    """Return the numbers of a repeat's questions; the warm-up's are those of the first."""
-    return range(max(repeat, 0) * size, (max(repeat, 0) + 1) * size)
+def calling(ask: Ask, at_once: int) -> Callable[[range], Awaitable[Throughput]]:
+    """Return the turn that asks a server. Raises CallsFailed: it refused some."""
+
+    async def turn(numbers: range) -> Throughput:
+        run = await closed_loop(ask, numbers, at_once)
+        if run.failed:
+            raise CallsFailed(f"{run.failed} of {len(numbers)} calls failed; see the logs")
+        return run
+
+    return turn
 
 
 def answers(runs: Sequence[Throughput]) -> list[Answer]:

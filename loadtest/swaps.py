@@ -4,32 +4,33 @@ from contextlib import AsyncExitStack
 
 from loadtest import figures
 from loadtest.figures import Figure
-from loadtest.setting import Setting, ours, repeat_numbers
+from loadtest.setting import Setting, answers, calling, in_turn, ours
 from loadtest.swapping import Swapping
-from loadtest.workload import closed_loop
+from loadtest.workload import Throughput, closed_loop
 from thumbloop.types import Strategy
 
 _CALLS, _AT_ONCE = 640, 16
-_WARM_UP = 16
+_INTERVAL_S = 1.0
 
 
 async def swap(setting: Setting) -> dict[str, Figure]:
     """Throughput of plain calls with one swap per second over throughput without."""
-    with_swaps, without, failed = [], [], 0
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(ours(setting))
         swapping = stack.enter_context(Swapping(server.state))
         ask = server.asking(Strategy.NONE, 1)
-        versions = (setting.found.other, setting.found.version)
-        await closed_loop(ask, range(_WARM_UP), _AT_ONCE)
-        for repeat in range(setting.repeats):
-            numbers = repeat_numbers(repeat, _CALLS)
-            without.append((await closed_loop(ask, numbers, _AT_ONCE)).tokens_per_s)
-            async with swapping.every(1.0, versions):
-                run = await closed_loop(ask, numbers, _AT_ONCE)
-            with_swaps.append(run.tokens_per_s)
-            failed += run.failed
+
+        async def while_swapping(numbers: range) -> Throughput:
+            async with swapping.every(_INTERVAL_S, (setting.found.other, setting.found.version)):
+                return await closed_loop(ask, numbers, _AT_ONCE)
+
+        turns = {"without": calling(ask, _AT_ONCE), "with": while_swapping}
+        runs = await in_turn(setting, turns, _CALLS)
+        served = {a.policy_version for a in answers(runs["with"])}
+    rates = {name: [run.tokens_per_s for run in of] for name, of in runs.items()}
+    failed = sum(run.failed for run in runs["with"])
     return {
-        "swap.throughput_ratio": figures.ratio(with_swaps, without),
+        "swap.throughput_ratio": figures.ratio(rates["with"], rates["without"]),
         "swap.failed": Figure(failed, failed, failed),
+        "swap.versions_served": Figure(*[len(served)] * 3),
     }

@@ -41,10 +41,10 @@ class Job(BaseModel, frozen=True, extra="forbid"):
 
 
 class Done(BaseModel, frozen=True):
-    """What a job took; a latency for each prompt, in order."""
+    """What a job took: tokens and a latency for each prompt, in order."""
 
     seconds: float
-    tokens: int
+    tokens: list[int]
     latencies_s: list[float]
 
 
@@ -82,7 +82,7 @@ async def answer(llm: AsyncLLM, job: Job, adapters: dict[Row, LoRARequest], firs
     )
     return Done(
         seconds=perf_counter() - started,
-        tokens=sum(reply.tokens for reply in replies),
+        tokens=[reply.tokens for reply in replies],
         latencies_s=[reply.seconds for reply in replies],
     )
 

@@ -1,13 +1,14 @@
 """What a benchmark makes of its measurements; the measurements themselves are no tests."""
 
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
-from loadtest import bench
+from loadtest import bench, setting
 from loadtest.peers import picked
 from loadtest.reranked import describe_reranked
-from loadtest.setting import repeat_numbers
 from loadtest.workload import Answer, Throughput
 
 
@@ -56,9 +57,39 @@ def test_a_hand_wired_reranker_picks_the_best():
     assert (answer.reply_tokens, answer.decoded_tokens, answer.reward) == (3, 6, 2.0)
 
 
-def test_repeats_ask_different_questions_and_the_warm_up_those_of_the_first():
-    assert repeat_numbers(-1, 4) == repeat_numbers(0, 4) == range(4)
-    assert repeat_numbers(1, 4) == range(4, 8)
+async def test_turns_alternate_on_the_same_questions_and_the_warm_up_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(setting, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(setting, "_WARM_UP_CALLS", 2)
+    asked: list[tuple[str, range]] = []
+
+    def turn(name: str):
+        async def ask(numbers: range) -> int:
+            asked.append((name, numbers))
+            return numbers.start
+
+        return ask
+
+    any_policy: Any = None
+    of = setting.Setting(any_policy, "float32", 2, tmp_path, tmp_path)
+    results = await setting.in_turn(of, {"a": turn("a"), "b": turn("b")}, 4)
+    assert results == {"a": [0, 4], "b": [0, 4]}
+    assert asked == [
+        *(("a", range(2)), ("b", range(2))),
+        *(("a", range(4)), ("b", range(4))),
+        *(("a", range(4, 8)), ("b", range(4, 8))),
+    ]
+
+
+async def test_a_measurement_without_all_of_its_answers_is_none():
+    async def ask(number: int) -> Answer:
+        raise grpc.aio.AioRpcError(
+            grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata()
+        )
+
+    with pytest.raises(setting.CallsFailed, match="3 of 3 calls failed"):
+        await setting.calling(ask, 2)(range(3))
 
 
 def test_the_table_takes_the_place_of_the_last_one(tmp_path: Path):

@@ -1,14 +1,18 @@
-"""What the trainer writes, vLLM serves, for every architecture we name: same numbers, both adapters.
+"""Every architecture we name: what the trainer writes, vLLM serves with the same numbers; and the loop
+closes: users rate, the trainer's process learns and publishes, the server proves and swaps.
 
 Tiny random models. Llama is in every other test of this folder.
 """
 
 import asyncio
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -18,8 +22,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from tests.serving import running
 from tests.tiny_model import build_tokenizer
-from thumbloop.config import Verdict
+from thumbloop.config import State, Verdict
 from thumbloop.config.server import EngineSettings
 from thumbloop.config.trainer import Lora
 from thumbloop.rendering import verdict_tokens
@@ -29,6 +34,7 @@ from trainer.probes import numbers
 
 PROMPTS = [tuple(8 + (11 * i + 5 * n) % 280 for i in range(n)) for n in (3, 17, 33, 70)]
 EQUAL = {"abs": 1e-4}
+ROOT = Path(__file__).parents[2]
 
 
 def config_of(name: str, vocabulary: int) -> PreTrainedConfig:
@@ -139,3 +145,55 @@ async def test_the_engine_says_what_the_trainer_says(name: str, tmp_path: Path):
             assert sampled.logprobs == pytest.approx(expected, **EQUAL)
     finally:
         engine.close()
+
+
+ONE_ROUND = {
+    "round": {"min_feedback": 16, "min_rollouts": 16, "max_rounds": 1},
+    "lora": {"rank": 4, "alpha": 8.0},
+    "gate": {"min_auroc_bound": 0.0, "confidence": 0.51},  # random models: nothing to prove here
+    "metrics": {"port": 0},
+}
+
+
+def train(folder: Path, model: Path, state: State) -> None:
+    """Run the trainer's process until it has ended a round."""
+    config = folder / "trainer.yaml"
+    settings = {"state": {"folder": str(state.folder)}, "model": {"path": str(model)}}
+    config.write_text(yaml.safe_dump(ONE_ROUND | settings))
+    command = [sys.executable, "-m", "trainer", "--config", str(config)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "published version 1" in done.stdout, done.stdout
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("name", ["gpt2", "opt", "qwen2", "qwen3"])
+async def test_it_is_rewarded_trained_and_swapped(name: str, tmp_path: Path):
+    model, state = build(tmp_path / "model", name), State(folder=tmp_path / "state")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from server.__main__ import make_engine
+
+        serving = running(
+            model,
+            state,
+            make_engine=make_engine,
+            engine={
+                "dtype": "float32",
+                "max_model_len": 128,
+                "max_num_seqs": 8,
+                "kv_cache_gib": 0.1,
+                "max_rank": 4,
+            },
+        )
+        async with serving as server:
+            for number in range(20):
+                reply = await server.generate(f"film {number}", user_id=str(number))
+                assert not reply.reranked
+                await server.client.rate(reply.response_id, up=number % 2 == 0, user_id=str(number))
+            await asyncio.to_thread(train, tmp_path, model, state)
+            await server.serves(1)
+            reply = await server.generate("film", include_candidates=True)
+            assert reply.policy_version == 1
+            assert reply.reranked
+            assert all(candidate.HasField("reward") for candidate in reply.candidates)

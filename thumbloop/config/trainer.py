@@ -45,7 +45,7 @@ class Lora(Section):
 class RewardFit(Section):
     """Fitting the reward model to thumbs."""
 
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
     """Adam's step size."""
     epochs: int = Field(2, ge=1)
     """Passes over new and replayed feedback."""

@@ -29,7 +29,7 @@ from server.servicers import AdminServicer, FeedbackServicer, PolicyServicer
 from server.translation import Defaults
 from server.verification import Expected
 from thumbloop import artifacts
-from thumbloop.base_model import locate
+from thumbloop.base_model import identify, locate
 from thumbloop.config import ServerConfig
 from thumbloop.errors import EngineUnavailable, SettingsError
 from thumbloop.rendering import verdict_tokens
@@ -91,7 +91,7 @@ class Application:
         model = locate(self._config.model)
         database = open_store(self._config.state)
         self._stack.callback(database.dispose)
-        identity = artifacts.identify(model)
+        identity = identify(model)
         artifacts.claim_base(self._config.state.versions, DEFAULT_POLICY, identity, time.time())
         writer = GroupWriter(database, on_commit=self._metrics.observe_commit)
         self._stack.callback(writer.close)

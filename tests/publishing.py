@@ -21,6 +21,7 @@ from server.engine import zero_adapter
 from tests.fakes import BASE, FakeEngine, logprob, weights_in
 from thumbloop import artifacts
 from thumbloop.artifacts import AdapterFacts, Lineage, Manifest, Probe, VerdictIdentity
+from thumbloop.base_model import identify
 from thumbloop.rendering import VerdictTokens
 from thumbloop.store import versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion, Round, Sampling
@@ -217,7 +218,7 @@ class Publisher:
             version=version,
             parent=parent,
             created_at=time.time(),
-            base_model=artifacts.identify(self._model),
+            base_model=identify(self._model),
             verdict=VerdictIdentity(
                 prompt=self._verdict.prompt, up=self._verdict.up, down=self._verdict.down
             ),

@@ -10,10 +10,9 @@ store. Nothing is ever written into it again.
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import time
 from typing import Any, NamedTuple
@@ -227,20 +226,6 @@ def remove_unpublished(versions: Path, policy: str, published: Iterable[int]) ->
     return sorted(orphan.name for orphan in orphans)
 
 
-def identify(model: Path) -> BaseModelIdentity:
-    """Return the identity of a base model's folder. Raises SettingsError: it is no such folder."""
-    if not (model / "config.json").is_file():
-        raise SettingsError(
-            f"model.path: {model} is no model folder (it has no config.json);"
-            " give a folder in Hugging Face layout, or build the demo's with `make demo`"
-        )
-    weights = [p for p in model.iterdir() if p.suffix == ".safetensors"]
-    tokenizer = [p for p in model.iterdir() if p.name.startswith(("tokenizer", "vocab", "merges"))]
-    return BaseModelIdentity(
-        digest=_digest_of([model / "config.json", *weights]), tokenizer_digest=_digest_of(tokenizer)
-    )
-
-
 def claim_base(versions: Path, policy: str, identity: BaseModelIdentity, at: float) -> None:
     """Write version 0's folder, or check that it names the same base model.
 
@@ -273,11 +258,6 @@ def file_digest(path: Path) -> str:
     """Return a file's sha256, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest_of(paths: Iterable[Path]) -> str:
-    digests: Mapping[str, str] = {p.name: file_digest(p) for p in sorted(paths)}
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 def _digests(folder: Path) -> dict[str, str]:

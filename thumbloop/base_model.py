@@ -1,7 +1,11 @@
-"""Finding the base model: a folder as it is, or a hub id through the hub's own cache."""
+"""Finding the base model, a folder as it is or a hub id through the hub's own cache, and its identity."""
 
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from thumbloop.artifacts import BaseModelIdentity, file_digest
 from thumbloop.config import Model
 from thumbloop.errors import SettingsError
 
@@ -24,6 +28,20 @@ def locate(model: Model) -> Path:
     return _fetch(model)
 
 
+def identify(model: Path) -> BaseModelIdentity:
+    """Return the identity of a base model's folder. Raises SettingsError: it is no such folder."""
+    if not (model / "config.json").is_file():
+        raise SettingsError(
+            f"model.path: {model} is no model folder (it has no config.json);"
+            " give a folder in Hugging Face layout, or build the demo's with `make demo`"
+        )
+    weights = [p for p in model.iterdir() if p.suffix == ".safetensors"]
+    tokenizer = [p for p in model.iterdir() if p.name.startswith(("tokenizer", "vocab", "merges"))]
+    return BaseModelIdentity(
+        digest=_digest_of([model / "config.json", *weights]), tokenizer_digest=_digest_of(tokenizer)
+    )
+
+
 def _fetch(model: Model) -> Path:
     # Imported here: the wheel does without it, and a folder needs no hub.
     from huggingface_hub import snapshot_download
@@ -36,3 +54,8 @@ def _fetch(model: Model) -> Path:
             f"model.path: {model.path} is no folder, and the hub did not give it:"
             f" {' '.join(str(error).split())[:200]}"
         ) from None
+
+
+def _digest_of(paths: Iterable[Path]) -> str:
+    digests: Mapping[str, str] = {p.name: file_digest(p) for p in sorted(paths)}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

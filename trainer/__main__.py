@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from thumbloop import artifacts
-from thumbloop.base_model import locate
+from thumbloop.base_model import identify, locate
 from thumbloop.config import State, TrainerConfig, load
 from thumbloop.errors import SettingsError, ThumbloopError
 from thumbloop.rendering import verdict_tokens
@@ -40,7 +40,7 @@ def train(config: TrainerConfig) -> None:
     disable_progress_bar()
     torch.set_num_threads(resources.threads)
     folder = locate(config.model)
-    base = artifacts.identify(folder)
+    base = identify(folder)
     engine = open_store(config.state)
     with only_trainer(config.state):
         prepare_versions(engine, config, base)

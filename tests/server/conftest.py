@@ -8,7 +8,7 @@ from server.verification import Expected
 from tests.fakes import FakeEngine
 from tests.publishing import FakeSpeaker, Publisher
 from tests.serving import Running, running
-from thumbloop import artifacts
+from thumbloop.base_model import identify
 from thumbloop.config import State, Verdict
 from thumbloop.rendering import VerdictTokens, verdict_tokens
 from thumbloop.store import GroupWriter, open_store
@@ -45,7 +45,7 @@ def verdict(engine: FakeEngine) -> VerdictTokens:
 
 @pytest.fixture
 def expected(tiny_model: Path, engine: FakeEngine, verdict: VerdictTokens) -> Expected:
-    return Expected(artifacts.identify(tiny_model), verdict, engine.lora_shapes, 16)
+    return Expected(identify(tiny_model), verdict, engine.lora_shapes, 16)
 
 
 @pytest.fixture

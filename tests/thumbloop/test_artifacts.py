@@ -10,6 +10,7 @@ import pytest
 
 from thumbloop import artifacts
 from thumbloop.artifacts import BaseModelIdentity, Manifest
+from thumbloop.base_model import identify
 from thumbloop.errors import BadPolicyVersion, SettingsError
 from thumbloop.types import DEFAULT_POLICY
 
@@ -280,20 +281,20 @@ def test_server_and_trainer_may_claim_at_the_same_time(
 
 def test_a_folder_that_is_no_model_is_a_settings_error(tmp_path: Path):
     with pytest.raises(SettingsError, match=r"model\.path: .* no config\.json"):
-        artifacts.identify(tmp_path)
+        identify(tmp_path)
 
 
 def test_a_models_identity_follows_weights_config_and_tokenizer(tmp_path: Path):
     names = ("config.json", "model.safetensors", "tokenizer.json")
     for name in (*names, "README.md"):
         (tmp_path / name).write_text(name)
-    before = artifacts.identify(tmp_path)
+    before = identify(tmp_path)
     (tmp_path / "README.md").write_text("other words")
-    assert artifacts.identify(tmp_path) == before
+    assert identify(tmp_path) == before
     seen = {before.model_dump_json()}
     for name in names:
         (tmp_path / name).write_text("changed")
-        seen.add(artifacts.identify(tmp_path).model_dump_json())
+        seen.add(identify(tmp_path).model_dump_json())
     assert len(seen) == 4
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from tests.rows import candidate, interaction
 from tests.tiny_model import build_tiny_model
 from thumbloop import artifacts
+from thumbloop.base_model import identify
 from thumbloop.config import Model, State, TrainerConfig
 from thumbloop.config.trainer import Gate, Lora, Ppo, RewardFit, Round
 from thumbloop.errors import StoreUnavailable
@@ -44,7 +45,7 @@ class Bench:
             **settings,
         )
         self.engine = open_store(self.config.state)
-        self.base = artifacts.identify(model)
+        self.base = identify(model)
         artifacts.claim_base(self.config.state.versions, "default", self.base, 0.0)
         self.trunk = Trunk.open(model, self.config.lora, VERDICT, device="cpu", dtype="float32")
         self.metrics = TrainerMetrics(folder / "tensorboard", Console(quiet=True))

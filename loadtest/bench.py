@@ -3,7 +3,6 @@
 Everything is started here and stopped again. Ratios are what to read; rates are this machine's.
 """
 
-import asyncio
 import json
 import os
 import platform
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import uvloop
 from rich.console import Console
 
 from loadtest import figures, midway
@@ -102,7 +102,7 @@ def main(
             f"version {found.number} of {folder / 'policy'},"
             f" {found.thumb_up_rate:.0%} of whose replies are liked"
         )
-        results = asyncio.run(measure_all(found, dtypes, parts, repeats, folder))
+        results = uvloop.run(measure_all(found, dtypes, parts, repeats, folder))
     except (
         NotMidway,
         CallsFailed,

@@ -54,6 +54,11 @@ GOALS = {
 }
 
 
+def exactly(value: float) -> Figure:
+    """Return a count, or a mean that is shown without an interval."""
+    return Figure(value, value, value)
+
+
 def of_repeats(values: Sequence[float]) -> Figure:
     """Return the median of repeats and their range."""
     return Figure(median(values), min(values), max(values))

@@ -33,6 +33,7 @@ class Thumbloop:
             policy_version=reply.policy_version,
             reward=reply.reward if reply.HasField("reward") else None,
             candidate_rewards=tuple(rewards),
+            num_candidates=reply.num_candidates,
         )
 
 

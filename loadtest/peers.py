@@ -22,7 +22,7 @@ _MAX_RANK = 16
 _POLL_S = 0.2
 
 TUNED = (
-    *("--block-size", "32", "--max-num-seqs", "64", "--generation-config", "vllm"),
+    *("--block-size", "32", "--max-num-seqs", "128", "--generation-config", "vllm"),
     *("--no-enable-log-requests", "--disable-uvicorn-access-log", "--disable-log-stats"),
 )
 """Flags that make vLLM's server quick on this job; its defaults are a peer of their own."""
@@ -183,6 +183,7 @@ def picked(replies: Sequence[Sequence[int]], rewards: Sequence[float]) -> Answer
         decoded_tokens=sum(map(len, replies)),
         reward=rewards[best],
         candidate_rewards=tuple(rewards),
+        num_candidates=len(replies),
     )
 
 

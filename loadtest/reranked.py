@@ -66,9 +66,12 @@ def describe_reranked(runs: Mapping[str, Sequence[Throughput]]) -> dict[str, Fig
     ]
     found = {
         "reranked.ratio_to_peer": figures.ratio(rates["best_of_8"], better),
-        "reranked.gain": Figure(*[figures.gain(full)] * 3),
+        "reranked.gain": figures.exactly(figures.gain(full)),
         **{f"reranked.{n}_requests_per_s": figures.of_repeats(of) for n, of in rates.items()},
     }
+    for name in runs:
+        counts = [answer.num_candidates for answer in answers(runs[name])]
+        found[f"reranked.{name}_candidates"] = figures.exactly(sum(counts) / len(counts))
     equal = [found["reranked.ratio_to_peer"]]
     for name in (n for n in runs if n.startswith("pruned_")):
         shown = [a.reward for a in answers(runs[name]) if a.reward is not None]
@@ -80,5 +83,5 @@ def describe_reranked(runs: Mapping[str, Sequence[Throughput]]) -> dict[str, Fig
     tokens = {name: sum(a.decoded_tokens for a in answers(of)) for name, of in runs.items()}
     found["reranked.ratio_at_equal_reward"] = max(equal, key=lambda figure: figure.value)
     found["pruned.gain_kept"] = found["reranked.pruned_8_gain_kept"]
-    found["pruned.tokens_share"] = Figure(*[tokens["pruned_8"] / tokens["best_of_8"]] * 3)
+    found["pruned.tokens_share"] = figures.exactly(tokens["pruned_8"] / tokens["best_of_8"])
     return found

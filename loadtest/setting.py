@@ -81,7 +81,8 @@ async def ours(setting: Setting) -> AsyncIterator[Ours]:
         "model": {"path": str(setting.found.model)},
         "listen": {"port": 0},
         "metrics": {"port": 0},
-        "engine": {"dtype": setting.dtype, "kv_cache_gib": 1.0},
+        # 8 requests of 12 candidates at once, and scores: none is to be cut for lack of room.
+        "engine": {"dtype": setting.dtype, "kv_cache_gib": 1.0, "max_num_seqs": 128},
         "sampling": {"max_tokens": MAX_TOKENS},
     }
     process = Process.of_application("server", settings, setting.folder)

@@ -31,6 +31,6 @@ async def swap(setting: Setting) -> dict[str, Figure]:
     failed = sum(run.failed for run in runs["with"])
     return {
         "swap.throughput_ratio": figures.ratio(rates["with"], rates["without"]),
-        "swap.failed": Figure(failed, failed, failed),
-        "swap.versions_served": Figure(*[len(served)] * 3),
+        "swap.failed": figures.exactly(failed),
+        "swap.versions_served": figures.exactly(len(served)),
     }

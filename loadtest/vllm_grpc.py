@@ -53,7 +53,7 @@ class VllmGrpcServer:
         command = [
             *(sys.executable, "-m", "vllm.entrypoints.launchers.grpc_server"),
             *("--model", str(model), "--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)),
-            *("--block-size", "32", "--max-num-seqs", "64", "--generation-config", "vllm"),
+            *("--block-size", "32", "--max-num-seqs", "128", "--generation-config", "vllm"),
         ]
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": str(packages)}
         environment["VLLM_LOGGING_LEVEL"] = "WARNING"  # it says a line for every request

@@ -20,6 +20,7 @@ class Answer:
     policy_version: int | None = None
     reward: float | None = None
     candidate_rewards: tuple[float, ...] = ()
+    num_candidates: int = 1
 
 
 Ask = Callable[[int], Awaitable[Answer]]

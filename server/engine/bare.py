@@ -123,7 +123,12 @@ def main(
 ) -> None:
     """Answer jobs with a bare engine."""
     settings = EngineSettings.model_validate(
-        {"dtype": dtype, "kv_cache_gib": 0.5, "grouped_lora": not stock_lora}
+        {
+            "dtype": dtype,
+            "kv_cache_gib": 0.5,
+            "max_num_seqs": 128,
+            "grouped_lora": not stock_lora,
+        }
     )
     if stock:
         arguments = AsyncEngineArgs(

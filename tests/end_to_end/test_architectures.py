@@ -147,10 +147,12 @@ async def test_the_engine_says_what_the_trainer_says(name: str, tmp_path: Path):
         engine.close()
 
 
+THUMBS = 60
 ONE_ROUND = {
-    "round": {"min_feedback": 16, "min_rollouts": 16, "max_rounds": 1},
+    "round": {"min_feedback": THUMBS, "max_rounds": 1},
     "lora": {"rank": 4, "alpha": 8.0},
-    "gate": {"min_auroc_bound": 0.0, "confidence": 0.51},  # random models: nothing to prove here
+    # Thumbs at random prove nothing: an AUROC of 0.5 +- 0.08 passes what is asked of it here.
+    "gate": {"min_auroc_bound": 0.0, "confidence": 0.99999},
     "metrics": {"port": 0},
 }
 
@@ -187,10 +189,14 @@ async def test_it_is_rewarded_trained_and_swapped(name: str, tmp_path: Path):
             },
         )
         async with serving as server:
-            for number in range(20):
-                reply = await server.generate(f"film {number}", user_id=str(number))
+
+            async def ask_and_rate(number: int) -> None:
+                user = str(number)
+                reply = await server.generate(f"film {number}", user_id=user)
                 assert not reply.reranked
-                await server.client.rate(reply.response_id, up=number % 2 == 0, user_id=str(number))
+                await server.client.rate(reply.response_id, up=number % 2 == 0, user_id=user)
+
+            await asyncio.gather(*(ask_and_rate(number) for number in range(THUMBS)))
             await asyncio.to_thread(train, tmp_path, model, state)
             await server.serves(1)
             reply = await server.generate("film", include_candidates=True)

@@ -42,7 +42,8 @@ loadtest: setup
 	  $(if $(MIX),--mix '$(MIX)') $(if $(SWAPS),--swaps '$(SWAPS)') $(if $(STATE),--state '$(STATE)') $(if $(PROMPTS),--prompts '$(PROMPTS)')
 
 # Our server beside vLLM's own and two hand-wired rerankers: runs/bench/serving.json, docs/benchmarks.md.
-# DTYPE=float32 PART=lora SEED=0 REPEATS=5; without DTYPE and PART everything, in an hour or so.
+# DTYPE=float32 PART=lora SEED=0 REPEATS=5; without DTYPE and PART everything, in an hour or so. Other
+# parts stay as they were measured last.
 bench: setup
 	$(PYTHON) -m loadtest.bench $(foreach d,$(DTYPE),--dtype '$(d)') $(foreach p,$(PART),--part '$(p)') \
 	  $(if $(SEED),--seed '$(SEED)') $(if $(REPEATS),--repeats '$(REPEATS)')

@@ -4,14 +4,10 @@ Everything is started here and stopped again. Ratios are what to read; rates are
 """
 
 import json
-import os
-import platform
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable
-from importlib.metadata import version as installed
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +15,9 @@ import typer
 import uvloop
 from rich.console import Console
 
-from loadtest import figures, midway
+from loadtest import figures, midway, results
 from loadtest.figures import Figure
-from loadtest.midway import Midway, NotMidway
+from loadtest.midway import NotMidway
 from loadtest.plain import lora, plain
 from loadtest.reranked import reranked
 from loadtest.setting import CallsFailed, Setting
@@ -38,40 +34,35 @@ PARTS: dict[str, Callable[[Setting], Awaitable[dict[str, Figure]]]] = {
     "reranked": reranked,
     "swap": swap,
 }
+DTYPES = ["float32", "bfloat16"]
 
 console = Console()
 
 
-def machine() -> dict[str, Any]:
-    """Return where the figures come from."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
-    return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "torch": installed("torch"),
-        "at": time.strftime("%Y-%m-%d", time.gmtime()),
+async def measure(setting: Setting, part: str) -> dict[str, Figure]:
+    """Measure one part; what it needs is started here, and stopped again."""
+    setting.folder.mkdir(parents=True, exist_ok=True)
+    measured = await PARTS[part](setting)
+    for key, figure in measured.items():
+        console.print(f"  {key} {figure.value:.3g} ({figure.low:.3g} to {figure.high:.3g})")
+    return measured
+
+
+def summarise(folder: Path, under: Mapping[str, Any]) -> None:
+    """Write serving.json of all that is kept, and the documents' table once nothing is missing."""
+    parts = {d: [results.kept(folder / d / part, under) for part in PARTS] for d in DTYPES}
+    found = {d: {k: f for part in of if part for k, f in part.items()} for d, of in parts.items()}
+    report = {
+        "conditions": under,
+        "figures": {d: {k: f.rounded() for k, f in of.items()} for d, of in found.items()},
     }
-
-
-async def measure_all(
-    found: Midway, dtypes: list[str], parts: list[str], repeats: int, folder: Path
-) -> dict[str, dict[str, Figure]]:
-    """Measure every part for every dtype; what one part needs is stopped before the next."""
-    results: dict[str, dict[str, Figure]] = {}
-    for dtype in dtypes:
-        results[dtype] = {}
-        for part in parts:
-            console.print(f"{dtype}: {part}")
-            work = folder / dtype / part
-            work.mkdir(parents=True, exist_ok=True)
-            setting = Setting(found, dtype, repeats, work, folder.parent / "peers")
-            of_part = await PARTS[part](setting)
-            results[dtype] |= of_part
-            for key, figure in of_part.items():
-                console.print(f"  {key} {figure.value:.3g} ({figure.low:.3g} to {figure.high:.3g})")
-    return results
+    (folder / "serving.json").write_text(json.dumps(report, indent=1) + "\n")
+    words = figures.table(found)
+    if all(None not in of for of in parts.values()):
+        about = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in under.items())
+        write_table(TABLE, f"{about}.\n\n{words}")
+    console.print(words, markup=False)
+    console.print(f"Details: {folder / 'serving.json'}")
 
 
 def write_table(path: Path, words: str) -> None:
@@ -89,20 +80,30 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of the demo that makes the policy.")] = 0,
     folder: Annotated[Path, typer.Option(help="Where results and logs go.")] = Path("runs/bench"),
 ) -> None:
-    """Measure, write serving.json, and, where all was measured, the table in docs/benchmarks.md."""
+    """Measure, and write serving.json: parts that are not asked for are as they were measured last.
+
+    Once all are there, the table in docs/benchmarks.md is written too.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # the same way out as Ctrl-C
-    parts, dtypes = part or list(PARTS), dtype or ["float32", "bfloat16"]
-    if unknown := set(parts) - PARTS.keys():
-        print(f"error: --part: no {unknown.pop()}; there are {', '.join(PARTS)}")
-        raise SystemExit(2)
+    parts, dtypes = part or list(PARTS), dtype or DTYPES
+    for option, given, known in (("part", parts, list(PARTS)), ("dtype", dtypes, DTYPES)):
+        if unknown := set(given) - set(known):
+            print(f"error: --{option}: no {unknown.pop()}; there are {', '.join(known)}")
+            raise SystemExit(2)
     try:
         found = midway.find_or_make(folder / "policy", seed)
         console.print(
             f"version {found.number} of {folder / 'policy'},"
             f" {found.thumb_up_rate:.0%} of whose replies are liked"
         )
-        results = uvloop.run(measure_all(found, dtypes, parts, repeats, folder))
+        under = results.conditions(found, repeats)
+        for each in dtypes:
+            for name in parts:
+                console.print(f"{each}: {name}")
+                work = folder / each / name
+                setting = Setting(found, each, repeats, work, folder.parent / "peers")
+                results.keep(work, under, uvloop.run(measure(setting, name)))
     except (
         NotMidway,
         CallsFailed,
@@ -115,23 +116,7 @@ def main(
     except KeyboardInterrupt:
         print("stopped; no process is left behind", file=sys.stderr)
         raise SystemExit(130) from None
-    report = {
-        "machine": machine(),
-        "repeats": repeats,
-        "policy_version": found.number,
-        "policy_thumb_up_rate": found.thumb_up_rate,
-        "figures": {
-            dtype: {key: figure.rounded() for key, figure in of_dtype.items()}
-            for dtype, of_dtype in results.items()
-        },
-    }
-    (folder / "serving.json").write_text(json.dumps(report, indent=1) + "\n")
-    words = figures.table(results)
-    if set(parts) == PARTS.keys():
-        about = ", ".join(f"{name} {value}" for name, value in report["machine"].items())  # type: ignore[attr-defined]
-        write_table(TABLE, f"{about}; {repeats} repeats.\n\n{words}")
-    console.print(words, markup=False)
-    console.print(f"Details: {folder / 'serving.json'}")
+    summarise(folder, under)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """What a benchmark makes of its measurements; the measurements themselves are no tests."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from loadtest import bench, setting
+from loadtest import bench, figures, results, setting
 from loadtest.peers import picked
 from loadtest.reranked import describe_reranked
 from loadtest.workload import Answer, Throughput
@@ -97,6 +98,32 @@ def test_the_table_takes_the_place_of_the_last_one(tmp_path: Path):
     document.write_text(f"before\n{bench._BEGIN}\nold\n{bench._END}\nafter\n")
     bench.write_table(document, "new")
     assert document.read_text() == f"before\n{bench._BEGIN}\nnew\n{bench._END}\nafter\n"
+
+
+def test_the_table_is_written_once_every_part_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    document = tmp_path / "benchmarks.md"
+    document.write_text(f"{bench._BEGIN}\n{bench._END}\n")
+    monkeypatch.setattr(bench, "TABLE", document)
+    under = {"cpu": "one"}
+    for dtype in bench.DTYPES:
+        for number, part in enumerate(bench.PARTS):
+            bench.summarise(tmp_path, under)
+            assert document.read_text() == f"{bench._BEGIN}\n{bench._END}\n"
+            (tmp_path / dtype / part).mkdir(parents=True)
+            results.keep(tmp_path / dtype / part, under, {part: figures.exactly(number)})
+    bench.summarise(tmp_path, under)
+    assert "| `swap` |  | 3 | 3 |" in document.read_text()
+    written = json.loads((tmp_path / "serving.json").read_text())
+    assert written["figures"]["bfloat16"]["lora"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_figures_of_another_machine_or_policy_are_not_mixed_in(tmp_path: Path):
+    assert results.kept(tmp_path, {"cpu": "one"}) is None
+    results.keep(tmp_path, {"cpu": "one"}, {"a": figures.Figure(1, 0.5, 2)})
+    assert results.kept(tmp_path, {"cpu": "one"}) == {"a": figures.Figure(1, 0.5, 2)}
+    assert results.kept(tmp_path, {"cpu": "two"}) is None
 
 
 def test_the_documents_table_has_its_place():

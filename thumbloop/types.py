@@ -202,13 +202,17 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class RatedReply:
-    """The effective thumb of a reply beside the reply itself: one example for the reward model."""
+    """The effective thumb of a reply beside the reply itself: one example for the reward model.
+
+    `is_new`: no ancestor learned this value of this reply; `is_seen`: one learned another value of it.
+    """
 
     feedback_id: int
     response_id: str
     value: int
     created_at: float
     is_new: bool
+    is_seen: bool
     user: User
     policy_version: int
     learning: Learning

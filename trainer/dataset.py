@@ -114,12 +114,12 @@ def _eligible(
     seen: set[object] = set()
     for interaction in stored:
         reason = interaction_left_out(interaction)
-        if reason is None and interaction.response_id in used:
-            reason = "used"
         if reason is None and interaction.sampling.seed is not None:
             draw = (interaction.policy_version, interaction.prompt_token_ids, interaction.sampling)
             reason = "repeated" if draw in seen else None  # the same draw again is no new sample
             seen.add(draw)
+        if reason is None and interaction.response_id in used:
+            reason = "used"
         for candidate in interaction.candidates:
             if why := reason or candidate_left_out(candidate, usable):
                 reasons[why] += 1
@@ -148,4 +148,5 @@ def _thumb(rated: RatedReply) -> Thumb:
         prompt=rated.prompt_token_ids,
         response=rated.candidate.token_ids,
         propensity=rated.candidate.propensity,
+        is_seen=rated.is_seen,
     )

@@ -28,7 +28,10 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """One rated reply; `propensity` is None where no claim about the choice can be made."""
+    """One rated reply; `propensity` is None where no claim about the choice can be made.
+
+    `is_seen`: the parent's reward model was fitted on this reply, whatever was thought of it then.
+    """
 
     feedback_id: int
     user: str
@@ -36,6 +39,7 @@ class Thumb:
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     propensity: float | None = None
+    is_seen: bool = False
 
 
 class Batch(NamedTuple):

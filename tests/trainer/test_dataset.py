@@ -1,9 +1,9 @@
 import pytest
 
-from tests.rows import candidate, finished_round, interaction, rated, version
+from tests.rows import ANN, candidate, finished_round, interaction, rated, version
 from thumbloop.config import State
 from thumbloop.config.trainer import Round
-from thumbloop.store import interactions, open_store, versions
+from thumbloop.store import feedback, interactions, open_store, versions
 from thumbloop.types import FinishReason, Learning, Sampling, Status, VersionState
 from trainer import dataset
 from trainer.dataset import usable_versions
@@ -62,6 +62,15 @@ def test_thumbs_are_new_until_an_ancestor_has_learned_from_them(connection):
     data = read(connection)
     assert [t.feedback_id for t in data.older] == [old]
     assert [(t.feedback_id, t.is_up) for t in data.new] == [(new, False)]
+
+
+def test_a_changed_mind_is_learned_from_but_is_no_evidence(connection):
+    reply, learned = rated(connection, 1)
+    versions.finish_round(connection, finished_round(4, 3, new_feedback=(learned,)), version(4, 3))
+    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    feedback.submit_thumb(connection, reply, 0, ANN, at=2.0)
+    rated(connection, 1)
+    assert [(t.is_up, t.is_seen) for t in read(connection).new] == [(False, True), (True, False)]
 
 
 def test_a_rollback_gives_feedback_back(connection):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select
+from sqlalchemy import Connection, RowMapping, String, cast, delete, func, insert, select
 
 from thumbloop.errors import InvalidRequest, UnknownResponse
 from thumbloop.store.interactions import candidate_of
@@ -24,7 +24,10 @@ def submit_thumb(
     request_id: str = "",
     at: float,
 ) -> Feedback:
-    """Store a thumb (1 up, 0 down) and make it the effective one; a repetition changes nothing.
+    """Store a thumb (1 up, 0 down); a repeated request changes nothing.
+
+    The effective thumb is the last one's value, and the first event of it: saying the same again,
+    with a comment for instance, is remembered but gives nothing new to learn from.
 
     Raises UnknownResponse: no such reply, or it was given to another user. InvalidRequest: the
     request id was used for other feedback.
@@ -38,7 +41,12 @@ def submit_thumb(
     )
     if version is None:
         raise UnknownResponse(_UNKNOWN)
-    earlier = _earlier(connection, response_id, user, request_id, value, comment)
+    effective = _effective(connection, response_id)
+    if request_id:
+        earlier = _same_request(connection, response_id, user, request_id, value, comment)
+    else:
+        says_the_same = effective and (effective["value"], effective["comment"]) == (value, comment)
+        earlier = effective if says_the_same else None
     if earlier is not None:
         return Feedback(
             earlier["id"],
@@ -63,57 +71,47 @@ def submit_thumb(
         )
         .returning(feedback.c.id)
     ).scalar_one()
-    connection.execute(delete(thumbs).where(thumbs.c.response_id == response_id))
-    connection.execute(insert(thumbs).values(response_id=response_id, feedback_id=feedback_id))
+    if effective is None or effective["value"] != value:
+        connection.execute(delete(thumbs).where(thumbs.c.response_id == response_id))
+        connection.execute(insert(thumbs).values(response_id=response_id, feedback_id=feedback_id))
     return Feedback(feedback_id, response_id, version, value, user, at)
 
 
-def _earlier(
+_EVENT = (
+    feedback.c.id,
+    feedback.c.response_id,
+    feedback.c.value,
+    feedback.c.comment,
+    feedback.c.created_at,
+)
+
+
+def _effective(connection: Connection, response_id: str) -> RowMapping | None:
+    """Return the event of the thumb that counts."""
+    query = select(*_EVENT).join(thumbs, thumbs.c.feedback_id == feedback.c.id)
+    found = connection.execute(query.where(thumbs.c.response_id == response_id))
+    return found.mappings().one_or_none()
+
+
+def _same_request(
     connection: Connection, response_id: str, user: User, request_id: str, value: int, comment: str
 ) -> RowMapping | None:
-    """Return the event that this one repeats: same request, or the thumb that already counts."""
-    columns = (
-        feedback.c.id,
-        feedback.c.value,
-        feedback.c.created_at,
-        feedback.c.response_id,
-        feedback.c.comment,
+    """Return the event that a user's request stored, if it came before."""
+    query = select(*_EVENT).where(
+        feedback.c.subject == user.subject,
+        feedback.c.user_id == user.user_id,
+        feedback.c.request_id == request_id,
     )
-    if request_id:
-        same = (
-            connection.execute(
-                select(*columns).where(
-                    feedback.c.subject == user.subject,
-                    feedback.c.user_id == user.user_id,
-                    feedback.c.request_id == request_id,
-                )
-            )
-            .mappings()
-            .one_or_none()
+    same = connection.execute(query).mappings().one_or_none()
+    if same is not None and (same["response_id"], same["value"], same["comment"]) != (
+        response_id,
+        value,
+        comment,
+    ):
+        raise InvalidRequest.of(
+            "request_id", "was used for other feedback; a new thumb needs a new one"
         )
-        if same is not None:
-            if (same["response_id"], same["value"], same["comment"]) != (
-                response_id,
-                value,
-                comment,
-            ):
-                raise InvalidRequest.of(
-                    "request_id", "was used for other feedback; a new thumb needs a new one"
-                )
-            return same
-    return (
-        connection.execute(
-            select(*columns)
-            .join(thumbs, thumbs.c.feedback_id == feedback.c.id)
-            .where(
-                thumbs.c.response_id == response_id,
-                feedback.c.value == value,
-                feedback.c.comment == comment,
-            )
-        )
-        .mappings()
-        .one_or_none()
-    )
+    return same
 
 
 def list_rated(
@@ -123,13 +121,8 @@ def list_rated(
 
     `learned_by` names the rounds whose feedback is no longer new.
     """
-    used = set(
-        connection.scalars(
-            select(round_inputs.c.row).where(
-                round_inputs.c.role == "new", round_inputs.c.round_id.in_(list(learned_by))
-            )
-        )
-    )
+    learned = _learned(connection, learned_by)
+    seen = {response_id for response_id, _ in learned}
     query = (
         select(
             feedback.c.id.label("feedback_id"),
@@ -156,7 +149,8 @@ def list_rated(
             response_id=row["response_id"],
             value=row["value"],
             created_at=row["rated_at"],
-            is_new=str(row["feedback_id"]) not in used,
+            is_new=(row["response_id"], row["value"]) not in learned,
+            is_seen=row["response_id"] in seen,
             user=User(row["subject"], row["user_id"]),
             policy_version=row["policy_version"],
             learning=Learning(row["learning"]),
@@ -171,21 +165,29 @@ def list_rated(
 
 def count_new(connection: Connection, policy: str, learned_by: Iterable[str]) -> int:
     """Return how many effective thumbs on replies that may be learned from are new."""
-    used = select(round_inputs.c.row).where(
-        round_inputs.c.role == "new", round_inputs.c.round_id.in_(list(learned_by))
-    )
-    ids = set(
-        connection.scalars(
-            select(thumbs.c.feedback_id)
-            .join(interactions, interactions.c.response_id == thumbs.c.response_id)
-            .where(
-                interactions.c.policy == policy,
-                interactions.c.learning == Learning.ALLOWED.value,
-                interactions.c.status == Status.COMPLETED.value,
-            )
+    effective = connection.execute(
+        select(feedback.c.response_id, feedback.c.value)
+        .join(thumbs, thumbs.c.feedback_id == feedback.c.id)
+        .join(interactions, interactions.c.response_id == thumbs.c.response_id)
+        .where(
+            interactions.c.policy == policy,
+            interactions.c.learning == Learning.ALLOWED.value,
+            interactions.c.status == Status.COMPLETED.value,
         )
     )
-    return len(ids - {int(row) for row in connection.scalars(used)})
+    return len(
+        {(row.response_id, row.value) for row in effective} - _learned(connection, learned_by)
+    )
+
+
+def _learned(connection: Connection, learned_by: Iterable[str]) -> set[tuple[str, int]]:
+    """Return what these rounds learned as new: replies, and what was thought of them."""
+    query = (
+        select(feedback.c.response_id, feedback.c.value)
+        .join(round_inputs, round_inputs.c.row == cast(feedback.c.id, String))
+        .where(round_inputs.c.role == "new", round_inputs.c.round_id.in_(list(learned_by)))
+    )
+    return {(row.response_id, row.value) for row in connection.execute(query)}
 
 
 def counts(connection: Connection) -> tuple[int, int]:

@@ -57,6 +57,17 @@ def test_the_same_thumb_again_counts_once_even_without_a_request_id(store: Engin
         assert feedback.counts(connection) == (1, 1)
 
 
+def test_a_late_retry_of_a_thumb_that_changed_nothing_does_not_undo_a_later_one(
+    store: Engine, reply: str
+):
+    with store.begin() as connection:
+        thumb(connection, reply, 1, request_id="first")
+        thumb(connection, reply, 1, request_id="the same again")
+        thumb(connection, reply, 0, request_id="changed my mind")
+        assert thumb(connection, reply, 1, request_id="the same again").duplicate
+        assert effective(connection) == [0]
+
+
 def test_the_last_thumb_counts_and_all_are_remembered(store: Engine, reply: str):
     with store.begin() as connection:
         ids = [thumb(connection, reply, value).feedback_id for value in (1, 0, 1, 0)]
@@ -158,6 +169,35 @@ def test_a_changed_thumb_is_new_again(store: Engine):
         assert _new(connection, of=1) == [changed.feedback_id]
 
 
+def test_what_was_learned_is_not_new_again_for_a_comment_or_a_change_of_mind_and_back(
+    store: Engine,
+):
+    with store.begin() as connection:
+        response_id, feedback_id = rated(connection, 1)
+        _learn(connection, 1, 0, new=[feedback_id])
+        commented = thumb(connection, response_id, 1, comment="lovely")
+        assert not commented.duplicate
+        assert feedback.counts(connection) == (2, 1)
+        assert _new(connection, of=1) == []
+        thumb(connection, response_id, 0)
+        thumb(connection, response_id, 1)
+        assert effective(connection) == [1]
+        assert _new(connection, of=1) == []
+        assert _count_new(connection, of=1) == 0
+
+
+def test_a_reply_that_was_learned_from_is_seen_whatever_is_thought_of_it_now(store: Engine):
+    with store.begin() as connection:
+        response_id, feedback_id = rated(connection, 1)
+        rated(connection, 1)
+        _learn(connection, 1, 0, new=[feedback_id])
+        thumb(connection, response_id, 0)
+        rounds = versions.learned_by(connection, DEFAULT_POLICY, 1)
+        listed = feedback.list_rated(connection, DEFAULT_POLICY, rounds)
+        assert [(r.is_new, r.is_seen) for r in listed] == [(True, False), (True, True)]
+        assert _count_new(connection, of=1) == 2
+
+
 def test_only_new_feedback_on_replies_that_may_be_learned_from_is_counted(store: Engine):
     with store.begin() as connection:
         ids = [rated(connection)[1] for _ in range(3)]
@@ -182,6 +222,11 @@ def _learn(connection: Connection, number: int, parent: int, *, new, replayed=()
         number, parent, new_feedback=tuple(new), replayed_feedback=tuple(replayed)
     )
     versions.finish_round(connection, done, version(number, parent))
+
+
+def _count_new(connection: Connection, *, of: int) -> int:
+    rounds = versions.learned_by(connection, DEFAULT_POLICY, of)
+    return feedback.count_new(connection, DEFAULT_POLICY, rounds)
 
 
 def _new(connection: Connection, *, of: int) -> list[int]:

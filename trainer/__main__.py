@@ -116,7 +116,7 @@ def main(
         train(load(TrainerConfig, config))
     except Stopped:
         print("stopped", flush=True)
-    except (ThumbloopError, OperationalError) as error:
+    except (ThumbloopError, OperationalError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -24,9 +24,8 @@ class RatioMismatch(AssertionError):
 
 @dataclass(slots=True)
 class Progress:
-    """How the epochs went; `kl` (B, T) is each state's divergence from the reference, as last seen."""
+    """How the epochs went."""
 
-    kl: Tensor
     steps: int = 0
     skipped: int = 0
     stopped_early: bool = False
@@ -48,12 +47,12 @@ def improve(
     """
     parameters = list(trunk.parameters("policy").values())
     optimizer = torch.optim.Adam(parameters, lr=step_scale * settings.learning_rate)
-    progress = Progress(fixed.prox_kl.clone())
+    progress = Progress()
     for _ in range(settings.epochs):
         order = torch.randperm(len(advantages), generator=generator)
         for rows in order.split(settings.minibatch_size):
             optimizer.zero_grad()
-            outcome = accumulate(trunk, fixed, advantages, rows, settings, progress.kl)
+            outcome = accumulate(trunk, fixed, advantages, rows, settings)
             if progress.steps + progress.skipped == 0:
                 check_ratio(float(outcome.max_log_ratio), trunk.dtype)
             if outcome.approx_kl > EARLY_STOP_FACTOR * settings.target_kl:
@@ -70,13 +69,13 @@ def improve(
 
 
 def accumulate(
-    trunk: Trunk, fixed: Fixed, advantages: Tensor, rows: Tensor, settings: Ppo, kl: Tensor
+    trunk: Trunk, fixed: Fixed, advantages: Tensor, rows: Tensor, settings: Ppo
 ) -> ppo.PolicyLoss:
     """Add a minibatch's gradient up over micro-batches of like length; return the whole's loss.
 
     Each micro-batch counts by its tokens, so that short replies weigh no more than long ones. The
     gradient is that of the policy loss plus `kl_loss_coef` times the mean exact divergence from the
-    reference in the states met; `kl` (B, T) takes that divergence.
+    reference in the states met.
     """
     tokens = int(fixed.batch.mask[rows].sum())
     lengths = (fixed.batch.positions[rows, -1] + 1).tolist()
@@ -101,7 +100,6 @@ def accumulate(
         divergence = ppo.exact_kl(policy.logits, ref_logits, temperature)
         leash = settings.kl_loss_coef * ppo.masked_mean(divergence, part.mask)
         ((outcome.loss + leash) * share).backward()
-        kl[part_rows, :width] = divergence.detach()
         parts.append((share, outcome))
     return _combine(parts)
 

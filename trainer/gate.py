@@ -49,6 +49,19 @@ def judge_reward(proven: Evidence, latest: Evidence, settings: Gate) -> Verdict:
     return Verdict(tuple(reasons))
 
 
+def judge_fit(fitted: Evidence, before: Evidence, settings: Gate) -> Verdict:
+    """Ask that the fit broke nothing: on the thumbs it was fitted on it should rank better than before.
+
+    `before` is held-out evidence on the same thumbs. Ranking what one was taught proves nothing, and
+    failing at it is the sign of a fit that went astray.
+    """
+    bound = before.lower_bound(settings.confidence)
+    if fitted.auroc >= bound:
+        return Verdict(())
+    reason = f"fit: {fitted.auroc:.3f} on the thumbs it was fitted on, {before.auroc:.3f} before"
+    return Verdict((reason,))
+
+
 def judge_update(
     metrics: Mapping[str, float], norms: Mapping[str, float], settings: Gate
 ) -> Verdict:

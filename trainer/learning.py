@@ -12,7 +12,7 @@ from trainer import reward
 from trainer.dataset import Dataset
 from trainer.epochs import RatioMismatch
 from trainer.evidence import Evidence, pool
-from trainer.gate import Verdict, judge_reward, judge_update
+from trainer.gate import Verdict, judge_fit, judge_reward, judge_update
 from trainer.metrics import TrainerMetrics
 from trainer.models import ADAPTERS, Trunk
 from trainer.ppo import NotFinite, adapt_kl_coef
@@ -55,6 +55,24 @@ def _learn(
     metrics: TrainerMetrics,
     generator: torch.Generator,
 ) -> Learned:
+    learned = learn_reward(trunk, data, parent, config, metrics, generator)
+    if not learned.verdict.passed:
+        return learned
+    numbers = learned.metrics | learn_policy(trunk, data, parent, config, metrics, generator)
+    norms = {name: n for a in ADAPTERS for name, n in trunk.update_norms(a).items()}
+    numbers["largest_update_norm"] = max(norms.values())
+    return Learned(judge_update(numbers, norms, config.gate), numbers, learned.replayed)
+
+
+def learn_reward(
+    trunk: Trunk,
+    data: Dataset,
+    parent: PolicyVersion,
+    config: TrainerConfig,
+    metrics: TrainerMetrics,
+    generator: torch.Generator,
+) -> Learned:
+    """Fit the reward adapter, if it is proven that thumbs like these can be learned from."""
     with metrics.stage("evidence"):
         latest = gather_evidence(trunk, data.new, parent, config, generator)
         proven = strongest(parent, latest, config.gate.confidence)
@@ -73,11 +91,26 @@ def _learn(
     with metrics.stage("reward fit"):
         replay = draw_replay(data, config.reward.replay_share, generator)
         numbers["reward_loss"] = fit_reward(trunk, [*data.new, *replay], config, generator)
+        fitted = reward.evidence_on(trunk, data.new)
+    numbers["reward_auroc_fitted"] = fitted.auroc
+    replayed = tuple(t.feedback_id for t in replay)
+    return Learned(judge_fit(fitted, latest, config.gate), numbers, replayed)
+
+
+def learn_policy(
+    trunk: Trunk,
+    data: Dataset,
+    parent: PolicyVersion,
+    config: TrainerConfig,
+    metrics: TrainerMetrics,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Improve the policy adapter by the fitted reward model; return the numbers."""
     with metrics.stage("rescore"):
         rewards = rescore(trunk, data.rollouts)
+    kl_coef = parent.metrics.get("next_kl_coef", config.ppo.kl_coef)
     with metrics.stage("ppo"):
-        kl_coef = parent.metrics.get("next_kl_coef", config.ppo.kl_coef)
-        numbers |= update(
+        numbers = update(
             trunk,
             data.rollouts,
             rewards,
@@ -86,17 +119,13 @@ def _learn(
             parent=parent.version,
             generator=generator,
         )
-    numbers["rollouts"] = float(len(data.rollouts))
-    numbers["next_kl_coef"] = adapt_kl_coef(
+    next_kl_coef = adapt_kl_coef(
         kl_coef,
         numbers["kl_to_reference"],
         target=config.ppo.reference_kl_target,
         gain=config.ppo.kl_coef_gain,
     )
-    norms = {name: n for a in ADAPTERS for name, n in trunk.update_norms(a).items()}
-    numbers["largest_update_norm"] = max(norms.values())
-    verdict = judge_update(numbers, norms, config.gate)
-    return Learned(verdict, numbers, tuple(t.feedback_id for t in replay))
+    return numbers | {"rollouts": float(len(data.rollouts)), "next_kl_coef": next_kl_coef}
 
 
 def gather_evidence(
@@ -108,12 +137,13 @@ def gather_evidence(
 ) -> Evidence:
     """Judge a reward model on thumbs it was not fitted on.
 
-    The parent's has never seen the new ones; where there is none yet, fits on some users are judged
+    The parent's has never seen the new ones, but for replies about which somebody changed their mind;
+    where there is none yet, fits on some users are judged
     on the others.
     """
     if not parent.reward_digest:
         return reward.cross_fitted(trunk, new, config.reward, generator)
-    return reward.prequential(trunk, new)
+    return reward.evidence_on(trunk, [t for t in new if not t.is_seen])
 
 
 def strongest(parent: PolicyVersion, latest: Evidence, confidence: float) -> Evidence:

@@ -49,6 +49,21 @@ def measure(trunk: Trunk, rollouts: Sequence[Rollout]) -> Fixed:
     return Fixed(whole, temperature, old, prox, ref, kl, hidden)
 
 
+@torch.no_grad()
+def kl_to_reference(trunk: Trunk, fixed: Fixed) -> Tensor:
+    """Return how far the policy is from the reference now, exact in each state (B, T), 0 in padding."""
+    kl = torch.zeros_like(fixed.ref_logprobs)
+    for indices in by_length((fixed.batch.positions[:, -1] + 1).tolist(), MICRO_BATCH):
+        rows = torch.tensor(indices)
+        part = shrink(fixed.batch, rows)
+        width, temperature = part.mask.shape[1], fixed.temperature[rows]
+        policy = trunk.respond(part, temperature, "policy")
+        ref_logits = trunk.logits(fixed.hidden[rows, :width])
+        divergence = ppo.exact_kl(policy.logits, ref_logits, temperature)
+        kl[rows, :width] = divergence.masked_fill(~part.mask, 0.0)
+    return kl
+
+
 def shrink(batch: Batch, rows: Tensor) -> Batch:
     """Return some rows of a batch without the padding that only the others needed."""
     mask = batch.mask[rows]

@@ -82,13 +82,18 @@ class Trunk:
     def open(
         cls, folder: Path, lora: Lora, verdict: VerdictTokens, *, device: str, dtype: str
     ) -> "Trunk":
-        """Load the base model; `auto` is CUDA where there is one, float32 on a CPU, else bfloat16."""
+        """Load the base model; `auto` is CUDA where there is one, float32 on a CPU, else bfloat16.
+
+        Raises SettingsError: its logits are made in a way that the trainer does not know.
+        """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
-        return cls(model.to(device), lora, verdict)
+        trunk = cls(model.to(device), lora, verdict)
+        trunk.check_logits()
+        return trunk
 
     def reset(self) -> None:
         """Make both adapters do nothing, as in version 0; draws fresh A matrices."""
@@ -152,7 +157,32 @@ class Trunk:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits (..., V) of hidden states (..., H); the head is the same in every role."""
         logits: Tensor = self.causal.get_output_embeddings()(hidden.to(self.dtype))
+        return self._scaled(logits)
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        """Do to logits what some architectures do: Granite and Cohere scale them, Gemma 2 caps them."""
+        config = self.causal.config
+        if divisor := getattr(config, "logits_scaling", None):
+            logits = logits / divisor
+        if factor := getattr(config, "logit_scale", None):
+            logits = logits * factor
+        if cap := getattr(config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / cap) * cap
         return logits
+
+    @torch.no_grad()
+    def check_logits(self) -> None:
+        """Compare with the model's own logits. Raises SettingsError: it does something we do not know."""
+        tokens = torch.arange(1, 5, device=self.device)[None]
+        positions = torch.arange(4, device=self.device)[None]
+        with self.role("reference"):
+            ours = self.logits(self._hidden(tokens, positions))
+            own = self.causal(input_ids=tokens, use_cache=False).logits
+        if not torch.allclose(ours, own, rtol=1e-2, atol=1e-2):
+            raise SettingsError(
+                f"model.path: {type(self.causal).__name__} makes its logits in a way that the trainer"
+                " does not know; choose a model of another architecture"
+            )
 
     def rewards(self, batch: Batch) -> Tensor:
         """Return the logit of a thumb up (B,) for a batch whose responses end with the verdict prompt."""

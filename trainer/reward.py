@@ -107,8 +107,8 @@ def score(trunk: Trunk, replies: Sequence[Thumb | Rollout]) -> Tensor:
     return rewards
 
 
-def prequential(trunk: Trunk, thumbs: Sequence[Thumb]) -> Evidence:
-    """Judge the parent's reward model on thumbs that came after it: honest, and one pass cheap."""
+def evidence_on(trunk: Trunk, thumbs: Sequence[Thumb]) -> Evidence:
+    """Return how well the reward model ranks thumbs; held out if it was not fitted on them."""
     return held_out_auroc(score(trunk, thumbs).tolist(), [t.is_up for t in thumbs])
 
 
@@ -130,7 +130,7 @@ def cross_fitted(
                 rest, max_weight=settings.max_weight, max_user_share=settings.max_user_share
             )
             fit(trunk, rest, weights, settings, generator)
-            parts.append(prequential(trunk, unseen))
+            parts.append(evidence_on(trunk, unseen))
             trunk.restore("reward", start)
     return pool(parts)
 

@@ -9,7 +9,7 @@ from thumbloop.config.trainer import Ppo
 from trainer import ppo
 from trainer.advantages import estimate, normalise
 from trainer.epochs import Progress, improve
-from trainer.measure import Fixed, measure
+from trainer.measure import Fixed, kl_to_reference, measure
 from trainer.models import Trunk
 from trainer.rollouts import Rollout
 
@@ -46,7 +46,7 @@ def update(
     trunk.value_head = estimated.head
     weights = ppo.importance_weights(fixed.prox_logprobs, fixed.old_logprobs, fixed.batch.mask)
     share = float(ppo.effective_sample_size(weights, fixed.batch.mask))
-    progress = Progress(fixed.prox_kl)
+    progress = Progress()
     if share >= MIN_EFFECTIVE_SHARE:
         advantages = signal * estimated.advantages
         progress = improve(trunk, fixed, advantages, settings, generator, step_scale=signal)
@@ -58,7 +58,8 @@ def update(
         "effective_sample_share": share,
         "kl_coef": kl_coef,
         **describe_rollouts(fixed, rollouts, parent),
-        **describe_progress(fixed, progress),
+        **describe_progress(progress),
+        "kl_to_reference": float(kl_to_reference(trunk, fixed).sum()) / len(rollouts),
     }
 
 
@@ -82,13 +83,12 @@ def describe_rollouts(fixed: Fixed, rollouts: Sequence[Rollout], parent: int) ->
     }
 
 
-def describe_progress(fixed: Fixed, progress: Progress) -> dict[str, float]:
-    """Return how the epochs went, and how far from the reference they ended."""
+def describe_progress(progress: Progress) -> dict[str, float]:
+    """Return how the epochs went."""
     described = {
         "optimizer_steps": float(progress.steps),
         "skipped_minibatches": float(progress.skipped),
         "stopped_early": float(progress.stopped_early),
-        "kl_to_reference": float(progress.kl[fixed.batch.mask].sum()) / len(progress.kl),
     }
     if progress.losses:
         described["policy_loss"] = float(torch.stack([x.loss for x in progress.losses]).mean())

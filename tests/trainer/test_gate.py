@@ -4,7 +4,7 @@ import pytest
 
 from thumbloop.config.trainer import Gate
 from trainer.evidence import Evidence
-from trainer.gate import judge_reward, judge_update
+from trainer.gate import judge_fit, judge_reward, judge_update
 
 GATE = Gate(max_kl=10.0, max_update_norm=5.0, confidence=0.99)
 HARMLESS = {"kl_to_reference": 2.0, "policy_loss": 0.1}
@@ -35,6 +35,13 @@ def test_what_was_proven_holds_through_a_round_that_proves_nothing():
 def test_a_round_that_contradicts_it_is_blocked():
     verdict = judge_reward(CLEAR, Evidence(0.2, 0.01, 300.0), GATE)
     assert verdict.reason.startswith("auroc_reversed: 0.200")
+
+
+@pytest.mark.parametrize(("auroc", "passes"), [(0.95, True), (0.75, True), (0.5, False)])
+def test_a_fit_that_unlearned_what_was_known_is_blocked(auroc, passes):
+    verdict = judge_fit(Evidence(auroc, 0.006, 900.0), CLEAR, GATE)  # known: 0.8, bound 0.62
+    assert verdict.passed is passes
+    assert passes or verdict.reason.startswith("fit: 0.500 on the thumbs it was fitted on, 0.800")
 
 
 def test_a_harmless_update_passes():

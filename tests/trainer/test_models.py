@@ -2,8 +2,10 @@ import json
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from thumbloop.config.trainer import Lora
 from thumbloop.errors import SettingsError
@@ -143,3 +145,47 @@ def test_snapshots_bring_an_adapter_back(trained_trunk):
     trained_trunk.reset()
     trained_trunk.restore("policy", snapshot)
     torch.testing.assert_close(trained_trunk.respond(batch, ones(3), "policy").logprobs, before)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        ("GemmaConfig", {}),
+        ("Gemma2Config", {"final_logit_softcapping": 2.0, "query_pre_attn_scalar": 16}),
+        ("GraniteConfig", {"logits_scaling": 3.0}),
+        ("CohereConfig", {"logit_scale": 0.25}),
+    ],
+)
+def test_logits_are_made_as_the_architecture_makes_them(config, changes):
+    torch.manual_seed(3)
+    of_architecture = getattr(transformers, config)(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        initializer_range=0.5,
+        **changes,
+    )
+    model = AutoModelForCausalLM.from_config(of_architecture)
+    trunk = Trunk(model, Lora(rank=4, alpha=8), VerdictTokens((3,), 4, 5, True))
+    trunk.check_logits()
+    logprobs = trunk.respond(collate(PAIRS[:1]), ones(1), "policy").logprobs[0].tolist()
+    assert logprobs == pytest.approx(slow_logprobs(model, *PAIRS[0]), abs=1e-4)
+
+
+def test_logits_made_in_an_unknown_way_are_refused(trunk, monkeypatch):
+    monkeypatch.setattr(trunk.causal, "forward", _squared(trunk.causal.forward))
+    with pytest.raises(SettingsError, match="LlamaForCausalLM makes its logits in a way"):
+        trunk.check_logits()
+
+
+def _squared(forward):
+    def squared(**arguments):
+        output = forward(**arguments)
+        output.logits = output.logits.square()
+        return output
+
+    return squared

@@ -7,8 +7,8 @@ import torch
 from thumbloop.config.trainer import RewardFit
 from trainer.reward import (
     cross_fitted,
+    evidence_on,
     fit,
-    prequential,
     score,
     thumb_weights,
     user_cap,
@@ -48,9 +48,9 @@ def test_a_separable_preference_is_learned_and_shuffled_thumbs_are_not(trunk, ge
 def test_fitting_makes_new_replies_rankable_and_calibrates_the_logit(trunk, generator):
     thumbs = thumbs_for_a_token(96, seed=0)
     unseen = thumbs_for_a_token(200, seed=9)
-    assert prequential(trunk, unseen).lower_bound(0.99) < 0.9
+    assert evidence_on(trunk, unseen).lower_bound(0.99) < 0.9
     fit(trunk, thumbs, torch.ones(96), FIT, generator)
-    assert prequential(trunk, unseen).auroc > 0.95
+    assert evidence_on(trunk, unseen).auroc > 0.95
     ups = torch.tensor([t.is_up for t in unseen])
     probabilities = score(trunk, unseen).sigmoid()
     assert probabilities[ups].mean() > 0.7 > 0.3 > probabilities[~ups].mean()

@@ -106,6 +106,19 @@ def test_the_kl_to_the_reference_starts_at_zero_and_grows(trunk, generator):
     assert metrics["kl_to_reference"] > 0.01
 
 
+def test_the_kl_to_the_reference_is_that_of_the_policy_after_its_last_step(trunk, generator):
+    rollouts = sampled(trunk, 32, 0)
+    settings = SETTINGS.model_copy(
+        update={"learning_rate": 1e-2, "epochs": 1, "minibatch_size": 32}
+    )
+    metrics = run(trunk, rollouts, wish_for_planted(rollouts), generator, settings)
+    assert metrics["optimizer_steps"] == 1
+    after = measure(trunk, rollouts)
+    expected = float(after.prox_kl[after.batch.mask].sum()) / 32
+    assert metrics["kl_to_reference"] == pytest.approx(expected, rel=1e-4)
+    assert expected > 1e-3
+
+
 @pytest.mark.parametrize(("kl_loss_coef", "comes_nearer"), [(0.0, False), (1.0, True)])
 def test_the_kl_in_the_loss_leads_back_to_the_reference(
     trained_trunk, generator, kl_loss_coef, comes_nearer

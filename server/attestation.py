@@ -1,6 +1,7 @@
 """Proof that the engine serves the version the trainer made: its numbers are nearer to the child's
 than to the parent's, for prefilled and for decoded tokens, and for rewards."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,14 +10,15 @@ from server.engine import Engine
 from server.engine.protocol import PROBE_PRIORITY
 from server.routes import LoadedVersion
 from thumbloop.artifacts import Manifest, Probe
-from thumbloop.errors import BadPolicyVersion
+from thumbloop.errors import BadPolicyVersion, EngineUnavailable
 from thumbloop.rendering import VerdictTokens
 from thumbloop.types import Sampling
 
 # How far engine and trainer may differ for the same weights: mean absolute difference over all
 # probes, nats or logits. float32: 4e-6 was measured between vLLM and transformers.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 2e-2}
-_NEARER = 0.5  # the engine's distance from the child may be at most this share of the parent's
+# Where the engine has to stand on the way from the parent's numbers (0) to the child's (1).
+_FROM_PARENT_TO_CHILD = (0.5, 1.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,17 @@ async def attest(
 ) -> Attestation:
     """Reproduce the manifest's probes in the engine.
 
-    Raises BadPolicyVersion: the engine's numbers are not the child's.
+    Raises BadPolicyVersion: the engine's numbers are not the child's, or it gave up on a probe.
+    EngineUnavailable: it is dead.
     """
     _check_probes(engine, verdict, manifest.probes)
-    numbers = await gather_or_cancel(
-        _probe(engine, verdict, loaded, probe) for probe in manifest.probes
-    )
+    try:
+        numbers = await gather_or_cancel(
+            _probe(engine, verdict, loaded, probe) for probe in manifest.probes
+        )
+    except EngineUnavailable as error:
+        await engine.check()  # raises for everybody's sake; else it was this version's requests
+        raise BadPolicyVersion("not_answered", f"the engine gave up on a probe: {error}") from None
     child, parent = _flat(p.logprobs for p in manifest.probes), _parents(manifest.probes)
     tolerance = TOLERANCE[engine.dtype]
     policy, reward = manifest.policy_adapter, manifest.reward_adapter
@@ -118,6 +125,8 @@ def _judge(
 ) -> float:
     """Return the engine's distance from the child, or raise when it is too far or not nearer.
 
+    Nearer in the Euclidean sense: rounding points anywhere, so much of it cancels in the projection on
+    the line from parent to child, also where it is as large as the step itself (bfloat16).
     `distance` is the stated one between child and parent; None: unchanged, nothing to tell apart.
     """
     from_child = _mean_distance(engine, child)
@@ -127,12 +136,13 @@ def _judge(
         )
     if distance is None or parent is None:
         return from_child
-    from_parent = _mean_distance(engine, parent)
-    if not from_child <= _NEARER * from_parent:
+    way = _projection(engine, parent, child)
+    low, high = _FROM_PARENT_TO_CHILD
+    if not low <= way <= high:
         raise BadPolicyVersion(
             "attestation",
-            f"{what}: {from_child:.3g} from the child's numbers but {from_parent:.3g} from the"
-            " parent's; the engine may be serving the parent",
+            f"{what}: the engine stands at {way:.2g} on the way from the parent's numbers (0) to the"
+            " child's (1); it may be serving the parent",
         )
     return from_child
 
@@ -148,6 +158,14 @@ def _parent_rewards(probes: Sequence[Probe]) -> list[float] | None:
 
 def _mean_distance(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
+
+
+def _projection(point: Sequence[float], start: Sequence[float], end: Sequence[float]) -> float:
+    """Return how far along from start to end a point lies: 0 at the start, 1 at the end."""
+    step = [b - a for a, b in zip(start, end, strict=True)]
+    walked = sum((p - a) * s for p, a, s in zip(point, start, step, strict=True))
+    length = sum(s * s for s in step)
+    return walked / length if length else math.nan
 
 
 def _flat(rows: Iterable[Sequence[float]]) -> tuple[float, ...]:

@@ -26,6 +26,7 @@ from thumbloop.errors import (
     BadPolicyVersion,
     EngineUnavailable,
     Overloaded,
+    SettingsError,
     StoreUnavailable,
     ThumbloopError,
 )
@@ -37,6 +38,11 @@ log = logging.getLogger(__name__)
 _IN_MOTION = (
     3  # the current version, an incoming one, and one that drains; the rest is kept for pins
 )
+_OF_THE_SERVER = frozenset(
+    {"wrong_base_model", "wrong_verdict", "wrong_rank", "too_large", "file_unreadable"}
+    | {"engine_refused", "not_answered"}
+)
+"""Reasons that say nothing against a version that served before: the server was set up otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +114,20 @@ class Swapper:
                 self._unload_later(version)
 
     async def _restore(self, version: PolicyVersion, rows: dict[int, PolicyVersion]) -> None:
-        """Come back on the version that was served; if it fails now, on its nearest ancestor."""
+        """Come back on the version that was served; if it is damaged, on its nearest ancestor.
+
+        Raises SettingsError: it is this server that does not fit. To go back for that would take
+        what was learned out of service for good.
+        """
         try:
             loaded = await self._load(version, rows)
         except BadPolicyVersion as error:
+            is_away = not (self._folder / version.policy).is_dir()
+            if error.reason in _OF_THE_SERVER or is_away:
+                raise SettingsError(
+                    f"version {version.version} is current, but this server cannot take it up"
+                    f" ({error}); start with the settings and folders that it was served with"
+                ) from None
             if version.parent is None:
                 raise
             log.warning("version %d cannot be served again: %s", version.version, error)

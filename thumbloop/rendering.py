@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from jinja2 import TemplateError
+
 from thumbloop.config import Verdict
 from thumbloop.errors import InvalidRequest, SettingsError
 from thumbloop.types import Message, Prompt
@@ -105,9 +107,12 @@ def _render_chat(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]
     conversation = [
         {"role": m.role.value, "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)
     ]
-    rendered = tokenizer.apply_chat_template(
-        conversation, tokenize=False, add_generation_prompt=True
-    )
+    try:
+        rendered = tokenizer.apply_chat_template(
+            conversation, tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as error:  # templates refuse what their model was not trained on
+        raise InvalidRequest.of("chat", f"this model's chat template says: {error}") from None
     ids: list[int] = []
     for position, part in enumerate(_PLACEHOLDER.split(rendered)):
         if position % 2:

@@ -1,9 +1,11 @@
 """vLLM's AsyncLLM behind the Engine protocol. Never reuses an adapter's name, number or folder."""
 
 import itertools
+import signal
 import tempfile
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import cast
 
@@ -28,6 +30,18 @@ _DEAD = "the engine stopped; it has to be restarted"
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let processes that start here never hear SIGINT: a terminal sends it to all of a group, and the
+    engine's process would abort the calls that the server is about to finish."""
+    resource_tracker.ensure_running()  # else it starts inside, and unblocks them again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class VllmEngine:
     """One vLLM engine with room for `max_versions` pairs of adapters."""
 
@@ -35,7 +49,8 @@ class VllmEngine:
         register_models()
         shapes = linear_shapes(model)
         try:
-            self._llm = AsyncLLM.from_engine_args(engine_args(model, shapes, settings, seed))
+            with _deaf_to_interrupts():
+                self._llm = AsyncLLM.from_engine_args(engine_args(model, shapes, settings, seed))
         except ValueError as error:
             raise SettingsError(f"engine: {' '.join(str(error).split())}") from None
         except RuntimeError as error:  # of the engine's own process, whose log has the cause

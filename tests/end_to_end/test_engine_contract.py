@@ -2,11 +2,13 @@
 cannot lie."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from itertools import count
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -247,6 +249,19 @@ async def test_a_cancelled_sample_is_aborted_and_the_engine_goes_on(bench: Bench
     else:
         assert bench.engine._llm.output_processor.get_num_unfinished_requests() == 0
     assert (await bench.engine.sample(PROMPT, Sampling(4, seed=1), adapter)).token_ids
+
+
+def signals_blocked_by(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("SigBlk:")[1].split()[0], 16)
+
+
+async def test_the_engines_process_never_hears_ctrl_c(vllm_engine: Engine):
+    """A terminal sends it to all of a group; the server is to finish its calls in flight first."""
+    (process,) = [p for p in psutil.Process().children(recursive=True) if "Engine" in p.name()]
+    blocked = signals_blocked_by(process.pid)
+    assert blocked >> (signal.SIGINT - 1) & 1
+    assert not blocked >> (signal.SIGTERM - 1) & 1
 
 
 async def test_a_bad_adapter_is_refused_and_costs_the_others_nothing(bench: Bench, tmp_path: Path):

@@ -1,5 +1,6 @@
 """A version may answer only when the engine's numbers are the child's, and not its parent's."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,31 @@ async def test_within_the_tolerance_the_child_still_has_to_be_nearer_than_the_pa
         await bench.attest(bench.publisher.write(1, alter=parent_is_near))
 
 
+async def test_rounding_as_large_as_the_step_does_not_hide_the_child(bench: Bench):
+    """As in bfloat16 after a small update: noise in every direction, as large as the step."""
+    bench.engine.dtype = "bfloat16"
+    directions = random.Random(0)
+
+    def noisy(manifest: Manifest, stands_at: float) -> Manifest:
+        """Put the engine, whose numbers are given, at this point between parent and child."""
+        probes = []
+        for p in manifest.probes:
+            step = [directions.choice((-5e-3, 5e-3)) for _ in p.logprobs]
+            noise = [directions.choice((-5e-3, 5e-3)) for _ in p.logprobs]
+            child = [
+                v + n + (1 - stands_at) * s for v, n, s in zip(p.logprobs, noise, step, strict=True)
+            ]
+            parent = [c - s for c, s in zip(child, step, strict=True)]
+            changes = {"logprobs": tuple(child), "parent_logprobs": tuple(parent)}
+            probes.append(p.model_copy(update=changes))
+        return manifest.model_copy(update={"probes": tuple(probes)})
+
+    result = await bench.attest(bench.publisher.write(1, alter=lambda m: noisy(m, 1.0)))
+    assert result.decoded == pytest.approx(5e-3)
+    with pytest.raises(BadPolicyVersion, match="may be serving the parent"):
+        await bench.attest(bench.publisher.write(2, alter=lambda m: noisy(m, 0.0)))
+
+
 async def test_an_unchanged_adapter_need_not_differ_from_the_parents(bench: Bench):
     await bench.attest(bench.publisher.write(1, is_policy_unchanged=True))
     bench.publisher.write(2)
@@ -192,6 +218,7 @@ async def test_an_engine_that_dies_meanwhile_is_no_fault_of_the_version(bench: B
     bench.engine.may_sample.clear()
 
     async def die(*_arguments: Any, **_options: Any) -> tuple[float, ...]:
+        bench.engine.is_dead = True
         raise EngineUnavailable("dead")
 
     bench.engine.next_logprobs = die  # type: ignore[method-assign]

@@ -17,7 +17,12 @@ from tests.publishing import Publisher
 from thumbloop.artifacts import WEIGHTS
 from thumbloop.config import State
 from thumbloop.config.server import Delivery
-from thumbloop.errors import BadPolicyVersion, EngineUnavailable, StoreUnavailable
+from thumbloop.errors import (
+    BadPolicyVersion,
+    EngineUnavailable,
+    SettingsError,
+    StoreUnavailable,
+)
 from thumbloop.store import GroupWriter, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion, Sampling, VersionState
 
@@ -79,7 +84,7 @@ def start(
     state: State,
     expected: Expected,
 ) -> Callable[..., Server]:
-    def start(**options: Any) -> Server:
+    def start(*, expected: Expected = expected, **options: Any) -> Server:
         return Server(engine, database, writer, state, expected, **options)
 
     return start
@@ -319,6 +324,57 @@ async def test_a_restart_falls_all_the_way_to_the_base_model_if_it_must(
     await again.settle()
     assert again.states() == {0: "current", 1: "rolled_back", 2: "rolled_back"}
     assert again.routes.current.number == 0
+
+
+async def test_a_restart_with_settings_that_do_not_fit_stops_and_takes_nothing_back(
+    server: Server,
+    start: Callable[..., Server],
+    publisher: Publisher,
+    engine: FakeEngine,
+    expected: Expected,
+):
+    publisher.publish(1)
+    await server.settle()
+    engine.loaded.clear()
+    narrow = start(expected=expected._replace(max_rank=1))
+    with pytest.raises(SettingsError, match=r"version 1 is current.*wrong_rank.*engine\.max_rank"):
+        await narrow.swapper.step()
+    assert narrow.states() == {0: "retired", 1: "current"}
+    again = start()
+    await again.settle()
+    assert again.routes.current.number == 1
+
+
+async def test_a_restart_without_the_versions_folder_stops_and_takes_nothing_back(
+    server: Server,
+    start: Callable[..., Server],
+    publisher: Publisher,
+    engine: FakeEngine,
+    state: State,
+):
+    publisher.publish(1)
+    await server.settle()
+    engine.loaded.clear()
+    (state.versions / DEFAULT_POLICY).rename(state.versions / "unmounted")
+    again = start()
+    with pytest.raises(SettingsError, match="manifest_missing"):
+        await again.swapper.step()
+    assert again.states() == {0: "retired", 1: "current"}
+
+
+async def test_a_version_whose_probes_the_engine_gives_up_on_is_rejected(
+    server: Server, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+):
+    async def give_up(*_arguments: Any, **_options: Any) -> tuple[float, ...]:
+        raise EngineUnavailable("the engine gave up on a request")
+
+    publisher.publish(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(server.engine, "next_logprobs", give_up)
+        await server.settle()
+    assert server.states() == {0: "current", 1: "rejected"}
+    assert server.rows()[1].reason.startswith("not_answered")
+    assert server.held() == ["default-000000-policy"]
 
 
 async def test_falling_back_is_one_transaction(

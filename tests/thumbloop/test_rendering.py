@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,3 +135,10 @@ def test_a_response_that_holds_a_verdict_token_is_a_forgery_where_no_text_can_sp
 def test_a_replys_text_has_no_special_tokens():
     ids = [*plain("good film"), IDS["<|end|>"]]
     assert text_of(ids, TOKENIZER) == "good film"
+
+
+def test_what_a_template_refuses_is_the_callers_to_change():
+    tokenizer = copy.copy(TOKENIZER)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(InvalidRequest, match=r"chat: .*roles must alternate"):
+        render(Prompt(messages=(Message(Role.USER, "hello"),)), tokenizer)

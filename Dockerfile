@@ -46,8 +46,8 @@ ENV THUMBLOOP_SERVER_STATE__FOLDER=/state \
     THUMBLOOP_SERVER_MODEL__PATH=/model \
     THUMBLOOP_SERVER_LISTEN__HOST=0.0.0.0 \
     THUMBLOOP_SERVER_METRICS__HOST=0.0.0.0
-# gRPC, metrics, HTTP
-EXPOSE 50051 9464 8080
+# gRPC, metrics
+EXPOSE 50051 9464
 HEALTHCHECK --interval=10s --timeout=6s --start-period=180s \
     CMD ["python", "scripts/healthcheck.py", "grpc", "127.0.0.1:50051"]
 CMD ["python", "-m", "server"]

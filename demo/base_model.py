@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from demo import conversations, corpus, grammar, lexicon, pretraining, tokenizer
 from demo.pretraining import Progress, Training
 from demo.tokenizer import VERDICT_DOWN, VERDICT_PROMPT, VERDICT_UP
+from thumbloop.errors import SettingsError
 
 __all__ = ["VERDICT_DOWN", "VERDICT_PROMPT", "VERDICT_UP", "Recipe", "build", "default_folder"]
 
@@ -68,14 +69,21 @@ def build(
     """Build the base model into the folder, or return at once when it is there already.
 
     The folder appears whole or not at all. A model of an older recipe is replaced; a folder that
-    holds anything else is left alone and FileExistsError says so.
+    holds anything else is left alone. Raises SettingsError: that, or it cannot be written.
     """
-    folder = Path(folder)
-    recipe = recipe or Recipe(seed=seed)
+    try:
+        return _build(Path(folder), recipe or Recipe(seed=seed), on_progress)
+    except OSError as error:
+        raise SettingsError(
+            f"the base model cannot be kept in {folder}: {error.strerror}"
+        ) from None
+
+
+def _build(folder: Path, recipe: Recipe, on_progress: Callable[[Progress], None] | None) -> Path:
     if _sealed_digest(folder) == recipe.digest():
         return folder
     if _sealed_digest(folder) is None and folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} holds no base model: give an empty or a new folder")
+        raise SettingsError(f"{folder} holds no base model: give an empty or a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         fresh = Path(scratch, "fresh")

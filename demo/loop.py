@@ -146,8 +146,11 @@ async def _follow(
             examining = None
         current = max(v["policy_version"] for v in rows if v["state"] == "current")
         is_late = _minutes(run) > options.max_minutes
-        if is_late and not run.evaluations:
-            raise ProcessFailed(f"no version could be examined; {_last_failure(run)}")
+        if is_late and not run.evaluations and examining is None:
+            raise ProcessFailed(
+                f"no version was examined in {options.max_minutes:g} minutes ({_last_failure(run)});"
+                " MINUTES= gives it more"
+            )
         enough = current >= options.rounds or is_late
         if examining is None:
             is_examined = current in run.evaluations
@@ -171,8 +174,10 @@ def _highest(database: Database) -> PolicyVersion:
 
 
 def _last_failure(run: Run) -> str:
-    """Return the words of the last request that failed."""
-    return run.ledger.failed[-1][1] if run.ledger.failed else "no request was answered"
+    """Return the words of the last request that failed, or how many were answered."""
+    if run.ledger.failed:
+        return run.ledger.failed[-1][1]
+    return f"{len(run.ledger.served)} replies were served"
 
 
 def _minutes(run: Run) -> float:

@@ -210,11 +210,12 @@ def summary(report: dict[str, Any], folder: Path) -> str:
     """Return a few lines that say what happened to somebody who has never seen this."""
     rated = [v for v in report["versions"] if v["policy_thumb_up_rate"] is not None]
     first, last = rated[0], rated[-1]
+    learned = sum(1 for v in report["versions"] if v["policy_version"] > 0)
     thumbs, failed = report["feedback"], report["requests"]["failed"]
     lines = [
         f"The policy began with {first['policy_thumb_up_rate']:.0%} of its replies liked"
         f" and ended with {last['policy_thumb_up_rate']:.0%}, over"
-        f" {len(rated) - 1} versions learned from {thumbs['stored']} thumbs.",
+        f" {learned} versions learned from {thumbs['stored']} thumbs.",
     ]
     if last["guided_thumb_up_rate"] is not None:
         lines.append(
@@ -224,7 +225,7 @@ def summary(report: dict[str, Any], folder: Path) -> str:
     if report["shuffled_thumbs"]:
         lines.append("This was the control: thumbs were permuted, so there was nothing to learn.")
     lines += [
-        f"{report['requests']['total']} requests were answered while it learned, {failed} failed;"
+        f"{report['requests']['total'] - failed} requests were answered while it learned, {failed} failed;"
         f" {thumbs['lost']} thumbs were lost.",
         f"Details: {folder / 'report.json'}; the curve: {folder / 'learning.png'}",
     ]

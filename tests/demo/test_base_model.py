@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from demo import base_model
 from demo.base_model import VERDICT_DOWN, VERDICT_PROMPT, VERDICT_UP, Recipe, build
 from demo.pretraining import Training
+from thumbloop.errors import SettingsError
 
 MICRO = Recipe(
     exchanges=40, vocabulary=400, layers=1, hidden=32, intermediate=32, heads=2,
@@ -75,9 +76,15 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path):
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="holds no base model"):
+    with pytest.raises(SettingsError, match="holds no base model"):
         build(tmp_path, recipe=MICRO)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"cannot be kept in .*file/model: "):
+        build(tmp_path / "file" / "model", recipe=MICRO)
 
 
 def test_the_default_folder_depends_on_the_seed():

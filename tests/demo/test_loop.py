@@ -3,12 +3,17 @@ import time
 
 import pytest
 
+from demo.evaluation import Evaluation
 from demo.ledger import Ledger, Served
-from demo.loop import MARKER, empty
+from demo.loop import MARKER, _follow, empty
 from demo.report import Run, Stored, make_report
+from demo.settings import Options
 from demo.swaps import watch_swaps
 from demo.users import Crowd, Users
+from thumbloop.config import State
 from thumbloop.errors import SettingsError
+from thumbloop.processes import ProcessFailed
+from thumbloop.store import open_store
 from thumbloop.types import PolicyVersion, VersionState
 from thumbloop.v1 import feedback_pb2, policy_pb2
 
@@ -116,3 +121,27 @@ async def test_a_swap_is_timed_by_somebody_who_asks_all_the_time():
     assert len(asked) == 3
     assert all(options.is_excluded for options in asked)
     assert ledger.evaluated == {"1", "2", "3"}
+
+
+class Examiner:
+    """Takes its time, as with a slow model."""
+
+    async def policy(self, version):
+        await asyncio.sleep(0.7)
+        return Evaluation(0.5, (0.4, 0.6), 20.0, None)
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+async def test_when_time_is_up_an_examination_that_goes_on_is_waited_for(tmp_path, is_answered):
+    ledger = Ledger(served=[Served("a", 0, 1.0, 1.0)] if is_answered else [])
+    run = Run("praise", 0, shuffled=False, ledger=ledger, started_at=time.time())
+    options = Options("praise", 0, 3, False, None, tmp_path, max_minutes=0.005)
+    database = open_store(State(folder=tmp_path / "state"))
+    follow = _follow(options, run, Examiner(), database, (), lambda _rows, _caption: None)
+    if is_answered:
+        await follow
+        assert run.evaluations[0].thumb_up_rate == 0.5
+    else:
+        with pytest.raises(ProcessFailed, match=r"in 0\.005 minutes \(0 replies were served\)"):
+            await follow
+    database.dispose()

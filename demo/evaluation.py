@@ -73,9 +73,9 @@ class Examiner:
         answers = [answer for answer in asked if answer is not None]
         if len(answers) < len(asked):
             return None
-        return self._judge([text for text, _ in answers], [tokens for _, tokens in answers])
+        return self._result([text for text, _ in answers], [tokens for _, tokens in answers])
 
-    def _judge(self, replies: list[str], tokens: list[int]) -> Evaluation:
+    def _result(self, replies: list[str], tokens: list[int]) -> Evaluation:
         n = len(replies)
         liked = sum(self._preference(p, r) for p, r in zip(self._prompts, replies, strict=True))
         interval = binomtest(round(liked), n).proportion_ci(_CONFIDENCE, method="wilson")

@@ -1,6 +1,7 @@
 """python -m server: parse settings, build the application, serve until told to stop. Wiring only."""
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -45,6 +46,8 @@ async def serve(config: ServerConfig) -> None:
 
 async def _live(application: Application) -> None:
     await application.start()
+    gc.collect()
+    gc.freeze()  # what starting made stays: no later collection walks through it, which takes 0.1 s
     print(f"serving on port {application.port}, metrics on {application.metrics_port}", flush=True)
     await application.run()
 

@@ -51,13 +51,13 @@ async def attest(
     policy, reward = manifest.policy_adapter, manifest.reward_adapter
     assert policy is not None, "verified before"
     assert reward is not None, "verified before"
-    prefilled = _judge(
+    prefilled = _compare(
         "prefilled", _flat(n.prefilled for n in numbers), child, parent, policy.distance, tolerance
     )
-    decoded = _judge(
+    decoded = _compare(
         "decoded", _flat(n.decoded for n in numbers), child, parent, policy.distance, tolerance
     )
-    rewards = _judge(
+    rewards = _compare(
         "rewards",
         [n.reward for n in numbers],
         [p.reward for p in manifest.probes],
@@ -115,7 +115,7 @@ async def _probe(
     return _Numbers(_flat(prefilled), decoded.logprobs, up - down)
 
 
-def _judge(
+def _compare(
     what: str,
     engine: Sequence[float],
     child: Sequence[float],

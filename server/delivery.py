@@ -54,11 +54,11 @@ def plan(versions: Sequence[PolicyVersion], loaded: Collection[int], *, keep: in
     if current.version not in loaded:
         return [Restore(current.version)]
     waiting = [v for v in versions if v.state in _WAITING and v.version != BASE_VERSION]
-    actions = [_judge(v, newest=waiting[-1], current=current) for v in waiting]
+    actions = [_decide(v, newest=waiting[-1], current=current) for v in waiting]
     return actions + _surplus(versions, loaded, current.version, keep)
 
 
-def _judge(version: PolicyVersion, *, newest: PolicyVersion, current: PolicyVersion) -> Action:
+def _decide(version: PolicyVersion, *, newest: PolicyVersion, current: PolicyVersion) -> Action:
     """Try the newest version if it grew from the current one; refuse the others."""
     if version is not newest:
         return Reject(version.version, f"superseded: version {newest.version} is newer")

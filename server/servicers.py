@@ -13,7 +13,7 @@ from server.answers import response_of, version_of
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
 from server.routes import Routes
-from server.translation import Defaults, check_policy, rating_of, request_of
+from server.translation import Defaults, check_policy, request_of, thumb_of
 from thumbloop.errors import InvalidRequest, UnknownPolicyVersion
 from thumbloop.store import GroupWriter, feedback, reading, versions
 from thumbloop.types import Feedback, PolicyVersion
@@ -69,16 +69,16 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         self, request: feedback_pb2.SubmitFeedbackRequest, context: Context
     ) -> feedback_pb2.SubmitFeedbackResponse:
         """Store a thumb; it is durable when this returns."""
-        rating, now = rating_of(request), time.time()
+        thumb, now = thumb_of(request), time.time()
 
         def change(connection: Connection) -> Feedback:
             return feedback.submit_thumb(
                 connection,
-                rating.response_id,
-                rating.value,
-                rating.user,
-                comment=rating.comment,
-                request_id=rating.request_id,
+                thumb.response_id,
+                thumb.value,
+                thumb.user,
+                comment=thumb.comment,
+                request_id=thumb.request_id,
                 at=now,
             )
 

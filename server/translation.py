@@ -207,7 +207,7 @@ def _given(message: Any, field: str, default: Any) -> Any:
     return getattr(message, field) if message.HasField(field) else default
 
 
-class Rating(NamedTuple):
+class GivenThumb(NamedTuple):
     """A thumb as a caller sent it: 1 up, 0 down."""
 
     response_id: str
@@ -217,7 +217,7 @@ class Rating(NamedTuple):
     request_id: str
 
 
-def rating_of(message: feedback_pb2.SubmitFeedbackRequest) -> Rating:
+def thumb_of(message: feedback_pb2.SubmitFeedbackRequest) -> GivenThumb:
     """Return the thumb. Raises InvalidRequest."""
     wrong = _Violations()
     wrong.expect(bool(message.response_id), "response_id", "is missing")
@@ -227,7 +227,7 @@ def rating_of(message: feedback_pb2.SubmitFeedbackRequest) -> Rating:
     wrong.no_longer(message.user_id, MAX_ID, "user_id")
     wrong.no_longer(message.request_id, MAX_REQUEST_ID, "request_id")
     wrong.raise_if_any()
-    return Rating(
+    return GivenThumb(
         message.response_id,
         _THUMBS[message.thumb],
         User(user_id=message.user_id),

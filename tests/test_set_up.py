@@ -1,5 +1,6 @@
 """scripts/setup with an interpreter that only takes notes, what it installs, and the Makefile."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -106,6 +107,14 @@ def test_a_second_run_does_nothing_at_once(project: Project):
     result = project.set_up()
     assert time.monotonic() - start < 1
     assert (result.returncode, result.stdout, project.notes()) == (0, "", [])
+
+
+@pytest.mark.parametrize("lock", ["cpu", "gpu"])
+def test_what_would_come_as_a_broken_build_is_not_locked(lock: str):
+    lines = (ROOT / "locks" / f"{lock}.txt").read_text().splitlines()
+    names = {re.split("[=<> ;]", line)[0] for line in lines}
+    assert "torch" in names
+    assert names & {"torchvision", "torchaudio", "torchcodec"} == set()
 
 
 def test_torch_falls_back_to_its_own_index(project: Project):

@@ -6,6 +6,7 @@ What users write is encoded without special tokens, so nobody can write a turn o
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from jinja2 import TemplateError
@@ -25,6 +26,8 @@ class Tokenizer(Protocol):
 
     chat_template: Any
     all_special_ids: list[int]
+
+    def __hash__(self) -> int: ...
 
     def encode(self, text: str, **options: Any) -> list[int]:
         """Return the text's token ids."""
@@ -104,23 +107,38 @@ def _render_chat(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]
     """Encode the template's own text with special tokens, what people wrote without."""
     if not tokenizer.chat_template:
         raise InvalidRequest.of("chat", "this model has no chat template; send `text` instead")
-    conversation = [
-        {"role": m.role.value, "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)
-    ]
     try:
-        rendered = tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=True
-        )
+        parts = _template(tokenizer, tokenizer.chat_template, tuple(m.role.value for m in messages))
     except TemplateError as error:  # templates refuse what their model was not trained on
         raise InvalidRequest.of("chat", f"this model's chat template says: {error}") from None
     ids: list[int] = []
-    for position, part in enumerate(_PLACEHOLDER.split(rendered)):
-        if position % 2:
-            content = messages[int(part)].content
+    for part in parts:
+        if isinstance(part, int):
+            content = messages[part].content
             ids += tokenizer.encode(content, add_special_tokens=False, split_special_tokens=True)
-        elif part:
-            ids += tokenizer.encode(part, add_special_tokens=False)
+        else:
+            ids += part
     return ids
+
+
+@lru_cache(maxsize=256)
+def _template(
+    tokenizer: Tokenizer, _source: Any, roles: tuple[str, ...]
+) -> tuple[tuple[int, ...] | int, ...]:
+    """Return the template's own token ids, and between them the numbers of the messages.
+
+    It never sees what people wrote, so turns of the same roles need it once.
+    """
+    conversation = [{"role": role, "content": f"\ue000{i}\ue001"} for i, role in enumerate(roles)]
+    rendered = tokenizer.apply_chat_template(
+        conversation, tokenize=False, add_generation_prompt=True
+    )
+    pieces = enumerate(_PLACEHOLDER.split(rendered))
+    return tuple(
+        int(piece) if position % 2 else tuple(tokenizer.encode(piece, add_special_tokens=False))
+        for position, piece in pieces
+        if piece
+    )
 
 
 def text_of(token_ids: Sequence[int], tokenizer: Tokenizer) -> str:

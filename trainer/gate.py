@@ -14,7 +14,7 @@ from trainer.evidence import Evidence
 CHANCE = 0.5
 
 
-class Verdict(NamedTuple):
+class GateResult(NamedTuple):
     """Whether a round may be published; the reasons why not, each with its number."""
 
     reasons: tuple[str, ...]
@@ -30,7 +30,7 @@ class Verdict(NamedTuple):
         return "; ".join(self.reasons)
 
 
-def judge_reward(proven: Evidence, latest: Evidence, settings: Gate) -> Verdict:
+def check_reward(proven: Evidence, latest: Evidence, settings: Gate) -> GateResult:
     """Ask for evidence that the reward model ranks thumbs it was not fitted on, and for none against.
 
     `proven` is the strongest evidence of the lineage, `latest` that of this round alone. Once a
@@ -46,10 +46,10 @@ def judge_reward(proven: Evidence, latest: Evidence, settings: Gate) -> Verdict:
         )
     if latest.upper_bound(settings.confidence) < CHANCE:
         reasons.append(f"auroc_reversed: {latest.auroc:.3f} on new thumbs, clearly below {CHANCE}")
-    return Verdict(tuple(reasons))
+    return GateResult(tuple(reasons))
 
 
-def judge_fit(fitted: Evidence, before: Evidence, settings: Gate) -> Verdict:
+def check_fit(fitted: Evidence, before: Evidence, settings: Gate) -> GateResult:
     """Ask that the fit broke nothing: on the thumbs it was fitted on it should rank better than before.
 
     `before` is held-out evidence on the same thumbs. Ranking what one was taught proves nothing, and
@@ -57,14 +57,14 @@ def judge_fit(fitted: Evidence, before: Evidence, settings: Gate) -> Verdict:
     """
     bound = before.lower_bound(settings.confidence)
     if fitted.auroc >= bound:
-        return Verdict(())
+        return GateResult(())
     reason = f"fit: {fitted.auroc:.3f} on the thumbs it was fitted on, {before.auroc:.3f} before"
-    return Verdict((reason,))
+    return GateResult((reason,))
 
 
-def judge_update(
+def check_update(
     metrics: Mapping[str, float], norms: Mapping[str, float], settings: Gate
-) -> Verdict:
+) -> GateResult:
     """Ask that all numbers are finite, every module's update bounded, the divergence affordable."""
     reasons = [
         f"not_finite: {name} is {value}"
@@ -77,4 +77,4 @@ def judge_update(
     kl = metrics["kl_to_reference"]
     if kl > settings.max_kl:
         reasons.append(f"kl: {kl:.3g} nats per reply, above {settings.max_kl:g}")
-    return Verdict(tuple(reasons))
+    return GateResult(tuple(reasons))

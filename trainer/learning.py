@@ -12,7 +12,7 @@ from trainer import reward
 from trainer.dataset import Dataset
 from trainer.epochs import RatioMismatch
 from trainer.evidence import Evidence, pool
-from trainer.gate import Verdict, judge_fit, judge_reward, judge_update
+from trainer.gate import GateResult, check_fit, check_reward, check_update
 from trainer.metrics import TrainerMetrics
 from trainer.models import ADAPTERS, Trunk
 from trainer.ppo import NotFinite, adapt_kl_coef
@@ -23,7 +23,7 @@ from trainer.update import update
 class Learned(NamedTuple):
     """What a round learned: whether to publish it, its numbers, and the older thumbs it used."""
 
-    verdict: Verdict
+    gate: GateResult
     metrics: dict[str, float]
     replayed: tuple[int, ...] = ()
 
@@ -43,8 +43,8 @@ def learn(
     try:
         return _learn(trunk, data, parent, config, metrics, generator)
     except (NotFinite, RatioMismatch) as error:
-        verdict = Verdict((f"broken: {error}",))
-        return Learned(verdict, {"feedback_used": float(len(data.new))})
+        gate = GateResult((f"broken: {error}",))
+        return Learned(gate, {"feedback_used": float(len(data.new))})
 
 
 def _learn(
@@ -56,12 +56,12 @@ def _learn(
     generator: torch.Generator,
 ) -> Learned:
     learned = learn_reward(trunk, data, parent, config, metrics, generator)
-    if not learned.verdict.passed:
+    if not learned.gate.passed:
         return learned
     numbers = learned.metrics | learn_policy(trunk, data, parent, config, metrics, generator)
     norms = {name: n for a in ADAPTERS for name, n in trunk.update_norms(a).items()}
     numbers["largest_update_norm"] = max(norms.values())
-    return Learned(judge_update(numbers, norms, config.gate), numbers, learned.replayed)
+    return Learned(check_update(numbers, norms, config.gate), numbers, learned.replayed)
 
 
 def learn_reward(
@@ -85,16 +85,16 @@ def learn_reward(
         "reward_auroc_pairs": proven.pairs,
         "reward_auroc_latest": latest.auroc,
     }
-    verdict = judge_reward(proven, latest, config.gate)
-    if not verdict.passed:
-        return Learned(verdict, numbers)
+    gate = check_reward(proven, latest, config.gate)
+    if not gate.passed:
+        return Learned(gate, numbers)
     with metrics.stage("reward fit"):
         replay = draw_replay(data, config.reward.replay_share, generator)
         numbers["reward_loss"] = fit_reward(trunk, [*data.new, *replay], config, generator)
         fitted = reward.evidence_on(trunk, data.new)
     numbers["reward_auroc_fitted"] = fitted.auroc
     replayed = tuple(t.feedback_id for t in replay)
-    return Learned(judge_fit(fitted, latest, config.gate), numbers, replayed)
+    return Learned(check_fit(fitted, latest, config.gate), numbers, replayed)
 
 
 def learn_policy(
@@ -135,10 +135,10 @@ def gather_evidence(
     config: TrainerConfig,
     generator: torch.Generator,
 ) -> Evidence:
-    """Judge a reward model on thumbs it was not fitted on.
+    """Try a reward model on thumbs it was not fitted on.
 
     The parent's has never seen the new ones, but for replies about which somebody changed their mind;
-    where there is none yet, fits on some users are judged
+    where there is none yet, fits on some users are tried
     on the others.
     """
     if not parent.reward_digest:

@@ -123,7 +123,7 @@ class Loop:
         learned = learn(self._trunk, data, parent, self._config, self._metrics, generator)
         attempt = Attempt(str(uuid_utils.uuid7()), self._policy, parent, started_at, data, learned)
         child = None
-        if learned.verdict.passed:
+        if learned.gate.passed:
             with self._metrics.stage("probes"):
                 proof = probes.make(
                     self._trunk,
@@ -159,12 +159,12 @@ class Loop:
         if child is not None:
             outcome = "published"
             words = f"published version {child.version}"
-        elif attempt.learned.verdict.passed:
+        elif attempt.learned.gate.passed:
             outcome = "superseded"
             words = f"published nothing: version {attempt.parent.version} is no longer current"
         else:
             outcome = "blocked"
-            words = f"published nothing: {attempt.learned.verdict.reason}"
+            words = f"published nothing: {attempt.learned.gate.reason}"
         self._metrics.say(
             f"round {number}: {words}; {seconds:.1f} s,"
             f" reward AUROC {numbers.get('reward_auroc', math.nan):.3f},"

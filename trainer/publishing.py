@@ -56,7 +56,7 @@ class Attempt:
             started_at=self.started_at,
             finished_at=time(),
             version=version,
-            reason=self.learned.verdict.reason or "published",
+            reason=self.learned.gate.reason or "published",
             metrics={
                 **numbers,
                 "feedback_left_out": dict(self.data.thumbs_left_out),

@@ -115,7 +115,7 @@ def evidence_on(trunk: Trunk, thumbs: Sequence[Thumb]) -> Evidence:
 def cross_fitted(
     trunk: Trunk, thumbs: Sequence[Thumb], settings: RewardFit, generator: torch.Generator
 ) -> Evidence:
-    """Judge what a fit learns where no parent can be judged: users in folds, each held out once.
+    """Try what a fit learns where there is no parent to try: users in folds, each held out once.
 
     Leaves the reward adapter as it was.
     """

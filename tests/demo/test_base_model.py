@@ -2,7 +2,8 @@ import dataclasses
 import json
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from demo import base_model
 from demo.base_model import VERDICT_DOWN, VERDICT_PROMPT, VERDICT_UP, Recipe, build
@@ -85,6 +86,22 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match=r"cannot be kept in .*file/model: "):
         build(tmp_path / "file" / "model", recipe=MICRO)
+
+
+def test_the_demos_own_model_has_five_to_ten_million_parameters():
+    recipe = Recipe()
+    config = LlamaConfig(
+        vocab_size=recipe.vocabulary,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    assert 5e6 < model.num_parameters() < 10e6
 
 
 def test_the_default_folder_depends_on_the_seed():

@@ -142,3 +142,18 @@ def test_what_a_template_refuses_is_the_callers_to_change():
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InvalidRequest, match=r"chat: .*roles must alternate"):
         render(Prompt(messages=(Message(Role.USER, "hello"),)), tokenizer)
+
+
+def test_turns_of_the_same_roles_need_the_template_once():
+    tokenizer = copy.copy(TOKENIZER)
+    asked = []
+
+    def count(conversation, **options):
+        asked.append(conversation)
+        return TOKENIZER.apply_chat_template(conversation, **options)
+
+    tokenizer.apply_chat_template = count
+    for text in ("hello", "good bye"):
+        assert render(chat(text), tokenizer) == render(chat(text), TOKENIZER)
+    render(chat("hello", "hm", "well"), tokenizer)
+    assert [len(conversation) for conversation in asked] == [1, 3]

@@ -7,12 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 from tests.serving import running
 from tests.tiny_model import build_tiny_model
 from thumbloop.config import State
+from thumbloop.config.trainer import Resources
 from thumbloop.store import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +66,7 @@ def test_a_signal_stops_the_trainer_at_once(tmp_path, model, number):
     state = tmp_path / "state"
     process = start(tmp_path, {"state": {"folder": str(state)}, "model": {"path": str(model)}})
     wait_for(process, "waiting for 64 new thumbs; version 0 is current")
+    assert psutil.Process(process.pid).nice() == min(os.nice(0) + Resources().nice, 19)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0

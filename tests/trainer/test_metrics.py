@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from thumbloop.config.shared import Metrics
 from thumbloop.errors import SettingsError
@@ -29,6 +30,14 @@ def test_a_port_in_use_is_an_error_that_says_what_to_do(metrics):
         taken.listen()
         with pytest.raises(SettingsError, match="choose another port"):
             metrics.serve(Metrics(port=taken.getsockname()[1]))
+
+
+def test_a_rounds_numbers_become_curves(metrics, tmp_path):
+    for number, auroc in ((1, 0.5), (2, 0.75)):
+        metrics.round_ended(number, "blocked", 1.0, {"reward_auroc": auroc}, {})
+    curves = EventAccumulator(str(tmp_path)).Reload()
+    points = [(event.step, event.value) for event in curves.Scalars("round/reward_auroc")]
+    assert points == [(1, 0.5), (2, 0.75)]
 
 
 def test_left_out_counts_are_of_the_last_round_only(metrics):

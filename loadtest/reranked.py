@@ -44,6 +44,7 @@ async def reranked(setting: Setting) -> dict[str, Figure]:
         asks: dict[str, Ask] = {
             "best_of_8": server.asking(Strategy.BEST_OF_N, _CANDIDATES),
             "pruned_8": server.asking(Strategy.SPECULATIVE_REJECTION, _CANDIDATES),
+            "pruned_9": server.asking(Strategy.SPECULATIVE_REJECTION, 9),
             "pruned_10": server.asking(Strategy.SPECULATIVE_REJECTION, 10),
             "pruned_12": server.asking(Strategy.SPECULATIVE_REJECTION, 12),
             "one_server": partial(one.best_of, n=_CANDIDATES),

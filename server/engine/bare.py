@@ -17,6 +17,7 @@ import uvloop
 from pydantic import BaseModel
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs.engine import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -64,7 +65,7 @@ async def answer(llm: AsyncLLM, job: Job, adapters: dict[Row, LoRARequest], firs
         async with gate:
             started = perf_counter()
             async for output in llm.generate(
-                {"prompt_token_ids": list(prompt)},
+                tokens_input(list(prompt)),
                 params,
                 request_id=f"b{first + number}",
                 lora_request=adapters.get(row),

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import cast
 
 from vllm import SamplingParams
+from vllm.envs import enable_envs_cache
 from vllm.exceptions import QueueOverflowError
+from vllm.inputs.engine import tokens_input
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -58,6 +60,7 @@ class VllmEngine:
                 f"engine: {' '.join(str(error).split())}; the lines above say why. Where the KV"
                 " cache is too small: lower engine.max_model_len or raise engine.kv_cache_gib"
             ) from None
+        enable_envs_cache()  # vLLM looks them up for every request
         self._model = model
         self._numbers = itertools.count(1)
         self._requests = itertools.count()
@@ -141,7 +144,7 @@ class VllmEngine:
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield what the engine says of one request; closing the generator aborts it."""
         stream: AsyncGenerator[RequestOutput, None] = self._llm.generate(
-            {"prompt_token_ids": list(prompt)},
+            tokens_input(list(prompt)),  # rendered: no detour through vLLM's tokenizer threads
             params,
             request_id=f"r{next(self._requests)}",
             lora_request=None if adapter is None else lora_request(adapter),

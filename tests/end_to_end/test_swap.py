@@ -247,7 +247,9 @@ async def test_a_version_whose_policy_did_not_change_is_attested_by_its_rewards(
 
 async def test_a_call_that_is_given_up_is_aborted_in_the_engine(server: Running):
     request = policy_pb2.GenerateRequest(
-        text="hello", sampling=policy_pb2.SamplingParams(max_tokens=200)
+        text="hello",
+        sampling=policy_pb2.SamplingParams(max_tokens=200),
+        guidance=policy_pb2.GuidanceParams(num_candidates=16),  # one may end of itself, not all
     )
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await server.policy.Generate(request, timeout=0.05)

@@ -140,6 +140,16 @@ def test_the_same_draw_again_is_no_new_sample(connection):
     assert data.rollouts_left_out == {"repeated": 2}
 
 
+def test_a_draw_that_was_used_is_no_new_sample_when_it_comes_again(connection):
+    draw = Sampling(max_tokens=8, seed=5)
+    used = store(connection, sampling=draw)
+    done = finished_round(4, 3, rollouts=(used,))
+    versions.finish_round(connection, done, version(4, 3))
+    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    store(connection, sampling=draw)
+    assert read(connection).rollouts == ()
+
+
 def test_malformed_candidates_are_counted(connection):
     broken = (
         candidate(0, policy_version=3, token_ids=(), logprobs=()),

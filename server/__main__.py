@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 import uvloop
 
@@ -59,7 +58,6 @@ def main(
     """Serve the current policy version."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("server").setLevel(logging.INFO)
-    torch.set_num_threads(1)  # a version's tensors are checked here, beside the engine's threads
     try:
         uvloop.run(serve(load(ServerConfig, config)))
     except ThumbloopError as error:

@@ -39,8 +39,15 @@ _IN_MOTION = (
     3  # the current version, an incoming one, and one that drains; the rest is kept for pins
 )
 _OF_THE_SERVER = frozenset(
-    {"wrong_base_model", "wrong_verdict", "wrong_rank", "too_large", "file_unreadable"}
-    | {"engine_refused", "not_answered"}
+    {
+        "engine_refused",
+        "file_unreadable",
+        "not_answered",
+        "too_large",
+        "wrong_base_model",
+        "wrong_rank",
+        "wrong_verdict",
+    }
 )
 """Reasons that say nothing against a version that served before: the server was set up otherwise."""
 

@@ -127,7 +127,8 @@ def _template(
 ) -> tuple[tuple[int, ...] | int, ...]:
     """Return the template's own token ids, and between them the numbers of the messages.
 
-    It never sees what people wrote, so turns of the same roles need it once.
+    It never sees what people wrote, so turns of the same roles need it once; `_source`, its text, is
+    only part of the key.
     """
     conversation = [{"role": role, "content": f"\ue000{i}\ue001"} for i, role in enumerate(roles)]
     rendered = tokenizer.apply_chat_template(

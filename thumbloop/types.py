@@ -204,7 +204,7 @@ class Feedback:
 class RatedReply:
     """The effective thumb of a reply beside the reply itself: one example for the reward model.
 
-    `is_new`: no ancestor learned this value of this reply; `is_seen`: one learned another value of it.
+    `is_new`: no ancestor learned this value of this reply; `is_seen`: one learned some value of it.
     """
 
     feedback_id: int

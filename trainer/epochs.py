@@ -8,9 +8,8 @@ from torch import Tensor
 
 from thumbloop.config.trainer import Ppo
 from trainer import ppo
-from trainer.measure import MICRO_BATCH, Fixed, shrink
+from trainer.measure import Fixed, micro_batches
 from trainer.models import Trunk
-from trainer.rollouts import by_length
 
 RATIO_TOLERANCE = {torch.float32: 1e-3}
 HALF_PRECISION_TOLERANCE = 0.2
@@ -78,11 +77,8 @@ def accumulate(
     reference in the states met.
     """
     tokens = int(fixed.batch.mask[rows].sum())
-    lengths = (fixed.batch.positions[rows, -1] + 1).tolist()
     parts = []
-    for indices in by_length(lengths, MICRO_BATCH):
-        part_rows = rows[indices]
-        part = shrink(fixed.batch, part_rows)
+    for part_rows, part in micro_batches(fixed.batch, rows):
         width, share = part.mask.shape[1], float(part.mask.sum()) / tokens
         temperature = fixed.temperature[part_rows]
         policy = trunk.respond(part, temperature, "policy")

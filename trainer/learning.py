@@ -138,8 +138,7 @@ def gather_evidence(
     """Try a reward model on thumbs it was not fitted on.
 
     The parent's has never seen the new ones, but for replies about which somebody changed their mind;
-    where there is none yet, fits on some users are tried
-    on the others.
+    where there is none yet, fits on some users are tried on the others.
     """
     if not parent.reward_digest:
         return reward.cross_fitted(trunk, new, config.reward, generator)

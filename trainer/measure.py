@@ -1,6 +1,6 @@
 """What one update computes once, before the policy moves: reference, proximal policy, hidden states."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,8 +32,7 @@ def measure(trunk: Trunk, rollouts: Sequence[Rollout]) -> Fixed:
     temperature = torch.tensor([[r.temperature] for r in rollouts], device=trunk.device)
     prox, ref, kl = (torch.zeros(whole.mask.shape, device=trunk.device) for _ in range(3))
     hidden = None
-    for rows in by_length([len(r.prompt) + len(r.response) for r in rollouts], MICRO_BATCH):
-        part = shrink(whole, torch.tensor(rows))
+    for rows, part in micro_batches(whole, torch.arange(len(rollouts))):
         width = part.mask.shape[1]
         reference = trunk.respond(part, temperature[rows], "reference")
         if hidden is None:
@@ -53,15 +52,20 @@ def measure(trunk: Trunk, rollouts: Sequence[Rollout]) -> Fixed:
 def kl_to_reference(trunk: Trunk, fixed: Fixed) -> Tensor:
     """Return how far the policy is from the reference now, exact in each state (B, T), 0 in padding."""
     kl = torch.zeros_like(fixed.ref_logprobs)
-    for indices in by_length((fixed.batch.positions[:, -1] + 1).tolist(), MICRO_BATCH):
-        rows = torch.tensor(indices)
-        part = shrink(fixed.batch, rows)
+    for rows, part in micro_batches(fixed.batch, torch.arange(len(kl))):
         width, temperature = part.mask.shape[1], fixed.temperature[rows]
         policy = trunk.respond(part, temperature, "policy")
         ref_logits = trunk.logits(fixed.hidden[rows, :width])
         divergence = ppo.exact_kl(policy.logits, ref_logits, temperature)
         kl[rows, :width] = divergence.masked_fill(~part.mask, 0.0)
     return kl
+
+
+def micro_batches(batch: Batch, rows: Tensor) -> Iterator[tuple[Tensor, Batch]]:
+    """Yield these rows of a batch in groups of like length: which they are, and the rows themselves."""
+    for indices in by_length(batch.positions[rows, -1].tolist(), MICRO_BATCH):
+        part_rows = rows[indices]
+        yield part_rows, shrink(batch, part_rows)
 
 
 def shrink(batch: Batch, rows: Tensor) -> Batch:

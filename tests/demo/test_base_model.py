@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from demo import base_model
 from demo.base_model import VERDICT_DOWN, VERDICT_PROMPT, VERDICT_UP, Recipe, build
@@ -88,17 +88,10 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         build(tmp_path / "file" / "model", recipe=MICRO)
 
 
-def test_the_demos_own_model_has_five_to_ten_million_parameters():
+def test_the_demos_own_model_has_five_to_ten_million_parameters(folder):
     recipe = Recipe()
-    config = LlamaConfig(
-        vocab_size=recipe.vocabulary,
-        hidden_size=recipe.hidden,
-        intermediate_size=recipe.intermediate,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        tie_word_embeddings=False,
-    )
+    config = base_model._config(recipe, _tokenizer(folder))
+    config.vocab_size = recipe.vocabulary  # that tokenizer is the small recipe's
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     assert 5e6 < model.num_parameters() < 10e6

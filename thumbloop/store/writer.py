@@ -4,8 +4,10 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -19,6 +21,11 @@ T = TypeVar("T")
 class _Write(NamedTuple):
     change: Callable[[Connection], Any]
     result: Future[Any]
+
+
+class _Outcome(NamedTuple):
+    value: Any
+    error: BaseException | None
 
 
 class GroupWriter:
@@ -87,32 +94,44 @@ class GroupWriter:
 
     def _commit(self, group: list[_Write]) -> None:
         started = time.perf_counter()
-        outcomes: list[tuple[Future[Any], Any, BaseException | None]]
         try:
-            with self._engine.begin() as connection:
-                outcomes = [(w.result, *_apply(connection, w.change)) for w in group]
+            outcomes = self._apply(group)
         except SQLAlchemyError as error:
             cause = getattr(error, "orig", None) or error
             failure = StoreUnavailable(f"the store did not take the write: {cause}")
-            outcomes = [(write.result, None, failure) for write in group]
+            outcomes = [_Outcome(None, failure)] * len(group)
         self._on_commit(len(group), time.perf_counter() - started)
-        for result, value, raised in outcomes:
-            if not result.set_running_or_notify_cancel():
+        for write, outcome in zip(group, outcomes, strict=True):
+            if not write.result.set_running_or_notify_cancel():
                 continue  # nobody waits for it any more
-            if raised is None:
-                result.set_result(value)
+            if outcome.error is None:
+                write.result.set_result(outcome.value)
             else:
-                result.set_exception(raised)
+                write.result.set_exception(outcome.error)
+
+    def _apply(self, group: list[_Write]) -> list[_Outcome]:
+        """Commit all changes but those that fail, whose failure costs the others nothing."""
+        if len(group) == 1:  # the transaction itself is its savepoint
+            return [_attempt(self._engine.begin, group[0].change)]
+        with self._engine.begin() as connection:
+            return [_attempt(partial(_savepoint, connection), write.change) for write in group]
 
 
-def _apply(
-    connection: Connection, change: Callable[[Connection], Any]
-) -> tuple[Any, BaseException | None]:
-    """Run one change in a savepoint, so that its failure costs the others nothing."""
+@contextmanager
+def _savepoint(connection: Connection) -> Iterator[Connection]:
+    with connection.begin_nested():
+        yield connection
+
+
+def _attempt(
+    begin: Callable[[], AbstractContextManager[Connection]], change: Callable[[Connection], Any]
+) -> _Outcome:
+    """Run one change in a transaction or savepoint of its own, which its failure undoes."""
     try:
-        with connection.begin_nested():
-            return change(connection), None
+        with begin() as connection:
+            value = change(connection)
     except OperationalError:
         raise  # locked or full: SQLite may have rolled all of it back, so the group fails as one
     except Exception as error:  # handed to whoever asked for the change
-        return None, error
+        return _Outcome(None, error)
+    return _Outcome(value, None)

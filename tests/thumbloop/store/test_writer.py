@@ -112,11 +112,19 @@ def test_a_group_has_a_largest_size(store: Engine):
     assert commits.sizes == [1, 3, 3, 1]
 
 
-def test_a_change_that_fails_costs_its_group_nothing(store: Engine, writer: GroupWriter):
-    def half_done(connection: Connection) -> None:
-        interactions.append(connection, interaction("half"))
-        raise UnknownResponse("no such reply")
+def half_done(connection: Connection) -> None:
+    interactions.append(connection, interaction("half"))
+    raise UnknownResponse("no such reply")
 
+
+def test_a_change_that_fails_alone_leaves_nothing(store: Engine, writer: GroupWriter):
+    with pytest.raises(UnknownResponse):
+        writer.submit(half_done).result(10)
+    assert stored(store) == []
+    assert writer.submit(append("after")).result(10) == "after"
+
+
+def test_a_change_that_fails_costs_its_group_nothing(store: Engine, writer: GroupWriter):
     gate = Gate()
     writer.submit(gate)
     assert gate.entered.wait(10)

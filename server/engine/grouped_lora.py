@@ -6,8 +6,9 @@ row to its own: y += ((x A^T) * mask) B^T. Masks are made once per batch, matric
 adapters. Only linear layers may be wrapped; the engine sees to that (`lora_target_modules`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,56 +91,75 @@ class Slice(NamedTuple):
     b: Product
 
 
-class Packed(NamedTuple):
-    """The adapters of some slots side by side, for one module; slots that change nothing left out."""
+class Piece(NamedTuple):
+    """One adapter's part of a module, out of vLLM's slot. `rank`: ranks in use; 0: it changes nothing.
 
-    slots: Slots
+    Per slice: a (rank of the slot, I), b (O, rank of the slot).
+    """
+
     rank: int
-    a: Product
-    slices: tuple[Slice, ...]
-    block_diagonal: Product
+    a: tuple[Tensor, ...]
+    b: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, a: Stacked, b: Stacked, slot: int) -> "Piece":
+        """Copy a slot."""
+        ours = (
+            tuple(part[slot, 0].clone() for part in a),
+            tuple(part[slot, 0].clone() for part in b),
+        )
+        if not any(part.any() for part in ours[1]):
+            return cls(0, *ours)
+        in_use = torch.stack([part.any(dim=1) for part in ours[0]]).any(dim=0).nonzero()
+        return cls(int(in_use.max()) + 1 if len(in_use) else 0, *ours)
+
+    def is_in(self, a: Stacked, b: Stacked, slot: int) -> bool:
+        """Say whether a slot still holds just this."""
+        pairs = zip((*a, *b), (*self.a, *self.b), strict=True)
+        return all(torch.equal(part[slot, 0], ours) for part, ours in pairs)
+
+
+class Packed:
+    """The adapters of some slots side by side, for one module; those that change nothing left out.
+
+    Columns are ordered by slice, then slot, then rank, of which the highest in use are all there are.
+    """
+
+    def __init__(self, pieces: Mapping[int, Piece]) -> None:
+        self.slots: Slots = tuple(pieces)
+        self.rank = max(piece.rank for piece in pieces.values())
+        slices = range(len(next(iter(pieces.values())).a))
+        of_slots = pieces.values()
+        self.a = product(torch.cat([p.a[i][: self.rank] for i in slices for p in of_slots]))
+        self._b = [torch.cat([p.b[i][:, : self.rank] for p in of_slots], dim=1) for i in slices]
+
+    @cached_property
+    def _slices(self) -> list[Slice]:
+        width, offset, slices = len(self.slots) * self.rank, 0, []
+        for i, matrix in enumerate(self._b):
+            outputs = slice(offset, offset + len(matrix))
+            slices.append(Slice(slice(i * width, (i + 1) * width), outputs, product(matrix)))
+            offset = outputs.stop
+        return slices
+
+    @cached_property
+    def _block_diagonal(self) -> Product:
+        return self._slices[0].b if len(self._b) == 1 else product(torch.block_diag(*self._b))
 
     def shrink(self, x: Tensor, plan: Plan) -> Tensor:
         """Return ((x A^T) * mask), shape (R, slices * slots * rank)."""
         shrunk = self.a.of(x)
         if not plan.is_uniform:
-            shrunk.mul_(plan.mask(self.slots, self.rank, len(self.slices), shrunk.dtype))
+            shrunk.mul_(plan.mask(self.slots, self.rank, len(self._b), shrunk.dtype))
         return shrunk
 
     def expand(self, y: Tensor, shrunk: Tensor) -> None:
         """Add the shrunk rows times B^T to y (R, O)."""
         if len(y) <= FEW_ROWS:
-            self.block_diagonal.add_to(y, shrunk)
+            self._block_diagonal.add_to(y, shrunk)
             return
-        for part in self.slices:
+        for part in self._slices:
             part.b.add_to(y[:, part.output], shrunk[:, part.shrunk])
-
-
-def pack(a: Stacked, b: Stacked, slots: Slots) -> Packed | None:
-    """Lay the adapters of some slots side by side; None when none of them changes anything.
-
-    Columns are ordered by slice, then slot, then rank. Ranks that no adapter here uses are left out.
-    """
-    used = tuple(s for s in slots if any(part[s].any() for part in b))
-    if not used:
-        return None
-    index = list(used)
-    in_use = torch.stack([part[index, 0].abs().amax(dim=(0, 2)) for part in a]).amax(dim=0) > 0
-    rank = int(in_use.nonzero().max()) + 1 if in_use.any() else 1
-    shrinking = [part[index, 0, :rank].flatten(0, 1) for part in a]
-    expanding = [part[index, 0, :, :rank].transpose(0, 1).flatten(1) for part in b]
-    width, offset, slices = len(used) * rank, 0, []
-    for i, matrix in enumerate(expanding):
-        columns, outputs = slice(i * width, (i + 1) * width), slice(offset, offset + len(matrix))
-        slices.append(Slice(columns, outputs, product(matrix)))
-        offset = outputs.stop
-    return Packed(
-        slots=used,
-        rank=rank,
-        a=product(torch.cat(shrinking)),
-        slices=tuple(slices),
-        block_diagonal=slices[0].b if len(slices) == 1 else product(torch.block_diag(*expanding)),
-    )
 
 
 class Module:
@@ -148,25 +168,36 @@ class Module:
     def __init__(self, a: Stacked, b: Stacked) -> None:
         self._a = a
         self._b = b
-        self._versions = self._now()
+        self._writes = self._now()
+        self._pieces: dict[int, Piece] = {}
         self._packed: dict[Slots, Packed | None] = {}
 
     def packed(self, slots: Slots) -> Packed | None:
-        """Return the slots' adapters side by side."""
+        """Return the slots' adapters side by side; None when none of them changes anything."""
         if slots not in self._packed:
             if len(self._packed) >= MANY_SETS:
                 del self._packed[next(iter(self._packed))]
-            self._packed[slots] = pack(self._a, self._b, slots)
+            pieces = {slot: piece for slot in slots if (piece := self._piece(slot)).rank}
+            self._packed[slots] = Packed(pieces) if pieces else None
         return self._packed[slots]
 
+    def _piece(self, slot: int) -> Piece:
+        if slot not in self._pieces:
+            self._pieces[slot] = Piece.of(self._a, self._b, slot)
+        return self._pieces[slot]
+
     def refresh(self) -> None:
-        """Forget what was packed if vLLM has written into a slot since."""
-        now = self._now()
-        if now != self._versions:
-            self._versions = now
-            self._packed.clear()
+        """Forget the slots that vLLM has written something else into since."""
+        if self._now() == self._writes:
+            return
+        self._writes = self._now()
+        held = self._pieces.items()
+        self._pieces = {s: piece for s, piece in held if piece.is_in(self._a, self._b, s)}
+        same = self._pieces.keys()
+        self._packed = {slots: p for slots, p in self._packed.items() if same >= set(slots)}
 
     def _now(self) -> tuple[int, ...]:
+        """Return torch's count of writes into each tensor."""
         return tuple(tensor._version for tensor in (*self._a, *self._b))
 
 

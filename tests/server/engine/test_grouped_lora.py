@@ -9,6 +9,7 @@ import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vllm's imports have to say of torch
+    from server.engine import products
     from server.engine.grouped_lora import MANY_ROWS, GroupedLora, make_plan
 
 SLOTS, RANK, INPUTS = 4, 8, 24
@@ -88,10 +89,13 @@ BATCHES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("outputs", [(16,), (32, 32), (32, 8, 8)], ids=str)
 @pytest.mark.parametrize("adapters", BATCHES.values(), ids=BATCHES)
-def test_each_row_gets_its_own_adapters_change(lora, adapters, outputs, dtype):
+def test_each_row_gets_its_own_adapters_change(lora, adapters, outputs, dtype, monkeypatch):
     begin(lora, adapters)
-    y, expected = run(lora, make_layer(outputs, dtype), adapters)
-    torch.testing.assert_close(y, expected, atol=TOLERANCE[dtype] * 10, rtol=TOLERANCE[dtype])
+    layer = make_layer(outputs, dtype)
+    for calls_before in (products.WORTH_PACKING, 0):  # a set that is new, and one in long use
+        monkeypatch.setattr(products, "WORTH_PACKING", calls_before)
+        y, expected = run(lora, layer, adapters)
+        torch.testing.assert_close(y, expected, atol=TOLERANCE[dtype] * 10, rtol=TOLERANCE[dtype])
 
 
 def test_rows_of_the_base_model_are_left_as_they_are_to_the_bit(lora):
@@ -118,6 +122,29 @@ def test_a_slot_that_is_filled_anew_speaks_with_its_new_weights(lora):
     begin(lora, [5, 7, 5], [7, None, 5, 9])  # adapter 3 went, 5 came into its slot
     y, expected = run(lora, layer, adapters)
     torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_a_slot_that_is_filled_anew_leaves_the_other_sets_packed(lora):
+    layer, adapters = make_layer((32, 8, 8)), [3, 7, 3]
+    begin(lora, adapters)
+    run(lora, layer, adapters)
+    module = lora._modules[id(layer.a)]
+    alone, mixed = module.packed((0,)), module.packed((0, 2))
+    layer.a[1][SLOT_OF[3]].normal_()
+    begin(lora, adapters)
+    assert module.packed((0,)) is alone
+    assert module.packed((0, 2)) is not mixed
+
+
+def test_a_matrix_is_packed_once_it_has_proved_to_be_in_use():
+    if not products.vllm_ops._supports_onednn:
+        pytest.skip("this machine's vLLM packs nothing")
+    product = products.product(torch.randn(8, INPUTS).bfloat16())
+    for _ in range(products.WORTH_PACKING):
+        product.of(torch.ones(2, INPUTS).bfloat16())
+    assert "_handler" not in vars(product)
+    product.of(torch.ones(2, INPUTS).bfloat16())
+    assert "_handler" in vars(product)
 
 
 def test_an_adapter_of_zeros_costs_nothing_and_changes_nothing(lora):

@@ -46,13 +46,19 @@ async def attest(
     except EngineUnavailable as error:
         await engine.check()  # raises for everybody's sake; else it was this version's requests
         raise BadPolicyVersion("not_answered", f"the engine gave up on a probe: {error}") from None
-    child, parent = _flat(p.logprobs for p in manifest.probes), _parents(manifest.probes)
+    child = _flat(p.logprobs for p in manifest.probes)
+    parent = _flat(p.parent_logprobs for p in manifest.probes)
     tolerance = TOLERANCE[engine.dtype]
     policy, reward = manifest.policy_adapter, manifest.reward_adapter
     assert policy is not None, "verified before"
     assert reward is not None, "verified before"
     prefilled = _compare(
-        "prefilled", _flat(n.prefilled for n in numbers), child, parent, policy.distance, tolerance
+        "prefilled",
+        _flat(n.prefilled for n in numbers),
+        _flat(_ends(p.logprobs) for p in manifest.probes),
+        _flat(_ends(p.parent_logprobs) for p in manifest.probes),
+        policy.distance,
+        tolerance,
     )
     decoded = _compare(
         "decoded", _flat(n.decoded for n in numbers), child, parent, policy.distance, tolerance
@@ -87,6 +93,8 @@ def _check_probes(engine: Engine, verdict: VerdictTokens, probes: Sequence[Probe
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
+    """What the engine says of a probe. `prefilled` are the first and the last token's."""
+
     prefilled: tuple[float, ...]
     decoded: tuple[float, ...]
     reward: float
@@ -95,15 +103,19 @@ class _Numbers:
 async def _probe(
     engine: Engine, verdict: VerdictTokens, loaded: LoadedVersion, probe: Probe
 ) -> _Numbers:
-    """Decode the probe greedily, prefill it token by token, and score it."""
+    """Decode the probe greedily, prefill its last token behind all others, and score it.
+
+    The first decoded token comes from the prefilled prompt: it is a prefill's number too.
+    """
     greedy = Sampling(max_tokens=len(probe.continuation), temperature=0.0)
     decoded = await engine.sample(probe.prompt, greedy, loaded.policy, priority=PROBE_PRIORITY)
     if decoded.token_ids != probe.continuation:
         raise BadPolicyVersion("attestation", "the engine decodes other tokens than the trainer")
-    prefixes = [probe.prompt + probe.continuation[:i] for i in range(len(probe.continuation))]
-    prefilled = await gather_or_cancel(
-        engine.next_logprobs(prefix, (token,), loaded.policy, priority=PROBE_PRIORITY)
-        for prefix, token in zip(prefixes, probe.continuation, strict=True)
+    (last,) = await engine.next_logprobs(
+        probe.prompt + probe.continuation[:-1],
+        probe.continuation[-1:],
+        loaded.policy,
+        priority=PROBE_PRIORITY,
     )
     assert loaded.reward is not None, "a published version has a reward adapter"
     up, down = await engine.next_logprobs(
@@ -112,7 +124,7 @@ async def _probe(
         loaded.reward,
         priority=PROBE_PRIORITY,
     )
-    return _Numbers(_flat(prefilled), decoded.logprobs, up - down)
+    return _Numbers((decoded.logprobs[0], last), decoded.logprobs, up - down)
 
 
 def _compare(
@@ -147,8 +159,8 @@ def _compare(
     return from_child
 
 
-def _parents(probes: Sequence[Probe]) -> tuple[float, ...]:
-    return _flat(p.parent_logprobs for p in probes)
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    return values[0], values[-1]
 
 
 def _parent_rewards(probes: Sequence[Probe]) -> list[float] | None:

@@ -15,8 +15,8 @@ from thumbloop.artifacts import Probe
 from trainer.models import Adapter, Trunk
 from trainer.rollouts import collate
 
-LENGTHS = (6, 40, 72, 104)
-"""Prompt lengths, tokens; a KV block holds 32. Few and short: the server's swap waits for them."""
+LENGTHS = (6, 12, 40, 104)
+"""Prompt lengths, tokens; a KV block holds 32. Few and short: they are read beside users' requests."""
 TRIES = 3
 CONTINUATION = 5
 """Tokens of a continuation, fewer where the child ends its reply."""

@@ -10,7 +10,7 @@ import pytest
 from server.attestation import Attestation, attest
 from server.engine.protocol import PROBE_PRIORITY
 from server.routes import LoadedVersion
-from tests.fakes import BASE, FakeEngine, weights_in
+from tests.fakes import BASE, FakeEngine, logprob, weights_in
 from tests.publishing import Publisher
 from thumbloop import artifacts
 from thumbloop.artifacts import Manifest, Probe
@@ -86,6 +86,22 @@ async def test_an_engine_that_still_serves_the_parent_is_refused(bench: Bench, r
     row = bench.publisher.write(2, 1)
     bench.engine.speaks_for[f"v2-{role}"] = bench.weights(parent, role)
     with pytest.raises(BadPolicyVersion, match="attestation"):
+        await bench.attest(row)
+
+
+async def test_an_engine_that_prefills_by_the_parent_is_refused(bench: Bench):
+    """As behind a stale prefix cache: what it decodes is right, what it prefills is the parent's."""
+    parent = bench.publisher.write(1)
+    row = bench.publisher.write(2, 1)
+    prefill = bench.engine.next_logprobs
+
+    async def stale(prompt: Any, token_ids: Any, adapter: Any, **options: Any) -> tuple[float, ...]:
+        if adapter.name == "v2-policy":
+            return tuple(logprob(bench.weights(parent, "policy"), prompt, t) for t in token_ids)
+        return await prefill(prompt, token_ids, adapter, **options)
+
+    bench.engine.next_logprobs = stale  # type: ignore[method-assign]
+    with pytest.raises(BadPolicyVersion, match="prefilled"):
         await bench.attest(row)
 
 

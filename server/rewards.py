@@ -23,6 +23,10 @@ def make_scorer(
             case "classifier":
                 from server.engine.classifier import ClassifierScorer  # seconds of imports
 
-                return ClassifierScorer(Path(component.path).expanduser(), f"rewards.{name}.path")
+                return ClassifierScorer(
+                    Path(component.path).expanduser(),
+                    f"rewards.{name}.path",
+                    threads=component.threads,
+                )
 
     return Mixture({n: Weighted(c.weight, build(n, c)) for n, c in rewards.items()})

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from thumbloop import artifacts
@@ -19,6 +20,8 @@ from thumbloop.errors import BadPolicyVersion
 from thumbloop.rendering import VerdictTokens
 from thumbloop.types import PolicyVersion
 
+Tensors = Mapping[str, NDArray[np.float32]]
+"""By name. NumPy's: torch's products would start threads that spin on the engine's cores."""
 Shapes = Mapping[str, tuple[int, int]]  # module name -> (outputs, inputs)
 
 _FORBIDDEN: dict[
@@ -62,7 +65,7 @@ def verify(
     _check_identity(version, manifest, expected)
     for role, facts in _adapters(manifest):
         norms = _check_adapter(folder / role, facts, expected)
-        before = _norms(parent / role) if parent else {}
+        before = _norms(_read(parent / role), _settings(parent / role)) if parent else {}
         _check_norms(role, norms, before, limits)
     return manifest
 
@@ -111,7 +114,9 @@ def _check_adapter(folder: Path, facts: AdapterFacts, expected: Expected) -> dic
         raise BadPolicyVersion(
             "wrong_alpha", f"{folder.name}: lora_alpha is not the manifest's {facts.alpha:g}"
         )
-    return _check_tensors(folder, rank, expected.shapes)
+    tensors = _read(folder)
+    _check_tensors(folder.name, tensors, rank, expected.shapes)
+    return _norms(tensors, settings)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -127,28 +132,26 @@ def _settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _check_tensors(folder: Path, rank: int, shapes: Shapes) -> dict[str, float]:
-    tensors = _read(folder)
+def _check_tensors(role: str, tensors: Tensors, rank: int, shapes: Shapes) -> None:
     wanted = {f"{_PREFIX}{name}.{part}" for name in shapes for part in _PARTS}
     if strange := sorted(tensors.keys() - wanted):
-        raise BadPolicyVersion("wrong_module", f"{folder.name}: {strange[0]} fits no module")
+        raise BadPolicyVersion("wrong_module", f"{role}: {strange[0]} fits no module")
     if not tensors:
-        raise BadPolicyVersion("empty_adapter", f"{folder.name}: holds no tensors")
+        raise BadPolicyVersion("empty_adapter", f"{role}: holds no tensors")
     halves = {name.rpartition(".lora_")[0] for name in tensors}
     if missing := sorted({f"{m}.{part}" for m in halves for part in _PARTS} - tensors.keys()):
-        raise BadPolicyVersion("wrong_module", f"{folder.name}: {missing[0]} is missing")
+        raise BadPolicyVersion("wrong_module", f"{role}: {missing[0]} is missing")
     for name, tensor in tensors.items():
         module, _, part = name.removeprefix(_PREFIX).rpartition(".lora_")
         outputs, inputs = shapes[module]
         shape = (rank, inputs) if part.startswith("A") else (outputs, rank)
-        if tuple(tensor.shape) != shape:
-            raise BadPolicyVersion("wrong_shape", f"{folder.name}: {name} is {tensor.shape}")
-        if not torch.isfinite(tensor).all():
-            raise BadPolicyVersion("not_finite", f"{folder.name}: {name} holds NaN or infinity")
-    return _norms(folder)
+        if tensor.shape != shape:
+            raise BadPolicyVersion("wrong_shape", f"{role}: {name} is {tensor.shape}")
+        if not np.isfinite(tensor).all():
+            raise BadPolicyVersion("not_finite", f"{role}: {name} holds NaN or infinity")
 
 
-def _read(folder: Path) -> dict[str, torch.Tensor]:
+def _read(folder: Path) -> Tensors:
     try:
         with safe_open(folder / artifacts.WEIGHTS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -157,20 +160,19 @@ def _read(folder: Path) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise BadPolicyVersion("wrong_dtype", f"{folder.name}: {name} is {tensor.dtype}")
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
 
 
-def _norms(folder: Path) -> dict[str, float]:
+def _norms(tensors: Tensors, settings: Mapping[str, Any]) -> dict[str, float]:
     """Return the Frobenius norm of alpha / r * B A for each module."""
-    tensors, settings = _read(folder), _settings(folder)
     scale = float(settings["lora_alpha"]) / int(settings["r"])
     norms: dict[str, float] = {}
     for name, a in tensors.items():
         if name.endswith(_PARTS[0]):
             module = name.removesuffix(f".{_PARTS[0]}")
             b = tensors[f"{module}.{_PARTS[1]}"]
-            squared = ((b.T @ b) * (a @ a.T)).sum()  # trace((BA)^T BA), without forming BA
-            norms[module] = scale * math.sqrt(max(squared.item(), 0.0))
+            squared = float(((b.T @ b) * (a @ a.T)).sum())  # trace((BA)^T BA), without forming BA
+            norms[module] = scale * math.sqrt(max(squared, 0.0))
     return norms
 
 

@@ -57,7 +57,7 @@ def _on_cpu(adapted: Iterable[str], settings: EngineSettings) -> dict[str, Any]:
     """Return what is ours in vLLM on a CPU: the LoRA operators, and the worker's place."""
     if settings.threads and settings.tensor_parallel_size > 1:
         raise SettingsError("engine.threads: vLLM places the threads of several workers itself")
-    threads = settings.threads or len(os.sched_getaffinity(0))
+    threads = settings.threads or max(len(os.sched_getaffinity(0)) - 1, 1)
     arguments: dict[str, Any] = {
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * _GIB),
         "additional_config": {ADAPTED: sorted(adapted), THREADS: threads},

@@ -40,7 +40,7 @@ class ClassifierScorer:
     difference of their logits, second minus first. Whatever waits is read in one batch.
     """
 
-    def __init__(self, folder: Path, setting: str) -> None:
+    def __init__(self, folder: Path, setting: str, *, threads: int = 1) -> None:
         """Load the model; `setting` names it in errors. Raises SettingsError: it is no such model."""
         if not (folder / "config.json").is_file():
             raise SettingsError(f"{setting}: {folder} is no model folder (it has no config.json)")
@@ -53,6 +53,7 @@ class ClassifierScorer:
             raise SettingsError(
                 f"{setting}: {folder} has {self._model.config.num_labels} labels, expected 1 or 2"
             )
+        self._threads = threads
         self._waiting: list[_Waiting] = []
         self._reader: asyncio.Task[None] | None = None
 
@@ -95,6 +96,7 @@ class ClassifierScorer:
 
     @torch.inference_mode()
     def _rewards(self, texts: list[tuple[str, str | None]]) -> list[float]:
+        torch.set_num_threads(self._threads)  # torch's setting holds for the thread that calls
         encoded = [self._tokenizer(first, second, truncation=True) for first, second in texts]
         can_pad = self._tokenizer.pad_token_id is not None
         batches = [encoded] if can_pad else [[one] for one in encoded]

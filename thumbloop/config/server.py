@@ -49,8 +49,8 @@ class EngineSettings(Section):
     max_rank: int = Field(16, ge=1)
     """Highest LoRA rank served."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads of the engine; absent: one for every core. With more than one they spin between
-    products: leave a core to a trainer on the same machine."""
+    """CPU threads of the engine; absent: one for every core but one, which the server itself needs. On
+    few cores a model of 100 million parameters or more gains more from the last core than the server."""
     grouped_lora: bool = True
     """On a CPU: one matrix product for all adapters of a batch, in place of vLLM's own operators."""
 
@@ -96,6 +96,8 @@ class RewardComponent(Section):
     """length: tokens off the target that cost one unit of reward, a logit."""
     path: str = ""
     """classifier: folder of a sequence-classification model in Hugging Face layout."""
+    threads: int = Field(1, ge=1)
+    """classifier: CPU threads; the engine's are engine.threads."""
 
     @model_validator(mode="after")
     def _classifier_has_a_folder(self) -> Self:

@@ -41,8 +41,10 @@ def test_on_a_cpu_the_worker_is_ours_and_in_the_engines_process():
     assert asked.additional_config["thumbloop_adapted_modules"] == sorted(ADAPTED)
 
 
-def test_threads_are_one_for_every_core_unless_set():
-    assert arguments().additional_config["thumbloop_threads"] == len(os.sched_getaffinity(0))
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (8, 7)])
+def test_threads_leave_one_core_to_the_server_unless_set(cores, threads, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)))
+    assert arguments().additional_config["thumbloop_threads"] == threads
 
 
 def test_grouped_lora_can_be_switched_off():

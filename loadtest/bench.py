@@ -21,6 +21,7 @@ from loadtest.midway import NotMidway
 from loadtest.plain import lora, plain
 from loadtest.reranked import reranked
 from loadtest.setting import CallsFailed, Setting
+from loadtest.swapping import NotTaken
 from loadtest.swaps import swap
 from thumbloop.errors import ThumbloopError
 from thumbloop.processes import ProcessFailed
@@ -106,6 +107,7 @@ def main(
                 results.keep(work, under, uvloop.run(measure(setting, name)))
     except (
         NotMidway,
+        NotTaken,
         CallsFailed,
         ProcessFailed,
         ThumbloopError,

@@ -1,6 +1,7 @@
 """What every measurement of `make bench` has: the policy, our server, and turns that alternate."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -74,8 +75,9 @@ class Ours:
 
 @asynccontextmanager
 async def ours(setting: Setting) -> AsyncIterator[Ours]:
-    """Start our server, and publish the version to it as a trainer would."""
+    """Start our server on a blank store, and publish the version to it as a trainer would."""
     state = State(folder=setting.folder / "state")
+    shutil.rmtree(state.folder, ignore_errors=True)
     settings = {
         "state": {"folder": str(state.folder)},
         "model": {"path": str(setting.found.model)},

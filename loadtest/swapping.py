@@ -21,11 +21,16 @@ _POLL_S = 0.05
 _SWAP_TIMEOUT_S = 60.0
 
 
+class NotTaken(Exception):
+    """The server does not serve what was published to it; the message says what it made of it."""
+
+
 class Swapping:
     """Publishes into a server's state folder, in the place of a trainer: none may run beside it."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, *, timeout_s: float = _SWAP_TIMEOUT_S) -> None:
         self._state = state
+        self._timeout_s = timeout_s
         self._database = open_store(state)
 
     def __enter__(self) -> Self:
@@ -79,13 +84,25 @@ class Swapping:
     async def to(self, source: Path, client: Client) -> int:
         """Publish a copy of a version and wait until the server serves it; return its number.
 
-        Raises TimeoutError: the server does not take it.
+        Raises NotTaken.
         """
         number = await asyncio.to_thread(self.publish, source)
-        async with asyncio.timeout(_SWAP_TIMEOUT_S):
-            while (await client.versions()).current_version != number:  # noqa: ASYNC110
-                await asyncio.sleep(_POLL_S)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while (await client.versions()).current_version != number:  # noqa: ASYNC110
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise NotTaken(
+                f"version {number}, a copy of {source}, is not served {self._timeout_s:g} s after it was"
+                f" published: {await asyncio.to_thread(self._state_of, number)}"
+            ) from None
         return number
+
+    def _state_of(self, number: int) -> str:
+        with reading(self._database) as connection:
+            version = versions.get(connection, DEFAULT_POLICY, number)
+        assert version is not None, "it was published"
+        return f"{version.state.value} {version.reason}".strip()
 
     @asynccontextmanager
     async def every(self, interval_s: float, sources: Sequence[Path]) -> AsyncIterator[None]:

@@ -90,19 +90,28 @@ class Swapper:
 
     async def watch(self) -> None:
         """Follow the store until cancelled; an unreachable database or a full queue is waited for."""
+        settled: versions.Mark | None = None
         while True:
             try:
-                await self.step()
+                mark = await asyncio.to_thread(self._mark)
+                if mark != settled:
+                    settled = None if await self.step() else mark
             except (StoreUnavailable, Overloaded) as error:
                 log.warning("%s; trying again", error)
             await asyncio.sleep(self._settings.poll_interval_s)
 
-    async def step(self) -> None:
-        """Carry out what the planner says now."""
+    async def step(self) -> bool:
+        """Carry out what the planner says now; say whether there was anything to do."""
         rows = await asyncio.to_thread(self._rows)
         self._routes.know(rows[-1].version)
-        for action in plan(rows, self._routes.loaded, keep=self._max_versions - _IN_MOTION):
+        actions = plan(rows, self._routes.loaded, keep=self._max_versions - _IN_MOTION)
+        for action in actions:
             await self._carry_out(action, {row.version: row for row in rows})
+        return bool(actions)
+
+    def _mark(self) -> versions.Mark:
+        with reading(self._database) as connection:
+            return versions.mark(connection, DEFAULT_POLICY)
 
     def _rows(self) -> list[PolicyVersion]:
         with reading(self._database) as connection:

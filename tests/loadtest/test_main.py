@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 import loadtest.__main__ as main
-from loadtest.swapping import Swapping
-from tests.fakes import FakeEngine
+from loadtest.swapping import NotTaken, Swapping
+from tests.fakes import BASE, FakeEngine
 from tests.publishing import FakeSpeaker, Publisher
 from tests.serving import running
 from thumbloop.config import State, Verdict
@@ -66,6 +66,12 @@ async def test_a_copy_of_a_version_is_attested_like_any_other(tiny_model: Path, 
             source = state.versions / version.folder
             assert swapping.trained() == [source]
             assert await swapping.to(source, server.client) == 2
+        server.engine.speaks_for["default-000003-policy"] = BASE
+        with (
+            Swapping(state, timeout_s=2.0) as hasty,
+            pytest.raises(NotTaken, match=r"version 3, a copy .* rejected .*attestation"),
+        ):
+            await hasty.to(source, server.client)
         database.dispose()
 
 

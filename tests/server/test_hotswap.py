@@ -424,6 +424,33 @@ async def test_a_store_that_is_away_for_a_moment_costs_one_try_and_leaks_no_adap
     assert server.states() == {0: "retired", 1: "current"}
 
 
+async def test_versions_are_read_when_something_has_changed_and_not_at_each_look(
+    server: Server, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+):
+    readings = 0
+    listed = versions.list_versions
+
+    def count(*arguments: Any) -> list[PolicyVersion]:
+        nonlocal readings
+        readings += 1
+        return listed(*arguments)
+
+    monkeypatch.setattr(versions, "list_versions", count)
+    watching = asyncio.create_task(server.swapper.watch())
+    await asyncio.sleep(20 * QUICK.poll_interval_s)
+    assert readings == 1
+    for number in (1, 2):
+        publisher.publish(number, number - 1)
+        async with asyncio.timeout(10):
+            while server.routes.current.number != number:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    await asyncio.sleep(20 * QUICK.poll_interval_s)
+    settled = readings
+    await asyncio.sleep(20 * QUICK.poll_interval_s)
+    assert readings == settled
+    watching.cancel()
+
+
 @pytest.mark.parametrize("switch", ["is_full", "is_too_full_to_score"])
 async def test_watching_waits_out_a_full_queue(server: Server, publisher: Publisher, switch: str):
     setattr(server.engine, switch, True)

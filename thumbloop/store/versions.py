@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select
+from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select
 
 from thumbloop.store.schema import (
     deployments,
@@ -18,7 +18,24 @@ from thumbloop.types import PolicyVersion, Round, VersionState
 
 def list_versions(connection: Connection, policy: str) -> list[PolicyVersion]:
     """Return all versions of a policy with their state, oldest first."""
-    query = (
+    return [_version_of(row) for row in connection.execute(_versions_of(policy)).mappings()]
+
+
+def get(connection: Connection, policy: str, version: int) -> PolicyVersion | None:
+    """Return one version, None when there is none."""
+    query = _versions_of(policy).where(policy_versions.c.version == version)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else _version_of(row)
+
+
+def current(connection: Connection, policy: str) -> PolicyVersion:
+    """Return the version that answers; there is always exactly one."""
+    query = _versions_of(policy).where(deployments.c.state == VersionState.CURRENT.value)
+    return _version_of(connection.execute(query).mappings().one())
+
+
+def _versions_of(policy: str) -> Select[Any]:
+    return (
         select(policy_versions, deployments.c.state, deployments.c.since, deployments.c.reason)
         .outerjoin(
             deployments,
@@ -28,18 +45,19 @@ def list_versions(connection: Connection, policy: str) -> list[PolicyVersion]:
         .where(policy_versions.c.policy == policy)
         .order_by(policy_versions.c.version)
     )
-    return [_version_of(row) for row in connection.execute(query).mappings()]
 
 
-def get(connection: Connection, policy: str, version: int) -> PolicyVersion | None:
-    """Return one version, None when there is none."""
-    return next((v for v in list_versions(connection, policy) if v.version == version), None)
+class Mark(NamedTuple):
+    """Differs from an earlier one when versions were published or changed their state since."""
+
+    highest: int
+    last_event: int
 
 
-def current(connection: Connection, policy: str) -> PolicyVersion:
-    """Return the version that answers; there is always exactly one."""
-    (only,) = [v for v in list_versions(connection, policy) if v.state is VersionState.CURRENT]
-    return only
+def mark(connection: Connection, policy: str) -> Mark:
+    """Return where the history of a policy's versions stands, at the same cost however long it is."""
+    last_event = connection.scalar(select(func.max(events.c.id)))
+    return Mark(next_number(connection, policy) - 1, int(last_event or 0))
 
 
 def learned_by(connection: Connection, policy: str, version: int) -> list[str]:

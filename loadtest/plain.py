@@ -1,6 +1,6 @@
 """One candidate a call: servers over the engines they wrap, and adapters over the base model."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from statistics import median
@@ -25,9 +25,29 @@ _LORA_CALLS = _FULL_BATCHES * 32
 
 async def plain(setting: Setting) -> dict[str, Figure]:
     """One candidate, 16 calls at a time: servers over the bare engine that each of them wraps."""
-    async with AsyncExitStack() as stack, aiohttp.ClientSession() as session:
+    return await _ours(setting) | await _peers(setting)
+
+
+async def _ours(setting: Setting) -> dict[str, Figure]:
+    async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(ours(setting))
         bare = await started(stack, setting.bare("bare", "--version", str(setting.found.version)))
+        turns = {
+            "ours": calling(server.asking(Strategy.NONE, 1), _AT_ONCE),
+            "bare": asking_bare(setting, bare, "policy"),
+        }
+        runs = await in_turn(setting, turns, _CALLS)
+        added = await _added_ms(setting, server.asking_greedily(), bare)
+    found = _over("bare", runs)
+    return {
+        "plain.ratio_to_bare": found.pop("plain.ours_ratio_to_bare"),
+        "plain.added_ms_p50": added,
+        **found,
+    }
+
+
+async def _peers(setting: Setting) -> dict[str, Figure]:
+    async with AsyncExitStack() as stack, aiohttp.ClientSession() as session:
         stock = await started(stack, setting.bare("bare-stock", "--stock"))
         default = serving(stack, setting.vllm("openai-default"))
         tuned = serving(stack, setting.vllm("openai-tuned", *TUNED))
@@ -45,27 +65,22 @@ async def plain(setting: Setting) -> dict[str, Figure]:
         await grpc_peer.ready()
         http = partial(Completions, session, prompts=setting.found.prompts, max_tokens=MAX_TOKENS)
         turns = {
-            "ours": calling(server.asking(Strategy.NONE, 1), _AT_ONCE),
-            "bare": asking_bare(setting, bare, "policy"),
             "openai_default": calling(http(server=default).plain, _AT_ONCE),
             "openai_tuned": calling(http(server=tuned).plain, _AT_ONCE),
             "vllm_grpc": calling(grpc_peer.plain, _AT_ONCE),
             "bare_stock": asking_bare(setting, stock, "base"),
         }
         runs = await in_turn(setting, turns, _CALLS)
-        added = await _added_ms(setting, server.asking_greedily(), bare)
+    return _over("bare_stock", runs)
+
+
+def _over(bare: str, runs: Mapping[str, Sequence[Throughput]]) -> dict[str, Figure]:
+    """Return each server's throughput over the bare engine's, and the rates themselves."""
     rates = {name: [run.tokens_per_s for run in of] for name, of in runs.items()}
+    ratios = {n: figures.ratio(of, rates[bare]) for n, of in rates.items() if n != bare}
     return {
-        "plain.ratio_to_bare": figures.ratio(rates["ours"], rates["bare"]),
-        "plain.added_ms_p50": added,
-        "plain.openai_default_ratio_to_bare": figures.ratio(
-            rates["openai_default"], rates["bare_stock"]
-        ),
-        "plain.openai_tuned_ratio_to_bare": figures.ratio(
-            rates["openai_tuned"], rates["bare_stock"]
-        ),
-        "plain.vllm_grpc_ratio_to_bare": figures.ratio(rates["vllm_grpc"], rates["bare_stock"]),
-        **{f"plain.{name}_tokens_per_s": figures.of_repeats(rates[name]) for name in rates},
+        **{f"plain.{name}_ratio_to_bare": ratio for name, ratio in ratios.items()},
+        **{f"plain.{name}_tokens_per_s": figures.of_repeats(of) for name, of in rates.items()},
     }
 
 

@@ -103,16 +103,17 @@ async def in_turn(
 ) -> dict[str, list[T]]:
     """Let each turn ask the questions of each repeat; returns what came of them, repeat by repeat.
 
-    A short first round warms up and is forgotten. Before each turn all is quiet for a while: stock
-    vLLM's processes spin for a second after their last work.
+    A short first round warms up and is forgotten. The order is turned round from one repeat to the
+    next, so that a machine that grows slower favours nobody. Before each turn all is quiet for a
+    while: stock vLLM's processes spin for a second after their last work.
     """
     results: dict[str, list[T]] = {name: [] for name in turns}
     for repeat in range(-1, setting.repeats):
         first = max(repeat, 0) * size
         numbers = range(first, first + (size if repeat >= 0 else min(size, _WARM_UP_CALLS)))
-        for name, turn in turns.items():
+        for name in list(turns)[:: -1 if repeat % 2 else 1]:
             await asyncio.sleep(_SETTLE_S)
-            result = await turn(numbers)
+            result = await turns[name](numbers)
             if repeat >= 0:
                 results[name].append(result)
     return results

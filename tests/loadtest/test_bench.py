@@ -77,9 +77,9 @@ async def test_turns_alternate_on_the_same_questions_and_the_warm_up_is_forgotte
     results = await setting.in_turn(of, {"a": turn("a"), "b": turn("b")}, 4)
     assert results == {"a": [0, 4], "b": [0, 4]}
     assert asked == [
-        *(("a", range(2)), ("b", range(2))),
+        *(("b", range(2)), ("a", range(2))),
         *(("a", range(4)), ("b", range(4))),
-        *(("a", range(4, 8)), ("b", range(4, 8))),
+        *(("b", range(4, 8)), ("a", range(4, 8))),
     ]
 
 

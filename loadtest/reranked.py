@@ -1,7 +1,8 @@
 """Best-of-8 beside the rerankers that a team would wire by hand, and what costs less."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
@@ -18,11 +19,15 @@ from loadtest.peers import (
     TwoServerReranker,
     adapters,
 )
-from loadtest.setting import MAX_TOKENS, Setting, answers, calling, in_turn, ours, serving
+from loadtest.setting import MAX_TOKENS, Ours, Setting, answers, calling, in_turn, ours, serving
 from loadtest.workload import Ask, Throughput
 from thumbloop.types import Strategy
 
 _CALLS, _AT_ONCE, _CANDIDATES = 48, 8, 8
+_WAVES = {"first_wave": 4, "first_wave_quantile": 0.25}
+_CALIBRATION_CALLS = 700
+"""Enough for the audits, 3 in 100, that the first wave's threshold is taken from."""
+_PEERS = ("one_server", "two_servers")
 _EQUAL_GAIN = 0.98
 """Share of best-of-8's gain from which on a reward counts as equal."""
 
@@ -31,6 +36,7 @@ async def reranked(setting: Setting) -> dict[str, Figure]:
     """Best-of-8, 8 requests at a time, over the better hand-wired reranker; and what is cheaper."""
     async with AsyncExitStack() as stack, aiohttp.ClientSession() as session:
         server = await stack.enter_async_context(ours(setting))
+        waves = await stack.enter_async_context(_in_waves(setting))
         both = serving(stack, setting.vllm("reranker", *TUNED, *adapters(setting.found.version)))
         model = make_classifier(setting.found.model, setting.folder / "classifier-model")
         second = serving(
@@ -44,9 +50,8 @@ async def reranked(setting: Setting) -> dict[str, Figure]:
         asks: dict[str, Ask] = {
             "best_of_8": server.asking(Strategy.BEST_OF_N, _CANDIDATES),
             "pruned_8": server.asking(Strategy.SPECULATIVE_REJECTION, _CANDIDATES),
-            "pruned_9": server.asking(Strategy.SPECULATIVE_REJECTION, 9),
             "pruned_10": server.asking(Strategy.SPECULATIVE_REJECTION, 10),
-            "pruned_12": server.asking(Strategy.SPECULATIVE_REJECTION, 12),
+            "waves_8": waves.asking(Strategy.BEST_OF_N, _CANDIDATES),
             "one_server": partial(one.best_of, n=_CANDIDATES),
             "two_servers": partial(two.best_of, n=_CANDIDATES),
         }
@@ -55,11 +60,21 @@ async def reranked(setting: Setting) -> dict[str, Figure]:
     return describe_reranked(runs)
 
 
+@asynccontextmanager
+async def _in_waves(setting: Setting) -> AsyncIterator[Ours]:
+    """Start a server that samples half of the candidates first, and let it see its audits."""
+    folder = setting.folder / "waves"
+    folder.mkdir(exist_ok=True)
+    async with ours(replace(setting, folder=folder), **_WAVES) as server:
+        ask = server.asking(Strategy.BEST_OF_N, _CANDIDATES)
+        await calling(ask, _AT_ONCE)(range(_CALIBRATION_CALLS))
+        yield server
+
+
 def describe_reranked(runs: Mapping[str, Sequence[Throughput]]) -> dict[str, Figure]:
     """Return the figures of reranking from what each way of doing it did, repeat by repeat."""
     rates = {name: [run.requests_per_s for run in of] for name, of in runs.items()}
-    peers = {name: rates[name] for name in ("one_server", "two_servers")}
-    better = max(peers.values(), key=median)
+    better = max((rates[name] for name in _PEERS), key=median)
     full = [
         Group(a.reward, sum(a.candidate_rewards) / len(a.candidate_rewards))
         for a in answers(runs["best_of_8"])
@@ -74,7 +89,7 @@ def describe_reranked(runs: Mapping[str, Sequence[Throughput]]) -> dict[str, Fig
         counts = [answer.num_candidates for answer in answers(runs[name])]
         found[f"reranked.{name}_candidates"] = figures.exactly(sum(counts) / len(counts))
     equal = [found["reranked.ratio_to_peer"]]
-    for name in (n for n in runs if n.startswith("pruned_")):
+    for name in (n for n in runs if n not in ("best_of_8", *_PEERS)):
         shown = [a.reward for a in answers(runs[name]) if a.reward is not None]
         kept = figures.gain_kept(full, shown)
         found[f"reranked.{name}_gain_kept"] = kept

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from loadtest.bare import BareEngine
 from loadtest.midway import Midway
@@ -74,8 +74,11 @@ class Ours:
 
 
 @asynccontextmanager
-async def ours(setting: Setting) -> AsyncIterator[Ours]:
-    """Start our server on a blank store, and publish the version to it as a trainer would."""
+async def ours(setting: Setting, **guidance: Any) -> AsyncIterator[Ours]:
+    """Start our server on a blank store, and publish the version to it as a trainer would.
+
+    `guidance` are settings of that section.
+    """
     state = State(folder=setting.folder / "state")
     shutil.rmtree(state.folder, ignore_errors=True)
     settings = {
@@ -86,6 +89,7 @@ async def ours(setting: Setting) -> AsyncIterator[Ours]:
         # 8 requests of 12 candidates at once, and scores: none is to be cut for lack of room.
         "engine": {"dtype": setting.dtype, "kv_cache_gib": 1.0, "max_num_seqs": 128},
         "sampling": {"max_tokens": MAX_TOKENS},
+        "guidance": guidance,
     }
     process = Process.of_application("server", settings, setting.folder)
     try:

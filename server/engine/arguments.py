@@ -22,6 +22,7 @@ WORKER = "server.engine.worker.Worker"
 EXECUTOR = "server.engine.executor.InProcessExecutor"
 
 _GIB = 1 << 30
+_BLOCK = 32
 
 
 def lora_request(adapter: Adapter) -> LoRARequest:
@@ -57,6 +58,8 @@ def _on_cpu(adapted: Iterable[str], settings: EngineSettings) -> dict[str, Any]:
     """Return what is ours in vLLM on a CPU: the LoRA operators, and the worker's place."""
     if settings.threads and settings.tensor_parallel_size > 1:
         raise SettingsError("engine.threads: vLLM places the threads of several workers itself")
+    if settings.block_size % _BLOCK:
+        raise SettingsError(f"engine.block_size: on a CPU vLLM takes multiples of {_BLOCK}")
     threads = settings.threads or max(len(os.sched_getaffinity(0)) - 1, 1)
     arguments: dict[str, Any] = {
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * _GIB),

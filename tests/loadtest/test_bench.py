@@ -25,7 +25,7 @@ def measured() -> dict[str, list[Throughput]]:
         "best_of_8": runs(1.0, 3.0, 10),
         "pruned_8": runs(0.5, 2.0, 6),
         "pruned_10": runs(0.6, 2.9, 8),
-        "pruned_12": runs(0.75, 2.99, 9),
+        "waves_8": runs(0.75, 2.99, 9),
         "one_server": runs(4.0, 3.0, 10),
         "two_servers": runs(3.0, 3.0, 10),
     }
@@ -36,14 +36,14 @@ def test_we_are_compared_with_the_better_peer():
 
 
 def test_an_equal_reward_is_one_that_keeps_98_of_100():
-    # The mean is -0.5, so best-of-8 gains 3.5: pruned_10 keeps 3.4 / 3.5 = 0.971, pruned_12 0.997.
+    # The mean is -0.5, so best-of-8 gains 3.5: pruned_10 keeps 3.4 / 3.5 = 0.971, waves_8 0.997.
     found = describe_reranked(measured())
     assert found["reranked.pruned_10_gain_kept"].value == pytest.approx(3.4 / 3.5)
     assert found["reranked.ratio_at_equal_reward"].value == pytest.approx(4.0)  # 3 / 0.75
 
 
 def test_where_nothing_cheaper_is_equal_best_of_8_itself_counts():
-    slow = measured() | {"pruned_12": runs(0.75, 2.0, 9)}
+    slow = measured() | {"waves_8": runs(0.75, 2.0, 9)}
     assert describe_reranked(slow)["reranked.ratio_at_equal_reward"].value == pytest.approx(3.0)
 
 

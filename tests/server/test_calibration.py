@@ -12,7 +12,11 @@ from thumbloop.config.server import Checkpoint, Guidance
 from thumbloop.types import Arm, Candidate, Extent
 
 CHOICE = Choice(4, 0.5, 0.03)
-SETTINGS = Guidance(min_audits=3, first_wave=2)
+SETTINGS = Guidance(
+    min_audits=3,
+    first_wave=2,
+    checkpoints=(Checkpoint(at=0.25, keep=0.5), Checkpoint(at=0.5, keep=0.25)),
+)
 
 
 def audited(

@@ -36,7 +36,7 @@ class EngineSettings(Section):
     max_queued: int = Field(4096, ge=1)
     """Candidates and scores that may wait in the engine; beyond it RESOURCE_EXHAUSTED."""
     block_size: int = Field(32, ge=8)
-    """Tokens of one KV block; small blocks let short prompts share a prefix."""
+    """Tokens of one KV block, on a CPU a multiple of 32; small blocks let short prompts share a prefix."""
     kv_cache_gib: float = Field(1.0, gt=0)
     """KV cache on a CPU, GiB; on a GPU see gpu_memory_utilization."""
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
@@ -130,10 +130,7 @@ class Guidance(Section):
     """Candidates sampled first, the rest only where those are not good enough; 0 samples all at once."""
     first_wave_quantile: float = Field(0.5, gt=0, lt=1)
     """A first wave is good enough from this quantile of the best rewards that audits had."""
-    checkpoints: tuple[Checkpoint, ...] = (
-        Checkpoint(at=0.25, keep=0.5),
-        Checkpoint(at=0.5, keep=0.25),
-    )
+    checkpoints: tuple[Checkpoint, ...] = (Checkpoint(at=0.3, keep=0.375),)
     """Where speculative rejection looks: `at` a share of an ordinary reply's tokens, in (0, 1), to `keep` a
     share of the candidates, in (0, 1); later ones keep fewer."""
     min_rank_correlation: float = Field(0.5, ge=-1, le=1)

@@ -53,6 +53,11 @@ def test_grouped_lora_can_be_switched_off():
     assert asked.lora_target_modules is None
 
 
+def test_a_block_that_the_cpu_does_not_take_is_refused():
+    with pytest.raises(SettingsError, match=r"engine\.block_size.*multiples of 32"):
+        arguments(block_size=16)
+
+
 def test_several_workers_stay_with_vllms_own_executor_which_places_their_threads():
     assert arguments(tensor_parallel_size=2).distributed_executor_backend is None
     with pytest.raises(SettingsError, match=r"engine\.threads"):

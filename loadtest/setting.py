@@ -80,13 +80,14 @@ async def ours(setting: Setting, **guidance: Any) -> AsyncIterator[Ours]:
     `guidance` are settings of that section.
     """
     state = State(folder=setting.folder / "state")
-    shutil.rmtree(state.folder, ignore_errors=True)
+    if state.folder.exists():
+        shutil.rmtree(state.folder)
     settings = {
         "state": {"folder": str(state.folder)},
         "model": {"path": str(setting.found.model)},
         "listen": {"port": 0},
         "metrics": {"port": 0},
-        # 8 requests of 12 candidates at once, and scores: none is to be cut for lack of room.
+        # 8 requests of 10 candidates at once, and scores: none is to be cut for lack of room.
         "engine": {"dtype": setting.dtype, "kv_cache_gib": 1.0, "max_num_seqs": 128},
         "sampling": {"max_tokens": MAX_TOKENS},
         "guidance": guidance,

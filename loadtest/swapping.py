@@ -15,7 +15,7 @@ from thumbloop.artifacts import MANIFEST, Lineage, read_manifest, write_version
 from thumbloop.client import Client
 from thumbloop.config import State
 from thumbloop.store import open_store, reading, versions
-from thumbloop.types import DEFAULT_POLICY, Round
+from thumbloop.types import DEFAULT_POLICY, PolicyVersion, Round, VersionState
 
 _POLL_S = 0.05
 _SWAP_TIMEOUT_S = 60.0
@@ -28,9 +28,8 @@ class NotTaken(Exception):
 class Swapping:
     """Publishes into a server's state folder, in the place of a trainer: none may run beside it."""
 
-    def __init__(self, state: State, *, timeout_s: float = _SWAP_TIMEOUT_S) -> None:
+    def __init__(self, state: State) -> None:
         self._state = state
-        self._timeout_s = timeout_s
         self._database = open_store(state)
 
     def __enter__(self) -> Self:
@@ -87,22 +86,25 @@ class Swapping:
         Raises NotTaken.
         """
         number = await asyncio.to_thread(self.publish, source)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                while (await client.versions()).current_version != number:  # noqa: ASYNC110
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SWAP_TIMEOUT_S):
+                while (await client.versions()).current_version != number:
+                    if (await asyncio.to_thread(self._get, number)).state is VersionState.REJECTED:
+                        break
                     await asyncio.sleep(_POLL_S)
-        except TimeoutError:
-            raise NotTaken(
-                f"version {number}, a copy of {source}, is not served {self._timeout_s:g} s after it was"
-                f" published: {await asyncio.to_thread(self._state_of, number)}"
-            ) from None
-        return number
+                else:
+                    return number
+        version = await asyncio.to_thread(self._get, number)
+        raise NotTaken(
+            f"version {number}, a copy of {source}, is not served:"
+            f" {version.state.value} {version.reason}".rstrip()
+        )
 
-    def _state_of(self, number: int) -> str:
+    def _get(self, number: int) -> PolicyVersion:
         with reading(self._database) as connection:
             version = versions.get(connection, DEFAULT_POLICY, number)
         assert version is not None, "it was published"
-        return f"{version.state.value} {version.reason}".strip()
+        return version
 
     @asynccontextmanager
     async def every(self, interval_s: float, sources: Sequence[Path]) -> AsyncIterator[None]:

@@ -46,19 +46,13 @@ async def attest(
     except EngineUnavailable as error:
         await engine.check()  # raises for everybody's sake; else it was this version's requests
         raise BadPolicyVersion("not_answered", f"the engine gave up on a probe: {error}") from None
-    child = _flat(p.logprobs for p in manifest.probes)
-    parent = _flat(p.parent_logprobs for p in manifest.probes)
+    child, parent = _flat(p.logprobs for p in manifest.probes), _parents(manifest.probes)
     tolerance = TOLERANCE[engine.dtype]
     policy, reward = manifest.policy_adapter, manifest.reward_adapter
     assert policy is not None, "verified before"
     assert reward is not None, "verified before"
     prefilled = _compare(
-        "prefilled",
-        _flat(n.prefilled for n in numbers),
-        _flat(_ends(p.logprobs) for p in manifest.probes),
-        _flat(_ends(p.parent_logprobs) for p in manifest.probes),
-        policy.distance,
-        tolerance,
+        "prefilled", _flat(n.prefilled for n in numbers), child, parent, policy.distance, tolerance
     )
     decoded = _compare(
         "decoded", _flat(n.decoded for n in numbers), child, parent, policy.distance, tolerance
@@ -93,8 +87,6 @@ def _check_probes(engine: Engine, verdict: VerdictTokens, probes: Sequence[Probe
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
-    """What the engine says of a probe. `prefilled` are the first and the last token's."""
-
     prefilled: tuple[float, ...]
     decoded: tuple[float, ...]
     reward: float
@@ -103,19 +95,15 @@ class _Numbers:
 async def _probe(
     engine: Engine, verdict: VerdictTokens, loaded: LoadedVersion, probe: Probe
 ) -> _Numbers:
-    """Decode the probe greedily, prefill its last token behind all others, and score it.
-
-    The first decoded token comes from the prefilled prompt: it is a prefill's number too.
-    """
+    """Decode the probe greedily, prefill it token by token, and score it."""
     greedy = Sampling(max_tokens=len(probe.continuation), temperature=0.0)
     decoded = await engine.sample(probe.prompt, greedy, loaded.policy, priority=PROBE_PRIORITY)
     if decoded.token_ids != probe.continuation:
         raise BadPolicyVersion("attestation", "the engine decodes other tokens than the trainer")
-    (last,) = await engine.next_logprobs(
-        probe.prompt + probe.continuation[:-1],
-        probe.continuation[-1:],
-        loaded.policy,
-        priority=PROBE_PRIORITY,
+    prefixes = [probe.prompt + probe.continuation[:i] for i in range(len(probe.continuation))]
+    prefilled = await gather_or_cancel(
+        engine.next_logprobs(prefix, (token,), loaded.policy, priority=PROBE_PRIORITY)
+        for prefix, token in zip(prefixes, probe.continuation, strict=True)
     )
     assert loaded.reward is not None, "a published version has a reward adapter"
     up, down = await engine.next_logprobs(
@@ -124,7 +112,7 @@ async def _probe(
         loaded.reward,
         priority=PROBE_PRIORITY,
     )
-    return _Numbers((decoded.logprobs[0], last), decoded.logprobs, up - down)
+    return _Numbers(_flat(prefilled), decoded.logprobs, up - down)
 
 
 def _compare(
@@ -159,8 +147,8 @@ def _compare(
     return from_child
 
 
-def _ends(values: Sequence[float]) -> tuple[float, float]:
-    return values[0], values[-1]
+def _parents(probes: Sequence[Probe]) -> tuple[float, ...]:
+    return _flat(p.parent_logprobs for p in probes)
 
 
 def _parent_rewards(probes: Sequence[Probe]) -> list[float] | None:

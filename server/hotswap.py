@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 _IN_MOTION = (
     3  # the current version, an incoming one, and one that drains; the rest is kept for pins
 )
+_LOOK_AGAIN_S = 10.0
 _OF_THE_SERVER = frozenset(
     {
         "engine_refused",
@@ -89,13 +90,20 @@ class Swapper:
         self._draining: dict[int, asyncio.Task[None]] = {}
 
     async def watch(self) -> None:
-        """Follow the store until cancelled; an unreachable database or a full queue is waited for."""
+        """Follow the store until cancelled; an unreachable database or a full queue is waited for.
+
+        Where nothing has changed there is nothing to read; only now and then, as another server's
+        event may be committed behind a later one.
+        """
         settled: versions.Mark | None = None
+        clock = asyncio.get_running_loop().time
+        due = clock()
         while True:
             try:
                 mark = await asyncio.to_thread(self._mark)
-                if mark != settled:
+                if mark != settled or clock() >= due:
                     settled = None if await self.step() else mark
+                    due = clock() + _LOOK_AGAIN_S
             except (StoreUnavailable, Overloaded) as error:
                 log.warning("%s; trying again", error)
             await asyncio.sleep(self._settings.poll_interval_s)

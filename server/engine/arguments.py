@@ -22,7 +22,7 @@ WORKER = "server.engine.worker.Worker"
 EXECUTOR = "server.engine.executor.InProcessExecutor"
 
 _GIB = 1 << 30
-_BLOCK = 32
+_BLOCK = 32  # tokens of a KV block that the CPU's attention can read at once
 
 
 def lora_request(adapter: Adapter) -> LoRARequest:

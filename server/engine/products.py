@@ -41,7 +41,8 @@ class Dense:
 class Prepacked:
     """A matrix packed by vLLM's oneDNN handler: in bfloat16 a third of torch's time per call.
 
-    To pack it costs as much as it saves in dozens of calls; many a set of adapters meets in fewer.
+    To pack it costs as much as it saves in dozens of calls; many a set of adapters meets in fewer. Until
+    then torch multiplies: a new version's probes are, as a rule, read that way.
     """
 
     def __init__(self, matrix: Tensor) -> None:

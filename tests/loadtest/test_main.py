@@ -51,7 +51,7 @@ async def test_versions_are_swapped_while_the_load_runs(tiny_model: Path, tmp_pa
         )
         database.dispose()
     assert {c.status for c in calls} == {"OK"}
-    assert {c.answer.policy_version for c in calls if c.answer} >= {2, 3, 4}
+    assert {c.answer.policy_version for c in calls if c.answer} >= {2, 3}
 
 
 async def test_a_copy_of_a_version_is_attested_like_any_other(tiny_model: Path, tmp_path: Path):
@@ -68,10 +68,10 @@ async def test_a_copy_of_a_version_is_attested_like_any_other(tiny_model: Path, 
             assert await swapping.to(source, server.client) == 2
         server.engine.speaks_for["default-000003-policy"] = BASE
         with (
-            Swapping(state, timeout_s=2.0) as hasty,
-            pytest.raises(NotTaken, match=r"version 3, a copy .* rejected .*attestation"),
+            Swapping(state) as swapping,
+            pytest.raises(NotTaken, match=r"version 3, a copy .* rejected attestation"),
         ):
-            await hasty.to(source, server.client)
+            await swapping.to(source, server.client)
         database.dispose()
 
 

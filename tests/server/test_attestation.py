@@ -10,7 +10,7 @@ import pytest
 from server.attestation import Attestation, attest
 from server.engine.protocol import PROBE_PRIORITY
 from server.routes import LoadedVersion
-from tests.fakes import BASE, FakeEngine, logprob, weights_in
+from tests.fakes import BASE, FakeEngine, weights_in
 from tests.publishing import Publisher
 from thumbloop import artifacts
 from thumbloop.artifacts import Manifest, Probe
@@ -89,19 +89,35 @@ async def test_an_engine_that_still_serves_the_parent_is_refused(bench: Bench, r
         await bench.attest(row)
 
 
-async def test_an_engine_that_prefills_by_the_parent_is_refused(bench: Bench):
+async def test_an_engine_that_prefills_by_the_parent_is_refused_however_small_the_update(
+    bench: Bench,
+):
     """As behind a stale prefix cache: what it decodes is right, what it prefills is the parent's."""
-    parent = bench.publisher.write(1)
-    row = bench.publisher.write(2, 1)
+
+    def moved_a_little(manifest: Manifest) -> Manifest:  # less than the tolerance, less and less
+        probes = []
+        for p in manifest.probes:
+            parent = tuple(v - 8e-4 / (i + 1) for i, v in enumerate(p.logprobs))
+            probes.append(p.model_copy(update={"parent_logprobs": parent}))
+        return manifest.model_copy(update={"probes": tuple(probes)})
+
+    await bench.attest(bench.publisher.write(1, alter=moved_a_little))
+    row = bench.publisher.write(2, alter=moved_a_little)
+    manifest = artifacts.read_manifest(bench.versions / row.folder)
+    parents = {
+        (*p.prompt, *p.continuation[:i]): number
+        for p in manifest.probes
+        for i, number in enumerate(p.parent_logprobs)
+    }
     prefill = bench.engine.next_logprobs
 
     async def stale(prompt: Any, token_ids: Any, adapter: Any, **options: Any) -> tuple[float, ...]:
-        if adapter.name == "v2-policy":
-            return tuple(logprob(bench.weights(parent, "policy"), prompt, t) for t in token_ids)
+        if len(token_ids) == 1:
+            return (parents[tuple(prompt)],)
         return await prefill(prompt, token_ids, adapter, **options)
 
     bench.engine.next_logprobs = stale  # type: ignore[method-assign]
-    with pytest.raises(BadPolicyVersion, match="prefilled"):
+    with pytest.raises(BadPolicyVersion, match=r"prefilled: .* may be serving the parent"):
         await bench.attest(row)
 
 

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from sqlalchemy import Engine as Database
 
+from server import hotswap
 from server.hotswap import Swap, Swapper
 from server.routes import Routes
 from server.verification import Expected
@@ -448,6 +449,11 @@ async def test_versions_are_read_when_something_has_changed_and_not_at_each_look
     settled = readings
     await asyncio.sleep(20 * QUICK.poll_interval_s)
     assert readings == settled
+    watching.cancel()
+    monkeypatch.setattr(hotswap, "_LOOK_AGAIN_S", 0.0)
+    watching = asyncio.create_task(server.swapper.watch())
+    await asyncio.sleep(20 * QUICK.poll_interval_s)
+    assert readings > settled + 2, "now and then all are read, whatever the events say"
     watching.cancel()
 
 

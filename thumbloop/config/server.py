@@ -190,7 +190,7 @@ class ServerConfig(ThumbloopSettings):
         default_factory=lambda: {"thumbs": RewardComponent(kind="thumbs", weight=1.0)}
     )
     """What candidates are ranked by: components by name, each with `kind`, `weight` and what its kind
-    takes (`target_tokens`, `scale_tokens`, `path`). Weights sum to 1."""
+    takes (`target_tokens`, `scale_tokens`, `path`, `threads`). Weights sum to 1."""
 
     @field_validator("rewards")
     @classmethod

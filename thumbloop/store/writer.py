@@ -29,7 +29,7 @@ class _Outcome(NamedTuple):
 
 
 class GroupWriter:
-    """Runs changes in order, as many in one transaction as have arrived; each in its own savepoint.
+    """Runs changes in order, as many in one transaction as have arrived; each undone alone if it fails.
 
     A result is delivered only after the commit that holds it. `on_commit` hears of each commit:
     how many changes it held, and how long it took in seconds.
@@ -123,15 +123,25 @@ def _savepoint(connection: Connection) -> Iterator[Connection]:
         yield connection
 
 
+class _ChangeFailed(Exception):
+    """Carries a change's own failure out of its transaction; the store's failures stay what they are."""
+
+
 def _attempt(
     begin: Callable[[], AbstractContextManager[Connection]], change: Callable[[Connection], Any]
 ) -> _Outcome:
-    """Run one change in a transaction or savepoint of its own, which its failure undoes."""
+    """Run one change in a transaction or savepoint of its own, which its failure undoes.
+
+    Raises SQLAlchemyError: the store failed, and with it the whole group.
+    """
     try:
         with begin() as connection:
-            value = change(connection)
-    except OperationalError:
-        raise  # locked or full: SQLite may have rolled all of it back, so the group fails as one
-    except Exception as error:  # handed to whoever asked for the change
-        return _Outcome(None, error)
+            try:
+                value = change(connection)
+            except OperationalError:
+                raise  # locked or full: SQLite may have rolled all of it back
+            except Exception as error:
+                raise _ChangeFailed from error
+    except _ChangeFailed as failed:
+        return _Outcome(None, failed.__cause__)
     return _Outcome(value, None)

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 
 from server.engine.classifier import MAX_BATCH, ClassifierScorer
 from server.reading import Reading
+from server.rewards import make_scorer
+from thumbloop.config.server import RewardComponent
 from thumbloop.errors import ScorerUnavailable, SettingsError
 from thumbloop.types import Message, Prompt, Role
 
@@ -65,6 +68,19 @@ async def test_a_reward_is_the_models_logit_alone_and_in_a_batch(tmp_path, tiny_
     assert alone == pytest.approx(wanted[1], abs=1e-5)
     text = Reading(Prompt(text="the film"), (1,), (2,), "was good")
     assert await scorer.score(text, None) != pytest.approx(alone)
+
+
+async def test_it_reads_on_as_many_threads_as_it_is_given(tmp_path, tiny_model, monkeypatch):
+    component = RewardComponent(
+        kind="classifier", weight=1, path=str(build(tmp_path / "model", tiny_model, 1)), threads=3
+    )
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    engine: Any = None
+    verdict: Any = None
+    scorer = make_scorer({"safety": component}, engine, verdict)
+    await scorer.score(reading("good"), None)
+    assert given == [3]
 
 
 async def test_a_model_that_fails_tells_everybody_who_waits_and_goes_on(tmp_path, tiny_model):

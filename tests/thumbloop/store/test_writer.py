@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import DatabaseError
 
 from tests.rows import ANN, interaction
 from thumbloop.config import State
@@ -121,6 +122,19 @@ def test_a_change_that_fails_alone_leaves_nothing(store: Engine, writer: GroupWr
     with pytest.raises(UnknownResponse):
         writer.submit(half_done).result(10)
     assert stored(store) == []
+    assert writer.submit(append("after")).result(10) == "after"
+
+
+def test_a_store_that_fails_is_unavailable_also_to_a_lone_change(
+    store: Engine, writer: GroupWriter
+):
+    def damaged(_connection: Connection) -> None:
+        raise DatabaseError("BEGIN", None, Exception("the disk image is malformed"))
+
+    event.listen(store, "begin", damaged)
+    with pytest.raises(StoreUnavailable, match="malformed"):
+        writer.submit(append("lost")).result(10)
+    event.remove(store, "begin", damaged)
     assert writer.submit(append("after")).result(10) == "after"
 
 

@@ -106,10 +106,7 @@ async def test_counts_are_right(server: Running, tiny_model: Path, state: State)
     }
     assert samples["thumbloop_candidates_total"] == {frozenset({"requested", "false"}): 12}
     assert samples["thumbloop_guidance_fallbacks_total"] == {frozenset({"full"}): 1}
-    assert samples["thumbloop_pruning_enabled"] == {
-        frozenset({"0.25"}): 1,
-        frozenset({"0.5"}): 1,
-    }
+    assert samples["thumbloop_pruning_enabled"] == {frozenset({"0.3"}): 1}
     assert samples["thumbloop_policy_version"][NO_LABELS] == 1
     assert samples["thumbloop_swaps_total"] == {frozenset({"current"}): 1}
     assert samples["thumbloop_published_to_serving_seconds_count"][NO_LABELS] == 1

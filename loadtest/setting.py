@@ -97,7 +97,7 @@ async def ours(setting: Setting, **guidance: Any) -> AsyncIterator[Ours]:
         port, _ = await process.serving_ports()
         async with Client(f"127.0.0.1:{port}") as client:
             with Swapping(state) as swapping:
-                await swapping.to(setting.found.version, client)
+                await swapping.to(setting.found.version)
             yield Ours(setting, client, state)
     finally:
         process.stop()

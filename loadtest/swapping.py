@@ -12,13 +12,13 @@ from typing import Self
 from uuid import uuid4
 
 from thumbloop.artifacts import MANIFEST, Lineage, read_manifest, write_version
-from thumbloop.client import Client
 from thumbloop.config import State
 from thumbloop.store import open_store, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion, Round, VersionState
 
 _POLL_S = 0.05
 _SWAP_TIMEOUT_S = 60.0
+_UNDECIDED = (VersionState.PUBLISHED, VersionState.ATTESTED)
 
 
 class NotTaken(Exception):
@@ -80,25 +80,24 @@ class Swapping:
             versions.finish_round(connection, done, written.row())
         return number
 
-    async def to(self, source: Path, client: Client) -> int:
+    async def to(self, source: Path) -> int:
         """Publish a copy of a version and wait until the server serves it; return its number.
 
         Raises NotTaken.
         """
         number = await asyncio.to_thread(self.publish, source)
+        version = await asyncio.to_thread(self._get, number)
         with suppress(TimeoutError):
             async with asyncio.timeout(_SWAP_TIMEOUT_S):
-                while (await client.versions()).current_version != number:
-                    if (await asyncio.to_thread(self._get, number)).state is VersionState.REJECTED:
-                        break
+                while version.state in _UNDECIDED:
                     await asyncio.sleep(_POLL_S)
-                else:
-                    return number
-        version = await asyncio.to_thread(self._get, number)
-        raise NotTaken(
-            f"version {number}, a copy of {source}, is not served:"
-            f" {version.state.value} {version.reason}".rstrip()
-        )
+                    version = await asyncio.to_thread(self._get, number)
+        if version.state is not VersionState.CURRENT:
+            raise NotTaken(
+                f"version {number}, a copy of {source}, is not served:"
+                f" {version.state.value} {version.reason}".rstrip()
+            )
+        return number
 
     def _get(self, number: int) -> PolicyVersion:
         with reading(self._database) as connection:

@@ -65,13 +65,13 @@ async def test_a_copy_of_a_version_is_attested_like_any_other(tiny_model: Path, 
         with Swapping(state) as swapping:
             source = state.versions / version.folder
             assert swapping.trained() == [source]
-            assert await swapping.to(source, server.client) == 2
+            assert await swapping.to(source) == 2
         server.engine.speaks_for["default-000003-policy"] = BASE
         with (
             Swapping(state) as swapping,
             pytest.raises(NotTaken, match=r"version 3, a copy .* rejected attestation"),
         ):
-            await swapping.to(source, server.client)
+            await swapping.to(source)
         database.dispose()
 
 

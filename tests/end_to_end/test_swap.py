@@ -25,6 +25,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 EQUAL = {"abs": 1e-4}
 USERS = 6
+MOST_TOKENS = 200
 
 
 class Borrowed:
@@ -248,15 +249,22 @@ async def test_a_version_whose_policy_did_not_change_is_attested_by_its_rewards(
 async def test_a_call_that_is_given_up_is_aborted_in_the_engine(server: Running):
     request = policy_pb2.GenerateRequest(
         text="hello",
-        sampling=policy_pb2.SamplingParams(max_tokens=200),
+        sampling=policy_pb2.SamplingParams(max_tokens=MOST_TOKENS),
         guidance=policy_pb2.GuidanceParams(num_candidates=16),  # one may end of itself, not all
     )
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await server.policy.Generate(request, timeout=0.05)
-    assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    call = server.policy.Generate(request)  # no deadline: the nearer it is, the less is sampled
+    unfinished = server.engine._llm.output_processor.request_states
     async with asyncio.timeout(10):
-        while server.engine._llm.output_processor.get_num_unfinished_requests():  # noqa: ASYNC110
+        while not unfinished:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    candidates = [*unfinished.values()]
+    assert call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    async with asyncio.timeout(10):
+        while unfinished:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+    assert all(len(c.logprobs_processor.logprobs) < MOST_TOKENS for c in candidates)
     assert (await server.generate("hello")).response_id
 
 

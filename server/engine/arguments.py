@@ -13,7 +13,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from server.engine.protocol import Adapter
-from server.engine.wrapping import ADAPTED, THREADS, leaves
+from server.engine.wrapping import ADAPTED, MERGED_BYTES, THREADS, leaves
 from thumbloop.config.server import EngineSettings
 from thumbloop.errors import SettingsError
 from thumbloop.types import Sampling
@@ -63,7 +63,12 @@ def _on_cpu(adapted: Iterable[str], settings: EngineSettings) -> dict[str, Any]:
     threads = settings.threads or max(len(os.sched_getaffinity(0)) - 1, 1)
     arguments: dict[str, Any] = {
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * _GIB),
-        "additional_config": {ADAPTED: sorted(adapted), THREADS: threads},
+        "compilation_config": {"custom_ops": ["all"]},  # there is nothing to compile them in
+        "additional_config": {
+            ADAPTED: sorted(adapted),
+            MERGED_BYTES: settings.merged_gib * _GIB,
+            THREADS: threads,
+        },
     }
     if settings.grouped_lora:
         arguments |= {"worker_cls": WORKER, "lora_target_modules": leaves(adapted)}

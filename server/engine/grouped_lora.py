@@ -6,13 +6,15 @@ row to its own: y += ((x A^T) * mask) B^T. Masks are made once per batch, matric
 adapters. Only linear layers may be wrapped; the engine sees to that (`lora_target_modules`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
@@ -28,26 +30,32 @@ MANY_SETS = 8
 """Sets of slots that a layer keeps packed; the one met longest ago makes room."""
 
 Slots = tuple[int, ...]
+Rows = slice | Tensor  # of a batch: a run of them, or their indices (R,)
 Stacked = tuple[
     Tensor, ...
 ]  # per slice of a packed layer: (slots, 1, rank, I) or (slots, 1, O, rank)
 
 
 class Group(NamedTuple):
-    """The rows of a batch that use one adapter: its slot, and their indices (R,)."""
+    """The rows of a batch that use one adapter, and its slot."""
 
     slot: int
-    rows: Tensor
+    rows: Rows
 
 
 @dataclass(slots=True)
 class Plan:
-    """Which rows of a batch use which slot. `is_uniform`: all use the same one."""
+    """Which rows of a batch use which slot, `rest`: none. `is_uniform`: all use the same one."""
 
     size: int
     groups: tuple[Group, ...]
-    is_uniform: bool
+    rest: Rows | None
     _masks: dict[tuple[Slots, int, int], Tensor] = field(default_factory=dict)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Say whether one adapter has all rows."""
+        return len(self.groups) == 1 and self.rest is None
 
     @property
     def slots(self) -> Slots:
@@ -73,14 +81,19 @@ def make_plan(adapters: Sequence[int], adapter_in: Sequence[int | None]) -> Plan
     """
     of_rows = np.asarray(adapters)
     present = [int(number) for number in np.unique(of_rows) if number > 0]
-    groups = sorted(
-        (adapter_in.index(number), torch.from_numpy(np.flatnonzero(of_rows == number)))
-        for number in present
-    )
-    if not groups:
+    if not present:
         return None
-    is_uniform = len(groups) == 1 and len(groups[0][1]) == len(of_rows)
-    return Plan(len(of_rows), tuple(Group(*group) for group in groups), is_uniform)
+    slots = sorted((adapter_in.index(number), number) for number in present)
+    groups = tuple(Group(slot, _rows(of_rows == number)) for slot, number in slots)
+    is_rest = of_rows <= 0
+    return Plan(len(of_rows), groups, _rows(is_rest) if is_rest.any() else None)
+
+
+def _rows(chosen: NDArray[np.bool_]) -> Rows:
+    """Return the rows chosen, at least one; a run of them costs no copies."""
+    rows = np.flatnonzero(chosen)
+    first, end = int(rows[0]), int(rows[-1]) + 1
+    return slice(first, end) if end - first == len(rows) else torch.from_numpy(rows)
 
 
 class Slice(NamedTuple):
@@ -112,11 +125,6 @@ class Piece(NamedTuple):
             return cls(0, *ours)
         in_use = torch.stack([part.any(dim=1) for part in ours[0]]).any(dim=0).nonzero()
         return cls(int(in_use.max()) + 1 if len(in_use) else 0, *ours)
-
-    def is_in(self, a: Stacked, b: Stacked, slot: int) -> bool:
-        """Say whether a slot still holds just this."""
-        pairs = zip((*a, *b), (*self.a, *self.b), strict=True)
-        return all(torch.equal(part[slot, 0], ours) for part, ours in pairs)
 
 
 class Packed:
@@ -168,7 +176,6 @@ class Module:
     def __init__(self, a: Stacked, b: Stacked) -> None:
         self._a = a
         self._b = b
-        self._writes = self._now()
         self._pieces: dict[int, Piece] = {}
         self._packed: dict[Slots, Packed | None] = {}
 
@@ -177,28 +184,23 @@ class Module:
         if slots not in self._packed:
             if len(self._packed) >= MANY_SETS:
                 del self._packed[next(iter(self._packed))]
-            pieces = {slot: piece for slot in slots if (piece := self._piece(slot)).rank}
+            pieces = {slot: piece for slot in slots if (piece := self.piece(slot)).rank}
             self._packed[slots] = Packed(pieces) if pieces else None
         return self._packed[slots]
 
-    def _piece(self, slot: int) -> Piece:
+    def piece(self, slot: int) -> Piece:
+        """Return the adapter that a slot holds."""
         if slot not in self._pieces:
             self._pieces[slot] = Piece.of(self._a, self._b, slot)
         return self._pieces[slot]
 
-    def refresh(self) -> None:
-        """Forget the slots that vLLM has written something else into since."""
-        if self._now() == self._writes:
-            return
-        self._writes = self._now()
-        held = self._pieces.items()
-        self._pieces = {s: piece for s, piece in held if piece.is_in(self._a, self._b, s)}
-        same = self._pieces.keys()
-        self._packed = {slots: p for slots, p in self._packed.items() if same >= set(slots)}
-
-    def _now(self) -> tuple[int, ...]:
-        """Return torch's count of writes into each tensor."""
-        return tuple(tensor._version for tensor in (*self._a, *self._b))
+    def forget(self, changed: Set[int]) -> None:
+        """Forget the slots that hold another adapter now."""
+        for slot in changed:
+            self._pieces.pop(slot, None)
+        stale = [slots for slots in self._packed if not changed.isdisjoint(slots)]
+        for slots in stale:
+            del self._packed[slots]
 
 
 class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
@@ -206,8 +208,10 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._plan: Plan | None = None
+        self.plan: Plan | None = None
+        self.is_merged = False
         self._modules: dict[int, Module] = {}
+        self._held: list[int | None] = []
 
     def update_metadata(
         self,
@@ -218,9 +222,24 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Plan a new batch; vLLM calls this when rows or slots have changed since the last."""
-        self._plan = make_plan(mapping.index_mapping, lora_index_to_id)
+        self.plan = make_plan(mapping.index_mapping, lora_index_to_id)
+        held = zip_longest(self._held, lora_index_to_id)
+        if changed := {slot for slot, (before, now) in enumerate(held) if before != now}:
+            self._held = list(lora_index_to_id)
+            for module in self._modules.values():
+                module.forget(changed)
+
+    def forget(self) -> None:
+        """Forget all slots: vLLM's warm-up fills them under numbers that real adapters bear later."""
         for module in self._modules.values():
-            module.refresh()
+            module.forget(set(range(len(self._held))))
+        self._held = []
+
+    def module(self, a: Stacked, b: Stacked) -> Module:
+        """Return what is kept of the layer whose adapters vLLM stacks in these."""
+        if id(a) not in self._modules:
+            self._modules[id(a)] = Module(a, b)
+        return self._modules[id(a)]
 
     def add_lora_linear(
         self,
@@ -235,21 +254,20 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Add each row's adapter to the layer's output y (R, O), given its input x (R, I)."""
-        plan = self._plan
-        if plan is None:
+        plan = self.plan
+        if plan is None or self.is_merged:
             return
-        module = self._modules.get(id(lora_a_stacked))
-        if module is None:
-            module = self._modules[id(lora_a_stacked)] = Module(lora_a_stacked, lora_b_stacked)
+        module = self.module(lora_a_stacked, lora_b_stacked)
         if plan.is_uniform or plan.size <= MANY_ROWS:
             if packed := module.packed(plan.slots):
                 packed.expand(y, packed.shrink(x, plan))
             return
         for group in plan.groups:
             if packed := module.packed((group.slot,)):
-                change = y.new_zeros(len(group.rows), y.shape[1])
-                packed.expand(change, packed.a.of(x[group.rows]))
-                y.index_add_(0, group.rows, change)
+                part = y[group.rows]
+                packed.expand(part, packed.a.of(x[group.rows]))
+                if not isinstance(group.rows, slice):  # a copy
+                    y[group.rows] = part
 
     def add_lora_logits(self, *args: Any, **kwargs: Any) -> None:
         """Refuse: the head is not wrapped, and no adapter of ours has a part for it."""

@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 ADAPTED = "thumbloop_adapted_modules"
 """Key of vLLM's additional_config: names of all modules that an adapter may change."""
+MERGED_BYTES = "thumbloop_merged_bytes"
+"""Key of vLLM's additional_config: most bytes of weights that adapters are merged into."""
 THREADS = "thumbloop_threads"
 """Key of vLLM's additional_config: CPU threads of the worker."""
 

@@ -53,6 +53,9 @@ class EngineSettings(Section):
     few cores a model of 100 million parameters or more gains more from the last core than the server."""
     grouped_lora: bool = True
     """On a CPU: one matrix product for all adapters of a batch, in place of vLLM's own operators."""
+    merged_gib: float = Field(0.5, ge=0)
+    """On a CPU in float32: adapters are merged into copies of the linear layers, where copies for all slots
+    take no more GiB than this; with grouped_lora only."""
 
 
 class SamplingDefaults(Section):

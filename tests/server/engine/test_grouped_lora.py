@@ -1,8 +1,6 @@
 """Grouped LoRA against one row at a time: each row gets its own adapter's change, and no other's."""
 
 import warnings
-from types import SimpleNamespace
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,51 +8,22 @@ import torch
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vllm's imports have to say of torch
     from server.engine import products
-    from server.engine.grouped_lora import MANY_ROWS, GroupedLora, make_plan
-
-SLOTS, RANK, INPUTS = 4, 8, 24
-ADAPTER_IN = [7, None, 3, 9]  # the adapter that each slot holds
-SLOT_OF = {7: 0, 3: 2, 9: 3}
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
-
-
-class Layer(NamedTuple):
-    """Adapters of one wrapped layer, as vLLM stacks them."""
-
-    a: tuple[torch.Tensor, ...]
-    b: tuple[torch.Tensor, ...]
-    outputs: tuple[int, ...]
-
-    def change(self, x: torch.Tensor, adapter: int) -> torch.Tensor:
-        """Return what an adapter adds for one input, by the definition of LoRA."""
-        slot = SLOT_OF[adapter]
-        parts = [
-            b[slot, 0].double() @ (a[slot, 0].double() @ x.double())
-            for a, b in zip(self.a, self.b, strict=True)
-        ]
-        return torch.cat(parts)
-
-
-def make_layer(outputs: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Layer:
-    torch.manual_seed(len(outputs))
-    ranks = {0: RANK, 2: 3, 3: 1}
-    a = tuple(torch.zeros(SLOTS, 1, RANK, INPUTS, dtype=dtype) for _ in outputs)
-    b = tuple(torch.zeros(SLOTS, 1, size, RANK, dtype=dtype) for size in outputs)
-    for slot, rank in ranks.items():
-        for one, other in zip(a, b, strict=True):
-            one[slot, 0, :rank] = torch.randn(rank, INPUTS) / INPUTS**0.5
-            other[slot, 0, :, :rank] = torch.randn(other.shape[2], rank)
-    return Layer(a, b, outputs)
+    from server.engine.grouped_lora import GroupedLora, Plan, make_plan
+    from tests.lora_layers import (
+        ADAPTER_IN,
+        BATCHES,
+        INPUTS,
+        SLOT_OF,
+        TOLERANCE,
+        Layer,
+        begin,
+        make_layer,
+    )
 
 
 @pytest.fixture
 def lora() -> GroupedLora:
     return GroupedLora(max_num_batched_tokens=512, max_batches=64, device="cpu")
-
-
-def begin(lora: GroupedLora, adapters: list[int], adapter_in: list[int | None] | None = None):
-    mapping = SimpleNamespace(index_mapping=tuple(adapters))
-    lora.update_metadata(mapping, adapter_in or ADAPTER_IN, SLOTS + 1, 300)
 
 
 def run(lora: GroupedLora, layer: Layer, adapters: list[int]):
@@ -72,18 +41,6 @@ def run(lora: GroupedLora, layer: Layer, adapters: list[int]):
         ]
     )
     return y.double(), expected
-
-
-BATCHES = {
-    "one row": [7],
-    "alike": [3] * 20,
-    "mixed": [7, 3, 3, 9, 7],
-    "mixed, more rows": [7, 3, 9, 3] * 8,
-    "with rows of the base model": [0, 7, 0, 3, 3, 0],
-    "one adapter beside the base model": [0, 9, 9, 0],
-    "many rows": [7] * 50 + [3] * 60 + [0] * 30 + [9] + [7] * 3,
-    "many alike": [9] * (2 * MANY_ROWS),
-}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -128,12 +85,22 @@ def test_a_slot_that_is_filled_anew_leaves_the_other_sets_packed(lora):
     layer, adapters = make_layer((32, 8, 8)), [3, 7, 3]
     begin(lora, adapters)
     run(lora, layer, adapters)
-    module = lora._modules[id(layer.a)]
+    module = lora.module(layer.a, layer.b)
     alone, mixed = module.packed((0,)), module.packed((0, 2))
-    layer.a[1][SLOT_OF[3]].normal_()
-    begin(lora, adapters)
+    begin(lora, [5, 7, 5], [7, None, 5, 9])
     assert module.packed((0,)) is alone
     assert module.packed((0, 2)) is not mixed
+
+
+def test_what_warm_up_held_is_forgotten_though_real_adapters_bear_its_numbers(lora):
+    layer, adapters = make_layer((16,)), [3, 7, 3]
+    begin(lora, adapters)
+    run(lora, layer, adapters)
+    layer.b[0].normal_()
+    lora.forget()
+    begin(lora, adapters)
+    y, expected = run(lora, layer, adapters)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-5)
 
 
 def test_a_matrix_is_packed_once_it_has_proved_to_be_in_use():
@@ -153,7 +120,7 @@ def test_an_adapter_of_zeros_costs_nothing_and_changes_nothing(lora):
     begin(lora, adapters)
     y, expected = run(lora, layer, adapters)
     torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-5)
-    packed = lora._modules[id(layer.a)].packed((0, 2))
+    packed = lora.module(layer.a, layer.b).packed((0, 2))
     assert packed is not None
     assert packed.slots == (0,)
 
@@ -165,18 +132,33 @@ def test_layers_of_unlike_shape_share_a_batch(lora):
         torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-5)
 
 
+def rows_of(plan: Plan | None) -> dict[int | None, list[int]]:
+    assert plan is not None
+    every = torch.arange(plan.size)
+    named = {group.slot: every[group.rows].tolist() for group in plan.groups}
+    return named if plan.rest is None else named | {None: every[plan.rest].tolist()}
+
+
 def test_the_plan_names_the_rows_of_each_slot():
     plan = make_plan([3, 0, 7, 3], ADAPTER_IN)
+    assert rows_of(plan) == {0: [2], 2: [0, 3], None: [1]}
     assert plan is not None
-    assert {group.slot: group.rows.tolist() for group in plan.groups} == {0: [2], 2: [0, 3]}
     assert not plan.is_uniform
     assert make_plan([0, 0], ADAPTER_IN) is None
-    uniform = make_plan([9, 9], ADAPTER_IN)
+    assert rows_of(uniform := make_plan([9, 9], ADAPTER_IN)) == {3: [0, 1]}
     assert uniform is not None
     assert uniform.is_uniform
-    beside_base = make_plan([9, 0], ADAPTER_IN)
+    assert rows_of(beside_base := make_plan([9, 0], ADAPTER_IN)) == {3: [0], None: [1]}
     assert beside_base is not None
     assert not beside_base.is_uniform
+
+
+def test_rows_that_follow_one_another_are_no_copy():
+    plan = make_plan([3, 3, 7, 7, 7, 3], ADAPTER_IN)
+    assert plan is not None
+    seven, three = plan.groups
+    assert seven.rows == slice(2, 5)
+    assert isinstance(three.rows, torch.Tensor)
 
 
 def test_embeddings_and_the_head_are_refused(lora):

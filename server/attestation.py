@@ -95,16 +95,14 @@ class _Numbers:
 async def _probe(
     engine: Engine, verdict: VerdictTokens, loaded: LoadedVersion, probe: Probe
 ) -> _Numbers:
-    """Decode the probe greedily, prefill it token by token, and score it."""
+    """Prefill the probe, decode it greedily, and score it."""
+    prefilled = await engine.logprobs(
+        probe.prompt, probe.continuation, loaded.policy, priority=PROBE_PRIORITY
+    )
     greedy = Sampling(max_tokens=len(probe.continuation), temperature=0.0)
     decoded = await engine.sample(probe.prompt, greedy, loaded.policy, priority=PROBE_PRIORITY)
     if decoded.token_ids != probe.continuation:
         raise BadPolicyVersion("attestation", "the engine decodes other tokens than the trainer")
-    prefixes = [probe.prompt + probe.continuation[:i] for i in range(len(probe.continuation))]
-    prefilled = await gather_or_cancel(
-        engine.next_logprobs(prefix, (token,), loaded.policy, priority=PROBE_PRIORITY)
-        for prefix, token in zip(prefixes, probe.continuation, strict=True)
-    )
     assert loaded.reward is not None, "a published version has a reward adapter"
     up, down = await engine.next_logprobs(
         verdict.wrap(probe.prompt, probe.continuation),
@@ -112,7 +110,7 @@ async def _probe(
         loaded.reward,
         priority=PROBE_PRIORITY,
     )
-    return _Numbers(_flat(prefilled), decoded.logprobs, up - down)
+    return _Numbers(prefilled, decoded.logprobs, up - down)
 
 
 def _compare(

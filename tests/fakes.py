@@ -128,6 +128,24 @@ class FakeEngine:
             weights = self._weights_of(adapter)
             return tuple(logprob(weights, prompt, token) for token in token_ids)
 
+    async def logprobs(
+        self,
+        prompt: Sequence[int],
+        continuation: Sequence[int],
+        adapter: Adapter | None,
+        *,
+        priority: int = REPLY_PRIORITY,
+    ) -> tuple[float, ...]:
+        """Return the log-probabilities of a continuation's tokens; see Engine."""
+        with self._using(adapter):
+            self._raise_if_unwell(is_full=self.is_full or self.is_too_full_to_score)
+            await asyncio.sleep(0)
+            weights = self._weights_of(adapter)
+            return tuple(
+                logprob(weights, (*prompt, *continuation[:i]), token)
+                for i, token in enumerate(continuation)
+            )
+
     async def load(self, name: str, folder: Path) -> Adapter:
         """Load an adapter under a new number; see Engine."""
         self._raise_if_unwell(is_full=False)

@@ -15,7 +15,7 @@ from thumbloop.artifacts import Probe
 from trainer.models import Adapter, Trunk
 from trainer.rollouts import collate
 
-LENGTHS = (6, 12, 40, 104)
+LENGTHS = (5, 7, 10, 100)
 """Prompt lengths, tokens; a KV block holds 32. Few and short: they are read beside users' requests."""
 TRIES = 3
 CONTINUATION = 5

@@ -71,7 +71,7 @@ def _on_cpu(adapted: Iterable[str], settings: EngineSettings) -> dict[str, Any]:
         },
     }
     if settings.grouped_lora:
-        arguments |= {"worker_cls": WORKER, "lora_target_modules": leaves(adapted)}
+        arguments["worker_cls"] = WORKER
     if settings.tensor_parallel_size == 1:
         arguments |= {"distributed_executor_backend": EXECUTOR}
     return arguments
@@ -103,6 +103,7 @@ def engine_args(
         max_loras=adapters,
         max_cpu_loras=adapters,
         max_lora_rank=_slot_rank(settings.max_rank),
+        lora_target_modules=leaves(adapted),  # a wrapped head breaks log-probabilities of prompts
         logprobs_mode="processed_logprobs",
         generation_config="vllm",
         scheduling_policy="priority",

@@ -229,12 +229,6 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
             for module in self._modules.values():
                 module.forget(changed)
 
-    def forget(self) -> None:
-        """Forget all slots: vLLM's warm-up fills them under numbers that real adapters bear later."""
-        for module in self._modules.values():
-            module.forget(set(range(len(self._held))))
-        self._held = []
-
     def module(self, a: Stacked, b: Stacked) -> Module:
         """Return what is kept of the layer whose adapters vLLM stacks in these."""
         if id(a) not in self._modules:

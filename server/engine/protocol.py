@@ -85,6 +85,19 @@ class Engine(Protocol):
         Raises EngineUnavailable: the engine died. Overloaded: its queue is full.
         """
 
+    async def logprobs(
+        self,
+        prompt: Sequence[int],
+        continuation: Sequence[int],
+        adapter: Adapter | None,
+        *,
+        priority: int = REPLY_PRIORITY,
+    ) -> tuple[float, ...]:
+        """Return the log-probabilities of a given continuation's tokens, at temperature 1.
+
+        All is read at once, and nothing of it from the prefix cache. Raises as next_logprobs does.
+        """
+
     async def load(self, name: str, folder: Path) -> Adapter:
         """Load an adapter that has been verified. Raises BadPolicyVersion: the engine refused it."""
 

@@ -129,6 +129,28 @@ class VllmEngine:
         (position,) = output.logprobs
         return tuple(position[token].logprob for token in token_ids)
 
+    async def logprobs(
+        self,
+        prompt: Sequence[int],
+        continuation: Sequence[int],
+        adapter: Adapter | None,
+        *,
+        priority: int = REPLY_PRIORITY,
+    ) -> tuple[float, ...]:
+        """Return the log-probabilities of a continuation's tokens; see Engine."""
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=1.0,
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._finish((*prompt, *continuation), params, adapter, priority)
+        if not output.prompt_logprobs:
+            raise EngineUnavailable("the engine gave up on a text it was to read")
+        read = zip(output.prompt_logprobs[len(prompt) :], continuation, strict=True)
+        return tuple(position[token].logprob for position, token in read)
+
     async def _finish(
         self, prompt: Sequence[int], params: SamplingParams, adapter: Adapter | None, priority: int
     ) -> RequestOutput:

@@ -143,6 +143,8 @@ async def test_what_it_says_of_a_token_is_what_it_samples_with(bench: Bench, pro
         for i, token in enumerate(sampled.token_ids)
     ]
     assert [a for (a,) in asked] == pytest.approx(sampled.logprobs, **EQUAL)
+    at_once = await bench.engine.logprobs(prompt, sampled.token_ids, adapter)
+    assert at_once == pytest.approx(sampled.logprobs, **EQUAL)
 
 
 async def test_it_says_the_logprobs_of_the_tokens_it_is_asked_for_in_that_order(bench: Bench):

@@ -59,7 +59,7 @@ async def test_a_faithful_engine_passes(bench: Bench):
 
 async def test_probes_go_before_anybodys_request(bench: Bench):
     priorities = set()
-    for name in ("sample", "next_logprobs"):
+    for name in ("sample", "logprobs", "next_logprobs"):
         call = getattr(bench.engine, name)
 
         async def spy(*arguments: Any, call: Any = call, priority: int = 0) -> Any:
@@ -104,19 +104,12 @@ async def test_an_engine_that_prefills_by_the_parent_is_refused_however_small_th
     await bench.attest(bench.publisher.write(1, alter=moved_a_little))
     row = bench.publisher.write(2, alter=moved_a_little)
     manifest = artifacts.read_manifest(bench.versions / row.folder)
-    parents = {
-        (*p.prompt, *p.continuation[:i]): number
-        for p in manifest.probes
-        for i, number in enumerate(p.parent_logprobs)
-    }
-    prefill = bench.engine.next_logprobs
+    parents = {p.prompt: p.parent_logprobs for p in manifest.probes}
 
-    async def stale(prompt: Any, token_ids: Any, adapter: Any, **options: Any) -> tuple[float, ...]:
-        if len(token_ids) == 1:
-            return (parents[tuple(prompt)],)
-        return await prefill(prompt, token_ids, adapter, **options)
+    async def stale(prompt: tuple[int, ...], *_others: Any, **_options: Any) -> tuple[float, ...]:
+        return parents[prompt]
 
-    bench.engine.next_logprobs = stale  # type: ignore[method-assign]
+    bench.engine.logprobs = stale  # type: ignore[method-assign]
     with pytest.raises(BadPolicyVersion, match=r"prefilled: .* may be serving the parent"):
         await bench.attest(row)
 

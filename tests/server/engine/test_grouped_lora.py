@@ -92,17 +92,6 @@ def test_a_slot_that_is_filled_anew_leaves_the_other_sets_packed(lora):
     assert module.packed((0, 2)) is not mixed
 
 
-def test_what_warm_up_held_is_forgotten_though_real_adapters_bear_its_numbers(lora):
-    layer, adapters = make_layer((16,)), [3, 7, 3]
-    begin(lora, adapters)
-    run(lora, layer, adapters)
-    layer.b[0].normal_()
-    lora.forget()
-    begin(lora, adapters)
-    y, expected = run(lora, layer, adapters)
-    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-5)
-
-
 def test_a_matrix_is_packed_once_it_has_proved_to_be_in_use():
     if not products.vllm_ops._supports_onednn:
         pytest.skip("this machine's vLLM packs nothing")

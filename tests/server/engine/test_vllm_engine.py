@@ -50,7 +50,7 @@ def test_threads_leave_one_core_to_the_server_unless_set(cores, threads, monkeyp
 def test_grouped_lora_can_be_switched_off():
     asked = arguments(grouped_lora=False)
     assert asked.worker_cls == "auto"
-    assert asked.lora_target_modules is None
+    assert asked.lora_target_modules == ["fc", "q_proj"]
 
 
 def test_a_block_that_the_cpu_does_not_take_is_refused():
@@ -96,5 +96,7 @@ async def test_what_vllm_raises_is_one_of_our_errors(error: Exception, ours: typ
         await engine.sample((1, 2), Sampling(4), None)
     with pytest.raises(ours):
         await engine.next_logprobs((1, 2), (3,), None)
+    with pytest.raises(ours):
+        await engine.logprobs((1, 2), (3,), None)
     with pytest.raises(ours):
         await anext(engine.stream((1, 2), Sampling(4), None))

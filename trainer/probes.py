@@ -1,6 +1,6 @@
 """Probes: synthetic sequences with the trainer's own numbers, for the server to reproduce.
 
-Prompts are random tokens, never a user's text, some longer than three KV blocks. Of several tries
+Prompts are random tokens, never a user's text, one longer than three KV blocks. Of several tries
 the one is kept whose greedy continuation by the child no rounding can change.
 """
 

@@ -221,7 +221,11 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
         vocab_size: int,
         **kwargs: Any,
     ) -> None:
-        """Plan a new batch; vLLM calls this when rows or slots have changed since the last."""
+        """Plan a new batch; vLLM calls this when rows or slots have changed since the last.
+
+        A slot that holds the same adapter still is taken to be unchanged: no number is used twice, and
+        vLLM writes to a slot only when it gives it to an adapter.
+        """
         self.plan = make_plan(mapping.index_mapping, lora_index_to_id)
         held = zip_longest(self._held, lora_index_to_id)
         if changed := {slot for slot, (before, now) in enumerate(held) if before != now}:

@@ -21,7 +21,9 @@ class CpuRMSNorm(RMSNorm):  # type: ignore[misc]
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Normalise x (R, H), after adding the residual where there is one; both may be written to."""
         is_whole = self.variance_size_override is None and self.has_weight
-        if not is_whole or self.weight.dtype is not x.dtype or not x.is_contiguous():
+        given = (x,) if residual is None else (x, residual)
+        is_plain = all(t.is_contiguous() and t.dtype is self.weight.dtype for t in given)
+        if not (is_whole and is_plain):
             of_operations: Tensor | tuple[Tensor, Tensor] = self.forward_native(x, residual)
             return of_operations
         if residual is None:

@@ -14,9 +14,7 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
 from server.engine.grouped_lora import GroupedLora, Piece
 
-_PRIMITIVES = 256
-"""Batch sizes for which a copy remembers its kernel: a mixed batch is split into parts of any size."""
-
+_KERNELS = 32  # that oneDNN remembers for a matrix, one a batch size; vLLM's own number
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Multiplies (..., I) by a layer's weights, adds its bias if any: (..., O). vLLM's `cpu_linear`."""
@@ -43,23 +41,24 @@ class MergedLinear:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the layer's output (..., O) for x (..., I), each row by its own adapter's weights."""
-        y = self._of_rows(x.flatten(0, -2), weight, bias)
+        y = self._multiply(x.flatten(0, -2), weight, bias)
         return y.view(*x.shape[:-1], y.shape[1])
 
-    def _of_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         plan = self._lora.plan
         if plan is None:
             return self._linear(x, weight, bias)
+        assert plan.size == len(x), "vLLM plans a batch for just its rows"
         if plan.is_uniform:
-            return self._by(plan.groups[0].slot, x, weight, bias)
+            return self._multiply_by(plan.groups[0].slot, x, weight, bias)
         y = x.new_empty(len(x), self._transposed.shape[1])
         for slot, rows in plan.groups:
-            y[rows] = self._by(slot, x[rows], weight, bias)
+            y[rows] = self._multiply_by(slot, x[rows], weight, bias)
         if plan.rest is not None:
             y[plan.rest] = self._linear(x[plan.rest], weight, bias)
         return y
 
-    def _by(self, slot: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _multiply_by(self, slot: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         piece = self._module.piece(slot)
         if not piece.rank:
             return self._linear(x, weight, bias)
@@ -75,22 +74,29 @@ class MergedLinear:
             part = merged[:, first : first + len(b)]
             part.addmm_(a[: piece.rank].t(), b[:, : piece.rank].t())
             first += len(b)
-        return vllm_ops.create_onednn_mm(merged, _PRIMITIVES)
+        return vllm_ops.create_onednn_mm(merged, _KERNELS)
 
 
 def merge_adapters(
     lora: GroupedLora, layers: Iterable[BaseLinearLayerWithLoRA], slots: int, most_bytes: float
 ) -> bool:
-    """Let every layer multiply by merged weights, if the copies for all slots fit; say whether they do."""
+    """Let every layer multiply by merged weights, if what all slots need fits; say whether it does.
+
+    That is W once and a copy for each slot, and the adapters themselves out of vLLM's slots.
+    """
     layers = list(layers)
-    size = sum(
+    weights = sum(
         layer.input_size * sum(len(b[0, 0]) for b in layer.lora_b_stacked) for layer in layers
+    )
+    adapters = sum(
+        part.numel() for layer in layers for part in (*layer.lora_a_stacked, *layer.lora_b_stacked)
     )
     is_float32 = all(layer.lora_a_stacked[0].dtype is torch.float32 for layer in layers)
     is_packed = vllm_ops._supports_onednn and all(
-        hasattr(x.base_layer, "cpu_linear") for x in layers
+        hasattr(layer.base_layer, "cpu_linear") for layer in layers
     )
-    if not (is_float32 and is_packed and 4 * size * (slots + 1) <= most_bytes):
+    needed_bytes = 4 * (weights * (slots + 1) + adapters)
+    if not (is_float32 and is_packed and needed_bytes <= most_bytes):
         return False
     for layer in layers:
         layer.base_layer.cpu_linear = MergedLinear(lora, layer)

@@ -95,7 +95,7 @@ class Engine(Protocol):
     ) -> tuple[float, ...]:
         """Return the log-probabilities of a given continuation's tokens, at temperature 1.
 
-        All is read at once, and nothing of it from the prefix cache. Raises as next_logprobs does.
+        All is read as a prompt, and nothing of it from the prefix cache. Raises as next_logprobs does.
         """
 
     async def load(self, name: str, folder: Path) -> Adapter:

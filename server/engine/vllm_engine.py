@@ -62,7 +62,8 @@ class VllmEngine:
             ) from None
         enable_envs_cache()  # vLLM looks them up for every request
         self._model = model
-        self._numbers = itertools.count(1)
+        # vLLM's own dummies, should it ever warm up with some, are numbered from 1 on.
+        self._numbers = itertools.count(2 * settings.max_versions + 1)
         self._requests = itertools.count()
         self.lora_shapes: Mapping[str, tuple[int, int]] = shapes
         self._zero = tempfile.TemporaryDirectory(prefix="thumbloop-zero-")
@@ -146,9 +147,10 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         output = await self._finish((*prompt, *continuation), params, adapter, priority)
-        if not output.prompt_logprobs:
+        numbers = output.prompt_logprobs or []
+        if len(numbers) != len(prompt) + len(continuation):
             raise EngineUnavailable("the engine gave up on a text it was to read")
-        read = zip(output.prompt_logprobs[len(prompt) :], continuation, strict=True)
+        read = zip(numbers[len(prompt) :], continuation, strict=True)
         return tuple(position[token].logprob for position, token in read)
 
     async def _finish(

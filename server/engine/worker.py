@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.v1.worker.cpu_worker import CPUWorker
 
@@ -9,6 +10,8 @@ from server.engine.kernels import register_kernels
 from server.engine.merged_lora import merge_adapters
 from server.engine.models import register_models
 from server.engine.wrapping import ADAPTED, MERGED_BYTES, unwrapped
+
+log = init_logger(f"vllm.{__name__}")  # vLLM's processes show what is logged under its own name
 
 GROUPED_LORA = "server.engine.grouped_lora.GroupedLora"
 
@@ -29,4 +32,7 @@ class Worker(CPUWorker):  # type: ignore[misc]
         ):
             raise RuntimeError(f"vLLM would ignore what adapters say of {', '.join(left_out)}")
         (lora,) = manager.punica_wrapper_mapping.values()
-        merge_adapters(lora, manager.modules.values(), manager.lora_slots, settings[MERGED_BYTES])
+        is_merged = merge_adapters(
+            lora, manager.modules.values(), manager.lora_slots, settings[MERGED_BYTES]
+        )
+        log.info("adapters are %s", "merged into copies of the weights" if is_merged else "grouped")

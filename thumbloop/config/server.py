@@ -54,8 +54,8 @@ class EngineSettings(Section):
     grouped_lora: bool = True
     """On a CPU: one matrix product for all adapters of a batch, in place of vLLM's own operators."""
     merged_gib: float = Field(0.5, ge=0)
-    """On a CPU in float32: adapters are merged into copies of the linear layers, where copies for all slots
-    take no more GiB than this; with grouped_lora only."""
+    """On a CPU in float32: adapters are merged into copies of the linear layers, where the copies for all
+    slots, and what they are made of, take no more GiB than this; with grouped_lora only."""
 
 
 class SamplingDefaults(Section):

@@ -31,6 +31,7 @@ def norm(request: pytest.FixtureRequest) -> RMSNorm:
 @pytest.mark.parametrize("norm", [torch.float32, torch.bfloat16], ids=str, indirect=True)
 @pytest.mark.parametrize("rows", [1, 7])
 def test_rms_norm_is_what_its_operations_are(norm, rows):
+    assert norm._forward_method == norm.forward_cpu  # of CpuRMSNorm: there is no other
     assert isinstance(norm, CpuRMSNorm)
     dtype = norm.weight.dtype
     close = {"atol": TOLERANCE[dtype], "rtol": TOLERANCE[dtype]}
@@ -45,5 +46,9 @@ def test_rms_norm_is_what_its_operations_are(norm, rows):
 def test_what_the_kernel_cannot_do_is_left_to_the_operations(norm):
     columns = torch.randn(HIDDEN, 5).t()
     torch.testing.assert_close(norm(columns), norm(columns.contiguous()))
+    x, residual = torch.randn(5, HIDDEN), torch.randn(HIDDEN, 5).t()
+    y, total = norm(x.clone(), residual)
+    torch.testing.assert_close(total, x + residual)
+    torch.testing.assert_close(y, norm.forward_native(x + residual))
     other_dtype = torch.randn(3, HIDDEN).double()
     torch.testing.assert_close(norm(other_dtype).float(), norm(other_dtype.float()))

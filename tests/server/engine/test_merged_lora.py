@@ -115,7 +115,8 @@ def test_a_slot_that_is_filled_anew_is_merged_anew(lora):
 
 def test_copies_that_do_not_fit_and_dtypes_that_would_round_are_left_to_grouped_lora(lora):
     adapters = make_layer((16,))
-    for_all_slots = 4 * 16 * INPUTS * (SLOTS + 1)
+    slots = sum(part.numel() for part in (*adapters.a, *adapters.b))
+    for_all_slots = 4 * (16 * INPUTS * (SLOTS + 1) + slots)
     layers: list[Any] = [Wrapped(adapters)]
     assert not merge_adapters(lora, layers, SLOTS, for_all_slots - 1)
     assert not merge_adapters(lora, layers, SLOTS, 0)

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,6 +79,26 @@ class FailingLlm:
     async def generate(self, *_arguments: object, **_options: object) -> AsyncGenerator[None, None]:
         raise self._error
         yield
+
+
+class AbortingLlm:
+    """An AsyncLLM that gives up on every request without a word."""
+
+    async def generate(
+        self, *_arguments: object, **_options: object
+    ) -> AsyncGenerator[SimpleNamespace, None]:
+        yield SimpleNamespace(
+            finished=True, prompt_logprobs=[None], outputs=[SimpleNamespace(logprobs=[])]
+        )
+
+
+async def test_numbers_that_the_engine_gave_up_on_are_not_taken_for_numbers():
+    engine = object.__new__(vllm_engine.VllmEngine)
+    engine._llm, engine._requests = AbortingLlm(), itertools.count()
+    with pytest.raises(EngineUnavailable, match="gave up"):
+        await engine.next_logprobs((1, 2), (3,), None)
+    with pytest.raises(EngineUnavailable, match="gave up"):
+        await engine.logprobs((1, 2), (3,), None)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Every architecture we name: what the trainer writes, vLLM serves with the same numbers; and the loop
 closes: users rate, the trainer's process learns and publishes, the server proves and swaps.
 
-Tiny random models. Llama is in every other test of this folder.
+Tiny random models. The reference is plain transformers and PEFT, which load the folders that the trainer
+saved; the trainer has to agree with them as well.
 """
 
 import asyncio
@@ -16,12 +17,14 @@ import yaml
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
+    LlamaConfig,
     OPTConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
 )
 
+from tests.publishing import RealSpeaker
 from tests.serving import running
 from tests.tiny_model import build_tokenizer
 from thumbloop.config import State, Verdict
@@ -32,6 +35,7 @@ from thumbloop.types import Sampling
 from trainer.models import ADAPTERS, Trunk
 from trainer.probes import numbers
 
+ARCHITECTURES = ["gpt2", "llama", "opt", "qwen2", "qwen3"]
 PROMPTS = [tuple(8 + (11 * i + 5 * n) % 280 for i in range(n)) for n in (3, 17, 33, 70)]
 EQUAL = {"abs": 1e-4}
 ROOT = Path(__file__).parents[2]
@@ -73,6 +77,8 @@ def config_of(name: str, vocabulary: int) -> PreTrainedConfig:
                 init_std=0.2,
                 **ends,
             )
+        case "llama":
+            return LlamaConfig(**llama_like)
         case "qwen2":
             return Qwen2Config(**llama_like)
         case "qwen3":
@@ -103,8 +109,8 @@ def trained(folder: Path) -> Trunk:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("name", ["gpt2", "opt", "qwen2", "qwen3"])
-async def test_the_engine_says_what_the_trainer_says(name: str, tmp_path: Path):
+@pytest.mark.parametrize("name", ARCHITECTURES)
+async def test_the_engine_says_what_peft_and_the_trainer_say(name: str, tmp_path: Path):
     model = build(tmp_path / "model", name)
     trunk = trained(model)
     (tmp_path / "version").mkdir()
@@ -125,26 +131,30 @@ async def test_the_engine_says_what_the_trainer_says(name: str, tmp_path: Path):
             *(engine.sample(p, Sampling(8, seed=1), policy) for p in PROMPTS),
             *(engine.sample(p, Sampling(8, seed=1), zero) for p in PROMPTS),
         )
-        pairs = [(p, s.token_ids) for p, s in zip(PROMPTS, samples[: len(PROMPTS)], strict=True)]
-        said = numbers(trunk, pairs)
-        for sampled, expected in zip(samples[: len(PROMPTS)], said.logprobs, strict=True):
-            assert sampled.logprobs == pytest.approx(expected, **EQUAL)
-        verdict = trunk.verdict
+        pairs = [(p, s.token_ids) for p, s in zip(PROMPTS * 2, samples, strict=True)]
+        verdict, of_policy = trunk.verdict, pairs[: len(PROMPTS)]
         answers = await asyncio.gather(
             *(
                 engine.next_logprobs(verdict.wrap(p, c), (verdict.up, verdict.down), reward)
-                for p, c in pairs
+                for p, c in of_policy
             )
         )
-        assert [up - down for up, down in answers] == pytest.approx(said.rewards, **EQUAL)
-        trunk.reset()
-        base = [(p, s.token_ids) for p, s in zip(PROMPTS, samples[len(PROMPTS) :], strict=True)]
-        for sampled, expected in zip(
-            samples[len(PROMPTS) :], numbers(trunk, base).logprobs, strict=True
-        ):
-            assert sampled.logprobs == pytest.approx(expected, **EQUAL)
     finally:
         engine.close()
+    speaker = RealSpeaker(model)
+    folders = [tmp_path / "version" / "policy"] * len(PROMPTS) + [None] * len(PROMPTS)
+    for (prompt, continuation), folder, sampled in zip(pairs, folders, samples, strict=True):
+        expected = speaker.logprobs(folder, prompt, continuation)
+        assert sampled.logprobs == pytest.approx(expected, **EQUAL)
+    for (prompt, continuation), said in zip(of_policy, answers, strict=True):
+        read = verdict.wrap(prompt, continuation)
+        judge = tmp_path / "version" / "reward"
+        expected = speaker.next_logprobs(judge, read, (verdict.up, verdict.down))
+        assert said == pytest.approx(expected, **EQUAL)
+    of_trainer = numbers(trunk, of_policy)
+    for sampled, expected in zip(samples[: len(PROMPTS)], of_trainer.logprobs, strict=True):
+        assert sampled.logprobs == pytest.approx(expected, **EQUAL)
+    assert [up - down for up, down in answers] == pytest.approx(of_trainer.rewards, **EQUAL)
 
 
 THUMBS = 60
@@ -169,7 +179,7 @@ def train(folder: Path, model: Path, state: State) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("name", ["gpt2", "opt", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 async def test_it_is_rewarded_trained_and_swapped(name: str, tmp_path: Path):
     model, state = build(tmp_path / "model", name), State(folder=tmp_path / "state")
     with warnings.catch_warnings():

@@ -57,10 +57,10 @@ class Bench:
         return adapter
 
 
-@pytest.fixture(params=["fake", "vllm"])
+@pytest.fixture(params=["fake", "vllm", "grouped"])
 def engine(request: pytest.FixtureRequest, tiny_model: Path) -> Engine:
-    if request.param == "vllm":
-        return request.getfixturevalue("vllm_engine")
+    if request.param != "fake":
+        return request.getfixturevalue(f"{request.param}_engine")
     return FakeEngine(tiny_model, max_model_len=256)
 
 
@@ -260,10 +260,12 @@ def signals_blocked_by(pid: int) -> int:
 
 async def test_the_engines_process_never_hears_ctrl_c(vllm_engine: Engine):
     """A terminal sends it to all of a group; the server is to finish its calls in flight first."""
-    (process,) = [p for p in psutil.Process().children(recursive=True) if "Engine" in p.name()]
-    blocked = signals_blocked_by(process.pid)
-    assert blocked >> (signal.SIGINT - 1) & 1
-    assert not blocked >> (signal.SIGTERM - 1) & 1
+    processes = [p for p in psutil.Process().children(recursive=True) if "Engine" in p.name()]
+    assert processes
+    for process in processes:
+        blocked = signals_blocked_by(process.pid)
+        assert blocked >> (signal.SIGINT - 1) & 1
+        assert not blocked >> (signal.SIGTERM - 1) & 1
 
 
 async def test_a_bad_adapter_is_refused_and_costs_the_others_nothing(bench: Bench, tmp_path: Path):

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 
 KIND = "ForSequenceClassification"
 MAX_BATCH = 32
+_UNLIMITED = (
+    1 << 30
+)  # tokens; tokenizers that know no limit say 1e30, too much for their own truncation
 
 
 class _Waiting(NamedTuple):
@@ -35,6 +39,38 @@ def _deliver(batch: Sequence[_Waiting], outcomes: Sequence[float | ScorerUnavail
             waiting.reward.set_result(outcome)
 
 
+@contextmanager
+def _loading(folder: Path, setting: str) -> Iterator[None]:
+    """Name the setting in whatever goes wrong with a folder. Raises SettingsError."""
+    try:
+        yield
+    except Exception as error:  # of many kinds: no JSON, no tensors, no file, a shape that is wrong
+        words = " ".join(str(error).split())[:200]
+        raise SettingsError(f"{setting}: {folder} cannot be loaded: {words}") from None
+
+
+def _open(folder: Path, setting: str) -> tuple[Any, Any]:
+    """Return a folder's model and tokenizer. Raises SettingsError: it is no such model, or not whole."""
+    if not (folder / "config.json").is_file():
+        raise SettingsError(f"{setting}: {folder} is no model folder (it has no config.json)")
+    with _loading(folder, setting):
+        config = AutoConfig.from_pretrained(folder)
+    kinds = config.architectures or ["no architecture"]
+    if not kinds[0].endswith(KIND):
+        raise SettingsError(f"{setting}: {folder} holds a {kinds[0]}, expected one …{KIND}")
+    if config.num_labels > 2:
+        raise SettingsError(f"{setting}: {folder} has {config.num_labels} labels, expected 1 or 2")
+    with _loading(folder, setting):
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            folder, output_loading_info=True
+        )
+        # Whatever is too long loses its beginning: the reply stands at the end.
+        tokenizer = AutoTokenizer.from_pretrained(folder, truncation_side="left")
+    if missing := sorted(found["missing_keys"]):  # transformers draws them at random
+        raise SettingsError(f"{setting}: {folder} lacks weights: {', '.join(missing[:3])}")
+    return model.eval(), tokenizer
+
+
 class ClassifierScorer:
     """Reads prompt and reply with a tokenizer of its own. One label: its logit is the reward; two: the
     difference of their logits, second minus first. Whatever waits is read in one batch.
@@ -42,17 +78,9 @@ class ClassifierScorer:
 
     def __init__(self, folder: Path, setting: str, *, threads: int = 1) -> None:
         """Load the model; `setting` names it in errors. Raises SettingsError: it is no such model."""
-        if not (folder / "config.json").is_file():
-            raise SettingsError(f"{setting}: {folder} is no model folder (it has no config.json)")
-        kinds = AutoConfig.from_pretrained(folder).architectures or ["no architecture"]
-        if not kinds[0].endswith(KIND):
-            raise SettingsError(f"{setting}: {folder} holds a {kinds[0]}, expected one …{KIND}")
-        self._model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        if self._model.config.num_labels > 2:
-            raise SettingsError(
-                f"{setting}: {folder} has {self._model.config.num_labels} labels, expected 1 or 2"
-            )
+        self._model, self._tokenizer = _open(folder, setting)
+        positions = getattr(self._model.config, "max_position_embeddings", None) or _UNLIMITED
+        self._longest = int(min(positions, self._tokenizer.model_max_length, _UNLIMITED))
         self._threads = threads
         self._waiting: list[_Waiting] = []
         self._reader: asyncio.Task[None] | None = None
@@ -97,10 +125,20 @@ class ClassifierScorer:
     @torch.inference_mode()
     def _rewards(self, texts: list[tuple[str, str | None]]) -> list[float]:
         torch.set_num_threads(self._threads)  # torch's setting holds for the thread that calls
-        encoded = [self._tokenizer(first, second, truncation=True) for first, second in texts]
+        encoded = [self._encode(first, second) for first, second in texts]
         can_pad = self._tokenizer.pad_token_id is not None
         batches = [encoded] if can_pad else [[one] for one in encoded]
         return [reward for batch in batches for reward in self._rewards_of(batch)]
+
+    def _encode(self, first: str, second: str | None) -> Any:
+        """Return the model's input. Where it is too long, the beginning of the prompt is left out."""
+        tokenizer, longest = self._tokenizer, self._longest
+        if second is None:  # a template writes the special tokens itself, BOS among them
+            return tokenizer(first, add_special_tokens=False, truncation=True, max_length=longest)
+        reply = tokenizer(second, add_special_tokens=False, verbose=False)
+        room = longest - tokenizer.num_special_tokens_to_add(pair=True)
+        cut = "only_first" if len(reply["input_ids"]) < room else "longest_first"
+        return tokenizer(first, second, truncation=cut, max_length=longest)
 
     def _rewards_of(self, encoded: list[Any]) -> list[float]:
         logits = self._model(**self._tokenizer.pad(encoded, return_tensors="pt")).logits.float()

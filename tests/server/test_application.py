@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -226,6 +227,36 @@ async def test_a_missing_model_is_a_settings_error(state: State, tmp_path: Path)
         await start_and_stop(config_of(tmp_path, state, model=Model()))
     with pytest.raises(SettingsError, match=r"no config\.json"):
         await start_and_stop(config_of(tmp_path, state))
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        (
+            {"guidance": {"strategy": "worst_of_n"}},
+            r"^guidance\.strategy: there is no worst_of_n; served: best_of_n, .*soft_best_of_n",
+        ),
+        ({"verdict": {"up": "very good"}}, r"^verdict\.up: 'very good' is \d+ tokens"),
+        ({"verdict": {"down": ""}}, r"^verdict\.down: '' is 0 tokens"),
+        ({"verdict": {"down": "<|up|>"}}, r"^verdict\.down: has to be another token"),
+        (
+            {"rewards": {"kind": {"kind": "classifier", "weight": 1.0, "path": "/nowhere"}}},
+            r"^rewards\.kind\.path: /nowhere is no model folder",
+        ),
+    ],
+    ids=["strategy", "two tokens", "no token", "the same token", "reward folder"],
+)
+async def test_what_cannot_be_served_is_a_settings_error_that_names_the_setting(
+    tiny_model: Path, state: State, sections: dict[str, Any], said: str
+):
+    with pytest.raises(SettingsError, match=said):
+        await start_and_stop(config_of(tiny_model, state, **sections))
+
+
+async def test_a_reward_model_of_another_kind_is_a_settings_error(tiny_model: Path, state: State):
+    policy = {"kind": "classifier", "weight": 1.0, "path": str(tiny_model)}
+    with pytest.raises(SettingsError, match=r"^rewards\.kind\.path: .*LlamaForCausalLM"):
+        await start_and_stop(config_of(tiny_model, state, rewards={"kind": policy}))
 
 
 async def test_a_state_folder_that_cannot_be_written_is_a_settings_error(

@@ -22,6 +22,7 @@ from thumbloop.store import interactions, reading
 from thumbloop.types import (
     DEFAULT_POLICY,
     Arm,
+    Extent,
     FinishReason,
     Learning,
     Message,
@@ -265,6 +266,27 @@ async def test_a_mixture_of_rewards_is_answered_and_stored_part_by_part(
             assert parts == kept.reward_components
             assert parts["short"] == -len(kept.token_ids)
             assert shown.reward == pytest.approx(0.5 * parts["thumbs"] + 0.5 * parts["short"])
+
+
+async def test_a_first_wave_that_is_good_enough_says_so(tiny_model: Path, state: State):
+    guidance = {"first_wave": 2, "min_audits": 2, "audit_share": 0.5}
+    async with running(tiny_model, state, guidance=guidance) as server:
+        publisher_of(server, tiny_model, state).publish(1)
+        await server.serves(1)
+        server.engine.reward = lambda _tokens: 1.0  # none is better than any audit's best
+        replies = [
+            await server.generate("hello", sampling=policy_pb2.SamplingParams(seed=seed))
+            for seed in range(16)
+        ]
+        stored = [server.stored(reply.response_id) for reply in replies]
+    found = [
+        (r.candidate_extent, r.num_candidates, i.arm) for r, i in zip(replies, stored, strict=True)
+    ]
+    enough = (policy_pb2.CANDIDATE_EXTENT_ENOUGH, 2, Arm.STRATEGY)
+    whole = policy_pb2.CANDIDATE_EXTENT_REQUESTED, 4
+    assert found.index(enough) > 0
+    assert {(*whole, Arm.AUDIT), enough} == set(found[found.index(enough) :])
+    assert {i.extent for i in stored} == {Extent.ENOUGH, Extent.REQUESTED}
 
 
 async def test_a_busy_server_gives_fewer_candidates_and_says_so(tiny_model: Path, state: State):

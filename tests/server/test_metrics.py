@@ -4,17 +4,23 @@ import asyncio
 import re
 import urllib.request
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.engine import Sampled
+from server.rollout import derive_seed
+from tests.fakes import FakeEngine
 from tests.publishing import FakeSpeaker, Publisher
 from tests.refusals import refused
-from tests.serving import Running
+from tests.serving import Running, running
 from thumbloop.config import State, Verdict
+from thumbloop.errors import EngineUnavailable
 from thumbloop.rendering import verdict_tokens
+from thumbloop.types import FinishReason, Sampling
 from thumbloop.v1 import feedback_pb2, policy_pb2
 
 OURS = {
@@ -61,6 +67,12 @@ def families(samples: Samples) -> set[str]:
     return {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in samples}
 
 
+def publish(server: Running, model: Path, state: State) -> None:
+    verdict = verdict_tokens(Verdict(), server.engine.tokenizer)
+    speaker = FakeSpeaker(server.engine)
+    Publisher(model, state.versions, server.database, verdict, speaker).publish(1)
+
+
 async def use(server: Running, model: Path, state: State) -> None:
     """Answer, rate, refuse, swap."""
     reply = await server.generate("a secret prompt", user_id="ann@example.org")
@@ -68,10 +80,7 @@ async def use(server: Running, model: Path, state: State) -> None:
         await server.client.rate(reply.response_id, up=up, user_id="ann@example.org")
     await refused(server.generate(""))
     await refused(server.feedback.SubmitFeedback(feedback_pb2.SubmitFeedbackRequest()))
-    verdict = verdict_tokens(Verdict(), server.engine.tokenizer)
-    speaker = FakeSpeaker(server.engine)
-    publisher = Publisher(model, state.versions, server.database, verdict, speaker)
-    publisher.publish(1)
+    publish(server, model, state)
     await server.serves(1)
     await server.generate("another secret prompt")
     server.engine.is_too_full_to_score = True
@@ -158,3 +167,92 @@ async def test_no_label_depends_on_what_people_write_or_who_they_are(
             assert all("NOT_FOUND" in new for new in after[name].keys() - before[name].keys())
         shown = {value for labels in after[name] for value in labels}
         assert not {v for v in shown if re.search(r"user|secret|prompt \d|@|x{5}", v)}, name
+
+
+async def late(*_arguments: object, **_options: object) -> tuple[float, ...]:
+    await asyncio.sleep(30)
+    raise AssertionError("nobody waits so long")
+
+
+async def down(*_arguments: object, **_options: object) -> tuple[float, ...]:
+    raise EngineUnavailable("the engine gave up on a score")
+
+
+async def test_scoring_that_is_late_or_down_costs_no_reply_and_is_counted_by_reason(
+    tiny_model: Path, state: State
+):
+    async with running(tiny_model, state, guidance={"scoring_timeout_s": 0.05}) as server:
+        publish(server, tiny_model, state)
+        await server.serves(1)
+        for answer in (late, down, down):
+            server.engine.next_logprobs = answer
+            reply = await server.generate("hello", include_candidates=True)
+            assert reply.text == server.stored(reply.response_id).chosen.text
+            assert not reply.reranked
+            assert not any(c.HasField("reward") for c in reply.candidates)
+            assert len(reply.candidates) == 4
+        counted = (await scrape(server))["thumbloop_guidance_fallbacks_total"]
+    assert counted == {frozenset({"late"}): 1, frozenset({"down"}): 2}
+
+
+TOKENS = 10
+LOOK = 3
+FINAL = (0.0, 1.0, 2.0, 3.0)  # rewards of candidates 0 to 3 at their end
+UNLIKE = (3.0, 0.0, 2.0, 1.0)  # ranks 4 1 3 2 against 1 2 3 4: 1 - 6 * 14 / (4 * 15) = -0.4
+ALIKE = (0.0, 1.0, 3.0, 2.0)  # ranks 1 2 4 3: 1 - 6 * 2 / (4 * 15) = 0.8
+
+
+class Script:
+    """Four candidates of ten tokens, each of a letter of its own, with rewards written down."""
+
+    def __init__(self, engine: FakeEngine, seed: int) -> None:
+        letters = [engine.tokenizer.encode(x, add_special_tokens=False)[0] for x in "abcd"]
+        self._letter_of = {derive_seed(seed, i): letter for i, letter in enumerate(letters)}
+        self._letters = letters
+        self.partial = FINAL
+        engine.speak = self.speak
+        engine.reward = self.reward
+
+    def speak(self, _weights: str, _prompt: object, sampling: Sampling, seed: int) -> Sampled:
+        tokens = (self._letter_of[seed],) * sampling.max_tokens
+        return Sampled(tokens, (-1.0,) * len(tokens), FinishReason.LENGTH)
+
+    def reward(self, read: Sequence[int]) -> float:
+        *_, last, _verdict = read
+        rewards = self.partial if read.count(last) == LOOK else FINAL
+        return rewards[self._letters.index(last)]
+
+
+async def test_audits_that_contradict_partial_rewards_switch_a_checkpoint_off(
+    tiny_model: Path, state: State
+):
+    guidance = {
+        "strategy": "speculative_rejection",
+        "audit_share": 1.0,
+        "min_audits": 3,
+        "checkpoints": [{"at": LOOK / TOKENS, "keep": 0.5}],
+    }
+    async with running(tiny_model, state, guidance=guidance) as server:
+        publish(server, tiny_model, state)
+        await server.serves(1)
+        script = Script(server.engine, seed=7)
+        seen = []
+        for partial in (UNLIKE, ALIKE, ALIKE):
+            script.partial = partial
+            reply = await server.generate(
+                "?", sampling=policy_pb2.SamplingParams(seed=7, max_tokens=TOKENS)
+            )
+            assert reply.reranked
+            assert reply.num_candidates == 4
+            samples = await scrape(server)
+            seen.append(
+                (
+                    samples["thumbloop_pruning_correlation"][frozenset({"0.3"})],
+                    samples["thumbloop_pruning_enabled"][frozenset({"0.3"})],
+                )
+            )
+    assert seen == [
+        (pytest.approx(-0.4), 1),  # one audit is too few to decide by
+        (pytest.approx(0.2), 1),
+        (pytest.approx(0.4), 0),  # (-0.4 + 0.8 + 0.8) / 3, below 0.5
+    ]

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from server.guidance import NotScored
+from server.guidance import Choice, NotScored
+from server.guidance.pool import fill
 from server.reading import Reading
 from server.rollout import Load, RolloutWorker, derive_seed
 from server.routes import LoadedVersion
@@ -13,10 +14,11 @@ from server.scoring import FORGED_REWARD, Mixture, VerdictScorer, Weighted
 from tests.fakes import FakeEngine
 from tests.publishing import FakeSpeaker, write_adapter
 from tests.rows import version
+from tests.serving import until
 from thumbloop.config import Verdict
 from thumbloop.errors import EngineUnavailable, Overloaded, ScorerUnavailable
 from thumbloop.rendering import verdict_tokens
-from thumbloop.types import FinishReason, Prompt, Sampling
+from thumbloop.types import Arm, FinishReason, Prompt, Sampling
 
 PROMPT = (40, 41, 42)
 SLEEPS = -1234.5
@@ -168,6 +170,31 @@ async def test_candidates_are_counted_while_they_are_sampled(engine, loaded):
     engine.may_sample.set()
     await sample
     assert load.candidates == 0
+
+
+async def test_a_candidate_is_scored_while_others_still_decode(engine, loaded):
+    seed, load, gate = 5, Load(), asyncio.Event()
+    sample = engine.sample
+
+    async def gated(prompt: Any, sampling: Sampling, *rest: Any, **more: Any) -> Any:
+        if sampling.seed != derive_seed(seed, 1):
+            await gate.wait()
+        return await sample(prompt, sampling, *rest, **more)
+
+    engine.sample = gated
+    decoding: list[int] = []  # candidates that were being sampled when one was scored
+    engine.reward = lambda _tokens: decoding.append(load.candidates) or 0.5
+    scorer = VerdictScorer(engine, verdict_tokens(Verdict(), engine.tokenizer))
+    hands = hands_of(engine, scorer, loaded, Sampling(8, seed=seed), load=load)
+    filling = asyncio.create_task(fill(hands, Choice(3, 0.5, 0.0), Arm.STRATEGY))
+    await until(lambda: decoding)
+    await asyncio.sleep(0.01)
+    assert decoding == [2]
+    assert not filling.done()
+    gate.set()
+    pool = await filling
+    assert pool.rewards == pytest.approx([0.5] * 3)
+    assert len(decoding) == 3
 
 
 async def test_a_decoding_that_is_aborted_keeps_what_there_was(engine, loaded):

@@ -1,13 +1,14 @@
 """Grouped LoRA against one row at a time: each row gets its own adapter's change, and no other's."""
 
 import warnings
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vllm's imports have to say of torch
-    from server.engine import products
+    from server.engine import grouped_lora, products
     from server.engine.grouped_lora import GroupedLora, Plan, make_plan
     from tests.lora_layers import (
         ADAPTER_IN,
@@ -140,6 +141,22 @@ def test_the_plan_names_the_rows_of_each_slot():
     assert rows_of(beside_base := make_plan([9, 0], ADAPTER_IN)) == {3: [0], None: [1]}
     assert beside_base is not None
     assert not beside_base.is_uniform
+
+
+def test_a_step_is_planned_once_and_not_for_each_of_its_layers(lora, monkeypatch):
+    planned: list[list[int]] = []
+
+    def counted(adapters: Sequence[int], adapter_in: Sequence[int | None]) -> Plan | None:
+        planned.append(list(adapters))
+        return make_plan(adapters, adapter_in)
+
+    monkeypatch.setattr(grouped_lora, "make_plan", counted)
+    layers = [make_layer(outputs) for outputs in ((16,), (32, 8, 8), (32, 32), (16,))]
+    for adapters in ([7, 3, 0, 9], [3] * 20):
+        begin(lora, adapters)
+        for layer in layers:
+            run(lora, layer, adapters)
+    assert planned == [[7, 3, 0, 9], [3] * 20]
 
 
 def test_rows_that_follow_one_another_are_no_copy():

@@ -9,6 +9,7 @@ from thumbloop.store import interactions, reading, versions
 from thumbloop.types import (
     DEFAULT_POLICY,
     Arm,
+    Extent,
     FinishReason,
     Interaction,
     Learning,
@@ -34,6 +35,7 @@ UNLIKE = interaction(
     strategy=Strategy.NONE,
     arm=Arm.FALLBACK,
     reranked=False,
+    extent=Extent.LOAD,
     learning=Learning.EXCLUDED,
     status=Status.CANCELLED,
     trainable=False,
@@ -44,9 +46,21 @@ UNLIKE = interaction(
     candidates=(
         candidate(0, chosen=False, reward=None, propensity=None, token_ids=(), logprobs=()),
         candidate(
-            1, chosen=True, reward=-3.25, propensity=0.125, finish_reason=FinishReason.LENGTH
+            1,
+            chosen=True,
+            reward=-3.25,
+            propensity=0.125,
+            finish_reason=FinishReason.LENGTH,
+            stage_rewards=(0.1, -2.5),
+            reward_components={"thumbs": -4.0, "short": 0.3},
         ),
-        candidate(2, policy_version=6, text="", finish_reason=FinishReason.ABORTED),
+        candidate(
+            2,
+            policy_version=6,
+            text="",
+            finish_reason=FinishReason.ABORTED,
+            stage_rewards=(1.0,),
+        ),
     ),
 )
 

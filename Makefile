@@ -36,10 +36,10 @@ train: setup
 	$(call demo_model,TRAINER) exec $(PYTHON) -m trainer $(if $(CONFIG),--config '$(CONFIG)')
 
 # Calls at random moments against a server that runs: runs/loadtest holds the latencies.
-# ADDRESS=127.0.0.1:50051 RATE=4 DURATION=30 MIX=none=3,soft_best_of_n:4=1 SWAPS=0.2 STATE=state PROMPTS=file
+# ADDRESS=127.0.0.1:50051 RATE=4 DURATION=30 MIX=none=3,soft_best_of_n:4=1 DEADLINE=60 SWAPS=0.2 STATE=state PROMPTS=file
 loadtest: setup
 	$(PYTHON) -m loadtest $(if $(ADDRESS),--address '$(ADDRESS)') $(if $(RATE),--rate '$(RATE)') $(if $(DURATION),--duration '$(DURATION)') \
-	  $(if $(MIX),--mix '$(MIX)') $(if $(SWAPS),--swaps '$(SWAPS)') $(if $(STATE),--state '$(STATE)') $(if $(PROMPTS),--prompts '$(PROMPTS)')
+	  $(if $(MIX),--mix '$(MIX)') $(if $(DEADLINE),--deadline '$(DEADLINE)') $(if $(SWAPS),--swaps '$(SWAPS)') $(if $(STATE),--state '$(STATE)') $(if $(PROMPTS),--prompts '$(PROMPTS)')
 
 # Our server beside vLLM's own and two hand-wired rerankers: runs/bench/serving.json, docs/benchmarks.md.
 # DTYPE=float32 PART=lora SEED=0 REPEATS=5; without DTYPE and PART everything, in an hour or so. Other

@@ -29,6 +29,7 @@ PROMPTS = (
     "Would you go to that hairdresser again?",
 )
 _CONNECT_S = 10.0
+_DEADLINE_S = 60.0
 _IN_TURN = 2
 
 
@@ -88,6 +89,7 @@ class Load:
     rate: float
     duration_s: float
     seed: int
+    deadline_s: float = _DEADLINE_S
 
 
 async def run(load: Load, meanwhile: AbstractAsyncContextManager[None]) -> list[Call]:
@@ -95,7 +97,7 @@ async def run(load: Load, meanwhile: AbstractAsyncContextManager[None]) -> list[
     rng = Random(load.seed)
     async with Client(load.address) as client:
         await asyncio.wait_for(client.versions(), _CONNECT_S)
-        target = Thumbloop(client, load.prompts, is_text=load.is_text)
+        target = Thumbloop(client, load.prompts, is_text=load.is_text, deadline_s=load.deadline_s)
         asks = {kind: partial(target.ask, options=options_of(kind)) for kind in load.shares}
         moments = arrivals(load.rate, load.duration_s, rng)
         async with meanwhile:
@@ -122,6 +124,9 @@ def main(
     mix: Annotated[
         str, typer.Option(help="Kinds of call and their shares: none=3,soft_best_of_n:4=1.")
     ] = "none=1,soft_best_of_n:4=1,speculative_rejection:8=1",
+    deadline: Annotated[
+        float, typer.Option(min=0.01, help="Seconds after which a call has failed.")
+    ] = _DEADLINE_S,
     swaps: Annotated[
         float, typer.Option(min=0, help="Swaps per second; needs --state. 0: none.")
     ] = 0.0,
@@ -140,7 +145,7 @@ def main(
     """Load a server, and report latencies."""
     try:
         asked = read_prompts(prompts)
-        load = Load(address, asked, text, shares_of(mix), rate, duration, seed)
+        load = Load(address, asked, text, shares_of(mix), rate, duration, seed, deadline)
         calls = asyncio.run(run(load, beside(state, swaps)))
     except (ValueError, ThumbloopError) as error:
         print(f"error: {error}", file=sys.stderr)

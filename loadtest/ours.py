@@ -11,12 +11,23 @@ USERS = 50
 
 
 class Thumbloop:
-    """Asks our server, as many users in turn; one strategy and number of candidates per `asking`."""
+    """Asks our server, as many users in turn; one strategy and number of candidates per `asking`.
 
-    def __init__(self, client: Client, prompts: Sequence[str], *, is_text: bool = False) -> None:
+    `deadline_s` is that of each call; None: it waits for ever.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        prompts: Sequence[str],
+        *,
+        is_text: bool = False,
+        deadline_s: float | None = None,
+    ) -> None:
         self._client = client
         self._prompts = prompts
         self._is_text = is_text
+        self._deadline_s = deadline_s
 
     async def ask(self, number: int, options: GenerateOptions) -> Answer:
         """Ask the question of this number, never to be learned from."""
@@ -25,6 +36,7 @@ class Thumbloop:
             is_text=self._is_text,
             user_id=f"load-{number % USERS}",
             options=replace(options, is_excluded=True),
+            timeout_s=self._deadline_s,
         )
         rewards = [c.reward for c in reply.candidates if c.HasField("reward")]
         return Answer(

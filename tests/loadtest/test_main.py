@@ -1,5 +1,6 @@
 """The load generator against a whole server with a fake engine."""
 
+import asyncio
 import json
 from contextlib import nullcontext
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 import loadtest.__main__ as main
 from loadtest.swapping import NotTaken, Swapping
+from loadtest.workload import Call
 from tests.fakes import BASE, FakeEngine
 from tests.publishing import FakeSpeaker, Publisher
 from tests.serving import running
@@ -34,6 +36,18 @@ async def test_every_call_of_a_mixture_is_answered(tiny_model: Path, tmp_path: P
         assert call.answer is not None
         candidates = 2 if call.kind == "soft_best_of_n:2" else 1
         assert (call.answer.decoded_tokens > call.answer.reply_tokens) == (candidates == 2)
+
+
+async def test_a_server_that_is_stuck_does_not_hang_the_load(tiny_model: Path, tmp_path: Path):
+    async with running(tiny_model, State(folder=tmp_path / "state")) as server:
+        server.engine.may_sample.clear()
+        calls = await asyncio.wait_for(
+            main.run(replace(load(server.port), deadline_s=0.3), nullcontext()), 20
+        )
+        server.engine.may_sample.set()
+    assert len(calls) > 5
+    assert {c.status for c in calls} == {"DEADLINE_EXCEEDED"}
+    assert all(c.done_s - c.sent_s >= 0.29 for c in calls)
 
 
 async def test_versions_are_swapped_while_the_load_runs(tiny_model: Path, tmp_path: Path):
@@ -104,8 +118,6 @@ def test_an_empty_file_of_prompts_is_refused(tmp_path: Path):
 async def test_the_command_writes_its_report(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    import asyncio
-
     async with running(tiny_model, State(folder=tmp_path / "state")) as server:
         await asyncio.to_thread(
             main.main,
@@ -123,3 +135,18 @@ async def test_the_command_writes_its_report(
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["kinds"]["none"]["statuses"].keys() == {"OK"}
     assert "none: " in capsys.readouterr().out
+
+
+def test_calls_have_the_deadline_that_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    seen: list[object] = []
+
+    async def note(given: main.Load, _meanwhile: object) -> list[Call]:
+        seen.append(given.deadline_s)
+        return []
+
+    monkeypatch.setattr(main, "run", note)
+    application = main.typer.Typer()
+    application.command()(main.main)
+    given = ["--deadline", "2.5", "--folder", str(tmp_path)]
+    assert CliRunner().invoke(application, given).exit_code == 0
+    assert seen == [2.5]

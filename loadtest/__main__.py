@@ -12,6 +12,7 @@ from typing import Annotated
 
 import grpc
 import typer
+import uvloop
 
 from loadtest import report
 from loadtest.ours import PLAIN, Thumbloop, guided
@@ -146,7 +147,7 @@ def main(
     try:
         asked = read_prompts(prompts)
         load = Load(address, asked, text, shares_of(mix), rate, duration, seed, deadline)
-        calls = asyncio.run(run(load, beside(state, swaps)))
+        calls = uvloop.run(run(load, beside(state, swaps)))
     except (ValueError, ThumbloopError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

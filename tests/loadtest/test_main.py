@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import uvloop
 from typer.testing import CliRunner
 
 import loadtest.__main__ as main
@@ -137,11 +138,13 @@ async def test_the_command_writes_its_report(
     assert "none: " in capsys.readouterr().out
 
 
-def test_calls_have_the_deadline_that_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_the_load_runs_on_uvloop_and_calls_have_the_deadline_that_was_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     seen: list[object] = []
 
     async def note(given: main.Load, _meanwhile: object) -> list[Call]:
-        seen.append(given.deadline_s)
+        seen.extend((type(asyncio.get_running_loop()), given.deadline_s))
         return []
 
     monkeypatch.setattr(main, "run", note)
@@ -149,4 +152,4 @@ def test_calls_have_the_deadline_that_was_given(monkeypatch: pytest.MonkeyPatch,
     application.command()(main.main)
     given = ["--deadline", "2.5", "--folder", str(tmp_path)]
     assert CliRunner().invoke(application, given).exit_code == 0
-    assert seen == [2.5]
+    assert seen == [uvloop.Loop, 2.5]

@@ -1,6 +1,6 @@
 """From repeated measurements to figures with intervals, and the table that shows them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -81,33 +81,39 @@ def gain(full: Sequence[Group]) -> float:
     return float(np.mean([g.chosen - g.mean for g in full]))
 
 
-def gain_kept(full: Sequence[Group], chosen: Sequence[float]) -> Figure:
+def gain_kept(full: Sequence[Group | None], chosen: Sequence[float | None]) -> Figure:
     """Return the share of the full groups' gain that another way of choosing keeps.
 
-    `chosen` holds its rewards for the same prompts, in order. Its own candidates' mean is not asked
-    for: where losers were aborted, the mean of the others is not the policy's.
+    `chosen` holds its rewards for the same prompts, in order. A prompt that has no reward on one of the
+    sides is left out on both. Its own candidates' mean is not asked for: where losers were aborted, the
+    mean of the others is not the policy's.
     """
+    both = [
+        (group.chosen, group.mean, reward)
+        for group, reward in zip(full, chosen, strict=True)
+        if group is not None and reward is not None
+    ]
 
     def share(shown: np.ndarray, mean: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
         middle = mean.mean(axis)
         kept: np.ndarray = (other.mean(axis) - middle) / (shown.mean(axis) - middle)
         return kept
 
-    data = (
-        np.array([g.chosen for g in full]),
-        np.array([g.mean for g in full]),
-        np.array(chosen),
-    )
+    return _resampled(np.array(both).T, share)
+
+
+def _resampled(data: np.ndarray, statistic: Callable[..., np.ndarray]) -> Figure:
+    """Return a statistic of paired samples, the rows of `data` (K, requests), and its interval."""
     found = bootstrap(
-        data,
-        share,
+        tuple(data),
+        statistic,
         paired=True,
         n_resamples=_RESAMPLES,
         confidence_level=_CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Figure(float(share(*data)), float(found.low), float(found.high))
+    return Figure(float(statistic(*data)), float(found.low), float(found.high))
 
 
 def table(figures: Mapping[str, Mapping[str, Figure]]) -> str:

@@ -20,7 +20,7 @@ from loadtest.peers import (
     adapters,
 )
 from loadtest.setting import MAX_TOKENS, Ours, Setting, answers, calling, in_turn, ours, serving
-from loadtest.workload import Ask, Throughput
+from loadtest.workload import Answer, Ask, Throughput
 from thumbloop.types import Strategy
 
 _CALLS, _AT_ONCE, _CANDIDATES = 48, 8, 8
@@ -75,14 +75,10 @@ def describe_reranked(runs: Mapping[str, Sequence[Throughput]]) -> dict[str, Fig
     """Return the figures of reranking from what each way of doing it did, repeat by repeat."""
     rates = {name: [run.requests_per_s for run in of] for name, of in runs.items()}
     better = max((rates[name] for name in _PEERS), key=median)
-    full = [
-        Group(a.reward, sum(a.candidate_rewards) / len(a.candidate_rewards))
-        for a in answers(runs["best_of_8"])
-        if a.reward is not None
-    ]
+    full = [group_of(answer) for answer in answers(runs["best_of_8"])]
     found = {
         "reranked.ratio_to_peer": figures.ratio(rates["best_of_8"], better),
-        "reranked.gain": figures.exactly(figures.gain(full)),
+        "reranked.gain": figures.exactly(figures.gain([g for g in full if g is not None])),
         **{f"reranked.{n}_requests_per_s": figures.of_repeats(of) for n, of in rates.items()},
     }
     for name in runs:
@@ -90,8 +86,7 @@ def describe_reranked(runs: Mapping[str, Sequence[Throughput]]) -> dict[str, Fig
         found[f"reranked.{name}_candidates"] = figures.exactly(sum(counts) / len(counts))
     equal = [found["reranked.ratio_to_peer"]]
     for name in (n for n in runs if n not in ("best_of_8", *_PEERS)):
-        shown = [a.reward for a in answers(runs[name]) if a.reward is not None]
-        kept = figures.gain_kept(full, shown)
+        kept = figures.gain_kept(full, [answer.reward for answer in answers(runs[name])])
         found[f"reranked.{name}_gain_kept"] = kept
         found[f"reranked.{name}_ratio_to_peer"] = figures.ratio(rates[name], better)
         if kept.value >= _EQUAL_GAIN:
@@ -101,3 +96,10 @@ def describe_reranked(runs: Mapping[str, Sequence[Throughput]]) -> dict[str, Fig
     found["pruned.gain_kept"] = found["reranked.pruned_8_gain_kept"]
     found["pruned.tokens_share"] = figures.exactly(tokens["pruned_8"] / tokens["best_of_8"])
     return found
+
+
+def group_of(answer: Answer) -> Group | None:
+    """Return what an answer's candidates earned; None where they were not scored."""
+    if answer.reward is None:
+        return None
+    return Group(answer.reward, sum(answer.candidate_rewards) / len(answer.candidate_rewards))

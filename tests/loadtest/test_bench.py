@@ -53,6 +53,21 @@ def test_pruning_is_told_by_gain_kept_and_tokens_spent():
     assert found["pruned.tokens_share"].value == pytest.approx(0.6)
 
 
+def test_a_reward_that_is_missing_shifts_none_of_the_others():
+    def of(*rewards: float | None) -> list[Throughput]:
+        answers = tuple(Answer(10, 80, 1, reward, (-1.0, 0.0, 1.0)) for reward in rewards)
+        return [Throughput(1.0, answers, (1.0,) * len(rewards), 0)]
+
+    whole = dict.fromkeys(measured(), of(1.0, 6.0, 2.0, 5.0))  # all ways show the same replies
+    fell_back = {"pruned_8": of(None, 6.0, 2.0, 5.0), "waves_8": of(1.0, 6.0, None, 5.0)}
+    for runs in (whole | fell_back, whole | {"best_of_8": of(1.0, None, 2.0, 5.0)}):
+        found = describe_reranked(runs)
+        for name in ("pruned_8", "pruned_10", "waves_8"):
+            kept = found[f"reranked.{name}_gain_kept"]
+            assert kept == pytest.approx(figures.exactly(1.0)), name
+    assert found["reranked.gain"].value == pytest.approx(8 / 3)
+
+
 def test_a_hand_wired_reranker_picks_the_best():
     answer = picked([[1], [1, 2, 3], [1, 2]], [0.0, 2.0, 1.0])
     assert (answer.reply_tokens, answer.decoded_tokens, answer.reward) == (3, 6, 2.0)

@@ -1,6 +1,16 @@
 import pytest
 
-from loadtest.figures import GOALS, Figure, Goal, Group, gain, gain_kept, of_repeats, ratio, table
+from loadtest.figures import (
+    GOALS,
+    Figure,
+    Goal,
+    Group,
+    gain,
+    gain_kept,
+    of_repeats,
+    ratio,
+    table,
+)
 
 
 def test_a_ratio_is_taken_repeat_by_repeat():
@@ -24,6 +34,14 @@ def test_the_kept_gain_is_measured_from_the_full_groups_mean():
 def test_the_same_choices_keep_everything():
     full = [Group(2.0, 0.0), Group(4.0, 2.0), Group(5.0, 1.0)]
     assert gain_kept(full, [2.0, 4.0, 5.0]) == pytest.approx(Figure(1.0, 1.0, 1.0))
+
+
+def test_a_prompt_without_a_reward_on_one_side_is_left_out_on_both():
+    full = [Group(2.0, 0.0), None, Group(4.0, 2.0), Group(9.0, 1.0)]
+    shown = [2.0, 7.0, 3.0, None]
+    assert gain_kept(full, shown) == gain_kept([Group(2.0, 0.0), Group(4.0, 2.0)], [2.0, 3.0])
+    with pytest.raises(ValueError, match="shorter"):
+        gain_kept(full, shown[1:])
 
 
 def test_the_kept_gains_interval_holds_it_and_narrows_with_more_requests():

@@ -102,6 +102,16 @@ def gain_kept(full: Sequence[Group | None], chosen: Sequence[float | None]) -> F
     return _resampled(np.array(both).T, share)
 
 
+def share_of(some: Sequence[float], whole: Sequence[float]) -> Figure:
+    """Return what one way of answering spent over what another spent on the same prompts, in all."""
+
+    def share(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+        spent: np.ndarray = a.sum(axis) / b.sum(axis)
+        return spent
+
+    return _resampled(np.array([some, whole]), share)
+
+
 def _resampled(data: np.ndarray, statistic: Callable[..., np.ndarray]) -> Figure:
     """Return a statistic of paired samples, the rows of `data` (K, requests), and its interval."""
     found = bootstrap(

@@ -91,10 +91,10 @@ def describe_reranked(runs: Mapping[str, Sequence[Throughput]]) -> dict[str, Fig
         found[f"reranked.{name}_ratio_to_peer"] = figures.ratio(rates[name], better)
         if kept.value >= _EQUAL_GAIN:
             equal.append(found[f"reranked.{name}_ratio_to_peer"])
-    tokens = {name: sum(a.decoded_tokens for a in answers(of)) for name, of in runs.items()}
+    tokens = {name: [a.decoded_tokens for a in answers(of)] for name, of in runs.items()}
     found["reranked.ratio_at_equal_reward"] = max(equal, key=lambda figure: figure.value)
     found["pruned.gain_kept"] = found["reranked.pruned_8_gain_kept"]
-    found["pruned.tokens_share"] = figures.exactly(tokens["pruned_8"] / tokens["best_of_8"])
+    found["pruned.tokens_share"] = figures.share_of(tokens["pruned_8"], tokens["best_of_8"])
     return found
 
 

@@ -9,6 +9,7 @@ from loadtest.figures import (
     gain_kept,
     of_repeats,
     ratio,
+    share_of,
     table,
 )
 
@@ -42,6 +43,13 @@ def test_a_prompt_without_a_reward_on_one_side_is_left_out_on_both():
     assert gain_kept(full, shown) == gain_kept([Group(2.0, 0.0), Group(4.0, 2.0)], [2.0, 3.0])
     with pytest.raises(ValueError, match="shorter"):
         gain_kept(full, shown[1:])
+
+
+def test_a_share_of_tokens_is_that_of_their_sums_with_an_interval():
+    wide, narrow = [share_of([6, 2, 4] * n, [10, 10, 4] * n) for n in (3, 60)]
+    assert wide.value == narrow.value == pytest.approx(0.5)  # 12 of 24, not the mean of shares
+    assert wide.low < narrow.low < 0.5 < narrow.high < wide.high
+    assert share_of([6, 3], [10, 5]) == pytest.approx(Figure(0.6, 0.6, 0.6))
 
 
 def test_the_kept_gains_interval_holds_it_and_narrows_with_more_requests():

@@ -1,5 +1,6 @@
 """Plain calls with one swap per second over the same calls without."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from loadtest import figures
@@ -26,11 +27,23 @@ async def swap(setting: Setting) -> dict[str, Figure]:
 
         turns = {"without": calling(ask, _AT_ONCE), "with": while_swapping}
         runs = await in_turn(setting, turns, _CALLS)
-        served = {a.policy_version for a in answers(runs["with"])}
+    return describe_swaps(runs)
+
+
+def describe_swaps(runs: Mapping[str, Sequence[Throughput]]) -> dict[str, Figure]:
+    """Return the figures of swapping from what calls did `with` and `without`, repeat by repeat."""
     rates = {name: [run.tokens_per_s for run in of] for name, of in runs.items()}
     failed = sum(run.failed for run in runs["with"])
+    served = {a.policy_version for a in answers(runs["with"])}
     return {
         "swap.throughput_ratio": figures.ratio(rates["with"], rates["without"]),
         "swap.failed": figures.exactly(failed),
         "swap.versions_served": figures.exactly(len(served)),
+        "swap.swaps_per_s": figures.of_repeats([_swaps_per_s(run) for run in runs["with"]]),
     }
+
+
+def _swaps_per_s(run: Throughput) -> float:
+    """Return how often answers came to be another version's: what was published late served nobody."""
+    versions = {answer.policy_version for answer in run.answers}
+    return (len(versions) - 1) / run.seconds

@@ -10,6 +10,7 @@ import pytest
 from loadtest import bench, figures, results, setting
 from loadtest.peers import picked
 from loadtest.reranked import describe_reranked
+from loadtest.swaps import describe_swaps
 from loadtest.workload import Answer, Throughput
 
 
@@ -66,6 +67,18 @@ def test_a_reward_that_is_missing_shifts_none_of_the_others():
             kept = found[f"reranked.{name}_gain_kept"]
             assert kept == pytest.approx(figures.exactly(1.0)), name
     assert found["reranked.gain"].value == pytest.approx(8 / 3)
+
+
+def test_swaps_are_counted_by_the_versions_that_answered():
+    def run(seconds: float, *versions: int) -> Throughput:
+        answers = tuple(Answer(10, 10, version) for version in versions)
+        return Throughput(seconds, answers, (0.1,) * len(versions), 0)
+
+    runs = {"without": [run(2.0, 1, 1, 1)] * 3, "with": [run(4.0, 1, 2, 3), run(4.0, 3, 3, 3)]}
+    found = describe_swaps(runs | {"without": runs["without"][:2]})
+    assert found["swap.throughput_ratio"].value == pytest.approx(0.5)
+    assert found["swap.versions_served"].value == 3
+    assert found["swap.swaps_per_s"] == figures.Figure(0.25, 0.0, 0.5)
 
 
 def test_a_hand_wired_reranker_picks_the_best():
@@ -132,6 +145,26 @@ def test_the_table_is_written_once_every_part_is_there(
     assert "| `swap` |  | 3 | 3 |" in document.read_text()
     written = json.loads((tmp_path / "serving.json").read_text())
     assert written["figures"]["bfloat16"]["lora"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_figures_that_a_part_did_not_have_when_it_was_measured_are_absent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    document = tmp_path / "benchmarks.md"
+    document.write_text(f"{bench._BEGIN}\n{bench._END}\n")
+    monkeypatch.setattr(bench, "TABLE", document)
+    under = {"cpu": "one"}
+    older = {"swap.failed": figures.exactly(0), "pruned.tokens_share": figures.exactly(0.6)}
+    for dtype in bench.DTYPES:
+        for part in bench.PARTS:
+            (tmp_path / dtype / part).mkdir(parents=True)
+            results.keep(tmp_path / dtype / part, under, older if part == "swap" else {})
+    newer = older | {"swap.swaps_per_s": figures.Figure(1.0, 0.9, 1.0)}
+    results.keep(tmp_path / "bfloat16" / "swap", under, newer)
+    bench.summarise(tmp_path, under)
+    assert "| `swap.swaps_per_s` |  | not measured | 1 (0.9 to 1) |" in document.read_text()
+    assert "| `pruned.tokens_share` | at most 0.7 | 0.6 | 0.6 |" in document.read_text()
+    assert "| `swap.failed` | at most 0 | 0 | 0 |" in document.read_text()
 
 
 def test_figures_of_another_machine_or_policy_are_not_mixed_in(tmp_path: Path):

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from server.metrics import ServerMetrics
+from thumbloop.config import ServerConfig
 from thumbloop.config.reference import reference
 from thumbloop.v1 import admin_pb2, feedback_pb2, policy_pb2
 from trainer.metrics import TrainerMetrics
@@ -16,6 +18,14 @@ DOCS = ROOT / "docs"
 
 def test_the_settings_page_is_what_the_settings_say():
     assert (DOCS / "configuration.md").read_text() == reference()
+
+
+def test_the_examples_of_settings_can_be_set():
+    examples = re.findall(r"```yaml\n(.*?)```", (DOCS / "guidance.md").read_text(), re.DOTALL)
+    sections = [yaml.safe_load(example) for example in examples]
+    assert [list(section) for section in sections] == [["guidance"], ["rewards"]]
+    for section in sections:
+        ServerConfig(**section)
 
 
 def test_every_metric_is_explained(tmp_path):

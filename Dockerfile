@@ -6,9 +6,12 @@
 #
 # Both keep their state on the volume /state, which they share, and read the base model from /model:
 #
-#   docker run -p 50051:50051 -p 9464:9464 -v thumbloop:/state -v "$PWD/model:/model:ro" thumbloop-server
+#   docker run -p 127.0.0.1:50051:50051 -p 127.0.0.1:8080:8080 -p 127.0.0.1:9464:9464 -v thumbloop:/state \
+#     -v "$PWD/model:/model:ro" -e THUMBLOOP_SERVER_LISTEN__INSECURE=true thumbloop-server
 #   docker run -p 9465:9465 -v thumbloop:/state -v "$PWD/model:/model:ro" thumbloop-trainer
 #
+# The server refuses to start without TLS and tokens (docs/operations.md), unless it is told that
+# strangers cannot reach it, as above, where its ports are published on the host's loopback only.
 # Any setting can be given as an environment variable (docs/configuration.md).
 ARG ACCELERATOR=cpu
 
@@ -45,9 +48,10 @@ COPY server/ server/
 ENV THUMBLOOP_SERVER_STATE__FOLDER=/state \
     THUMBLOOP_SERVER_MODEL__PATH=/model \
     THUMBLOOP_SERVER_LISTEN__HOST=0.0.0.0 \
+    THUMBLOOP_SERVER_HTTP__HOST=0.0.0.0 \
     THUMBLOOP_SERVER_METRICS__HOST=0.0.0.0
-# gRPC, metrics
-EXPOSE 50051 9464
+# gRPC, HTTP, metrics
+EXPOSE 50051 8080 9464
 HEALTHCHECK --interval=10s --timeout=6s --start-period=180s \
     CMD ["python", "scripts/healthcheck.py", "grpc", "127.0.0.1:50051"]
 CMD ["python", "-m", "server"]

@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import grpc
 from scipy.stats import binomtest
 
 from demo.ledger import Ledger
 from demo.preferences import Preference
 from demo.speaker import Speaker
 from thumbloop.client import GenerateOptions
+from thumbloop.errors import ThumbloopError
 from thumbloop.types import Strategy
 
 _AT_ONCE = 16
@@ -62,7 +62,7 @@ class Examiner:
             try:
                 async with at_once:
                     reply = await self._client.generate(prompt, user_id="examiner", options=options)
-            except grpc.aio.AioRpcError as error:
+            except ThumbloopError as error:
                 self._ledger.fail(error)
                 return None
             assert reply.policy_version == version, "a pinned request was answered by another"

@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-import grpc
+from thumbloop.errors import ThumbloopError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Ledger:
     """Thumbs sent, whatever came of them."""
     failed_thumbs: list[tuple[float, str]] = field(default_factory=list)
 
-    def fail(self, error: grpc.aio.AioRpcError) -> None:
+    def fail(self, error: ThumbloopError) -> None:
         """Record a request that failed."""
-        self.failed.append((time.time(), f"{error.code().name}: {error.details()}"))
+        self.failed.append((time.time(), f"{error.code.name}: {error}"))
 
     @property
     def requests(self) -> int:

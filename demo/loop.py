@@ -23,7 +23,7 @@ from demo.speaker import Speaker
 from demo.swaps import watch_swaps
 from demo.users import Crowd, Users
 from thumbloop.base_model import locate
-from thumbloop.client import Client
+from thumbloop.client import AsyncClient
 from thumbloop.config import Model, State
 from thumbloop.errors import SettingsError
 from thumbloop.processes import Process, ProcessFailed
@@ -57,7 +57,7 @@ async def run_loop(options: Options, model: Path, show: Show) -> dict[str, Any]:
         show([], "starting the server")
         port, _ = await server.serving_ports()
         with _process("trainer", trainer_settings(options, model), options.folder) as trainer:
-            async with Client(f"127.0.0.1:{port}") as client:
+            async with AsyncClient(f"127.0.0.1:{port}") as client:
                 speaker = Speaker(client, is_text=not has_chat_template(model))
                 ledger = Ledger()
                 run = Run(options.preference, options.seed, options.shuffled, ledger, time.time())

@@ -33,6 +33,7 @@ def server_settings(options: Options, model: Path) -> dict[str, Any]:
         "state": {"folder": str(options.folder / "state")},
         "model": {"path": str(model)},
         "listen": {"port": 0},
+        "http": {"enabled": False},
         "metrics": {"port": 0},
         "engine": {
             "kv_cache_gib": 0.5 if options.model is None else 2.0,

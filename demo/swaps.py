@@ -7,11 +7,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
-import grpc
-
 from demo.ledger import Ledger
 from demo.speaker import Speaker
 from thumbloop.client import GenerateOptions
+from thumbloop.errors import ThumbloopError
 from thumbloop.types import PolicyVersion, Strategy, VersionState
 
 _POLL_S = 0.05
@@ -30,7 +29,7 @@ async def watch_swaps(
             continue
         try:
             reply = await speaker.generate(prompt, user_id="watcher", options=_SHORT)
-        except grpc.aio.AioRpcError as error:
+        except ThumbloopError as error:
             ledger.fail(error)
             await asyncio.sleep(_POLL_S)
             continue

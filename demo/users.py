@@ -10,11 +10,10 @@ import time
 from dataclasses import dataclass
 from random import Random
 
-import grpc
-
 from demo.ledger import Ledger, Served
 from demo.preferences import Preference
 from demo.speaker import Speaker
+from thumbloop.errors import ThumbloopError
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ class Users:
         mood = self._rng.random()
         try:
             reply = await self._client.generate(prompt, user_id=user)
-        except grpc.aio.AioRpcError as error:
+        except ThumbloopError as error:
             self._ledger.fail(error)
             return
         liked = self._preference(prompt, reply.text)
@@ -110,8 +109,8 @@ class Users:
         self._ledger.sent += 1
         try:
             await self._client.rate(response_id, up=up, user_id=user, request_id=response_id)
-        except grpc.aio.AioRpcError as error:
-            words = f"{error.code().name}: {error.details()}"
+        except ThumbloopError as error:
+            words = f"{error.code.name}: {error}"
             self._ledger.failed_thumbs.append((time.time(), words))
             return
         self._ledger.acknowledged[response_id] = (time.time(), int(up))

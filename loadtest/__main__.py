@@ -10,7 +10,6 @@ from pathlib import Path
 from random import Random
 from typing import Annotated
 
-import grpc
 import typer
 import uvloop
 
@@ -18,9 +17,9 @@ from loadtest import report
 from loadtest.ours import PLAIN, Thumbloop, guided
 from loadtest.swapping import Swapping
 from loadtest.workload import Call, arrivals, mixture, open_loop
-from thumbloop.client import DEFAULT_ADDRESS, Client, GenerateOptions
+from thumbloop.client import DEFAULT_ADDRESS, AsyncClient, GenerateOptions
 from thumbloop.config import State
-from thumbloop.errors import ThumbloopError
+from thumbloop.errors import DeadlineExceeded, ThumbloopError, Unavailable
 from thumbloop.types import Strategy
 
 PROMPTS = (
@@ -96,7 +95,7 @@ class Load:
 async def run(load: Load, meanwhile: AbstractAsyncContextManager[None]) -> list[Call]:
     """Send the load, with something else going on meanwhile; return all calls."""
     rng = Random(load.seed)
-    async with Client(load.address) as client:
+    async with AsyncClient(load.address) as client:
         await asyncio.wait_for(client.versions(), _CONNECT_S)
         target = Thumbloop(client, load.prompts, is_text=load.is_text, deadline_s=load.deadline_s)
         asks = {kind: partial(target.ask, options=options_of(kind)) for kind in load.shares}
@@ -148,11 +147,11 @@ def main(
         asked = read_prompts(prompts)
         load = Load(address, asked, text, shares_of(mix), rate, duration, seed, deadline)
         calls = uvloop.run(run(load, beside(state, swaps)))
+    except (Unavailable, DeadlineExceeded, TimeoutError):
+        print(f"error: no server answers at {address}; start one with make serve", file=sys.stderr)
+        raise SystemExit(2) from None
     except (ValueError, ThumbloopError) as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except (grpc.aio.AioRpcError, TimeoutError):
-        print(f"error: no server answers at {address}; start one with make serve", file=sys.stderr)
         raise SystemExit(2) from None
     summary = report.summarise(calls, rate, duration)
     report.write(calls, summary, folder)

@@ -18,6 +18,7 @@ from rich.console import Console
 from loadtest import figures, midway, results
 from loadtest.figures import Figure
 from loadtest.midway import NotMidway
+from loadtest.overload import overload
 from loadtest.plain import lora, plain
 from loadtest.reranked import reranked
 from loadtest.setting import CallsFailed, Setting
@@ -34,6 +35,7 @@ PARTS: dict[str, Callable[[Setting], Awaitable[dict[str, Figure]]]] = {
     "lora": lora,
     "reranked": reranked,
     "swap": swap,
+    "overload": overload,
 }
 DTYPES = ["float32", "bfloat16"]
 

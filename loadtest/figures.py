@@ -51,6 +51,9 @@ GOALS = {
     "pruned.tokens_share": Goal(0.70, is_upper=True),
     "swap.throughput_ratio": Goal(0.95),
     "swap.failed": Goal(0, is_upper=True),
+    "overload.goodput_ratio": Goal(0.90),
+    "overload.p99_ratio": Goal(2, is_upper=True),
+    "overload.reject_ms_p50": Goal(50, is_upper=True),
 }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from loadtest.workload import Answer
-from thumbloop.client import Client, GenerateOptions
+from thumbloop.client import AsyncClient, GenerateOptions
 from thumbloop.types import Strategy
 
 USERS = 50
@@ -13,12 +13,12 @@ USERS = 50
 class Thumbloop:
     """Asks our server, as many users in turn; one strategy and number of candidates per `asking`.
 
-    `deadline_s` is that of each call; None: it waits for ever.
+    `deadline_s` is that of each call; None: the client's own.
     """
 
     def __init__(
         self,
-        client: Client,
+        client: AsyncClient,
         prompts: Sequence[str],
         *,
         is_text: bool = False,

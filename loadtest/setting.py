@@ -15,7 +15,7 @@ from loadtest.ours import PLAIN, Thumbloop, guided
 from loadtest.peers import VllmServer
 from loadtest.swapping import Swapping
 from loadtest.workload import Answer, Ask, Throughput, closed_loop
-from thumbloop.client import Client
+from thumbloop.client import AsyncClient
 from thumbloop.config import State
 from thumbloop.processes import Process
 from thumbloop.types import Strategy
@@ -59,7 +59,7 @@ class Setting:
 class Ours:
     """Our server with the policy that is half way as its current version."""
 
-    def __init__(self, setting: Setting, client: Client, state: State) -> None:
+    def __init__(self, setting: Setting, client: AsyncClient, state: State) -> None:
         self.state = state
         self._target = Thumbloop(client, setting.found.texts)
 
@@ -86,6 +86,7 @@ async def ours(setting: Setting, **guidance: Any) -> AsyncIterator[Ours]:
         "state": {"folder": str(state.folder)},
         "model": {"path": str(setting.found.model)},
         "listen": {"port": 0},
+        "http": {"enabled": False},
         "metrics": {"port": 0},
         # 8 requests of 10 candidates at once, and scores: none is to be cut for lack of room.
         "engine": {"dtype": setting.dtype, "kv_cache_gib": 1.0, "max_num_seqs": 128},
@@ -95,7 +96,7 @@ async def ours(setting: Setting, **guidance: Any) -> AsyncIterator[Ours]:
     process = Process.of_application("server", settings, setting.folder)
     try:
         port, _ = await process.serving_ports()
-        async with Client(f"127.0.0.1:{port}") as client:
+        async with AsyncClient(f"127.0.0.1:{port}") as client:
             with Swapping(state) as swapping:
                 await swapping.to(setting.found.version)
             yield Ours(setting, client, state)

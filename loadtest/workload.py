@@ -10,6 +10,8 @@ from time import perf_counter
 
 import grpc
 
+from thumbloop.errors import ThumbloopError
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -58,7 +60,7 @@ async def closed_loop(ask: Ask, numbers: Sequence[int], at_once: int) -> Through
     async def caller() -> None:
         for number in waiting:
             started = perf_counter()
-            with suppress(grpc.aio.AioRpcError):
+            with suppress(ThumbloopError, grpc.aio.AioRpcError):
                 answer = await ask(number)
                 done[number] = (answer, perf_counter() - started)
 
@@ -120,8 +122,8 @@ async def open_loop(
         answer, status = None, "OK"
         try:
             answer = await asks[kind](number)
-        except grpc.aio.AioRpcError as error:
-            status = error.code().name
+        except ThumbloopError as error:
+            status = error.code.name
         calls.append(Call(kind, due_s, sent_s, perf_counter() - started, status, answer))
 
     async with asyncio.TaskGroup() as tasks:

@@ -48,18 +48,35 @@ async def _live(application: Application) -> None:
     await application.start()
     gc.collect()
     gc.freeze()  # what starting made stays: no later collection walks through it, which takes 0.1 s
-    print(f"serving on port {application.port}, metrics on {application.metrics_port}", flush=True)
+    ports = {
+        "serving on port": application.port,
+        "metrics on": application.metrics_port,
+        "HTTP on": application.http_port,
+    }
+    print(", ".join(f"{what} {port}" for what, port in ports.items() if port), flush=True)
     await application.run()
+
+
+def _told(config: ServerConfig, *, insecure: bool) -> ServerConfig:
+    """Return the settings as the command line changes them."""
+    if not insecure:
+        return config
+    listen = config.listen.model_copy(update={"insecure": True})
+    return config.model_copy(update={"listen": listen})
 
 
 def main(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    *,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen where strangers are, without TLS and tokens.")
+    ] = False,
 ) -> None:
     """Serve the current policy version."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("server").setLevel(logging.INFO)
     try:
-        uvloop.run(serve(load(ServerConfig, config)))
+        uvloop.run(serve(_told(load(ServerConfig, config), insecure=insecure)))
     except ThumbloopError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -8,12 +8,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from thumbloop.types import (
     Candidate,
     Extent,
+    Feedback,
     FinishReason,
     Interaction,
     PolicyVersion,
     VersionState,
 )
-from thumbloop.v1 import admin_pb2, policy_pb2
+from thumbloop.v1 import admin_pb2, feedback_pb2, policy_pb2
 
 _FINISH = {
     FinishReason.STOP: policy_pb2.FINISH_REASON_STOP,
@@ -49,6 +50,15 @@ def response_of(
         reranked=interaction.reranked,
         num_candidates=len(interaction.candidates),
         candidate_extent=_EXTENTS[interaction.extent],
+    )
+
+
+def feedback_of(stored: Feedback) -> feedback_pb2.SubmitFeedbackResponse:
+    """Return what the caller gets for a thumb."""
+    return feedback_pb2.SubmitFeedbackResponse(
+        feedback_id=stored.feedback_id,
+        policy_version=stored.policy_version,
+        duplicate=stored.duplicate,
     )
 
 

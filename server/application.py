@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,20 @@ from prometheus_client import start_http_server
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
+from server.access import Doorkeeper, credentials_of, refuse_strangers
+from server.admission import Admission, Quota
 from server.calibration import Calibration
 from server.engine import Engine
 from server.guidance import find_strategies
 from server.hotswap import Swapper
+from server.http import HttpServer, OpenAi
 from server.interceptors import Translator
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
 from server.pipeline import Pipeline
+from server.ratings import Ratings
+from server.reception import Reception
+from server.repeats import Repeats
 from server.rewards import make_scorer
 from server.routes import Routes
 from server.servicers import AdminServicer, FeedbackServicer, PolicyServicer
@@ -70,12 +76,15 @@ class Application:
         self._make_engine = make_engine
         self._strategies = find_strategies()
         self._metrics = ServerMetrics()
+        self._doorkeeper = Doorkeeper(config.access)
+        self._admission = Admission(config.limits)
         self._routes = Routes()
         self._lifecycle = Lifecycle(config.limits.max_requests_in_flight)
         self._health = health.aio.HealthServicer()
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self.port = 0
+        self.http_port = 0
         self.metrics_port = 0
 
     async def start(self) -> None:
@@ -88,6 +97,7 @@ class Application:
                 f"guidance.strategy: there is no {self._config.guidance.strategy};"
                 f" served: {', '.join(sorted(self._strategies))}"
             )
+        refuse_strangers(self._config)
         model = locate(self._config.model)
         database = open_store(self._config.state)
         self._stack.callback(database.dispose)
@@ -96,7 +106,9 @@ class Application:
         writer = GroupWriter(database, on_commit=self._metrics.observe_commit)
         self._stack.callback(writer.close)
         self._start_metrics(writer)
-        grpc_server = await self._start_grpc(database, writer)
+        reception = self._make_reception(database)
+        ratings = Ratings(writer, self._metrics)
+        grpc_server = await self._start_grpc(database, reception, ratings)
         starting = asyncio.create_task(
             asyncio.to_thread(self._make_engine, model, self._config), name="start engine"
         )
@@ -104,6 +116,21 @@ class Application:
         self._stack.push_async_callback(grpc_server.stop, 1.0)  # no call outlives the engine
         engine = await asyncio.shield(starting)
         await self._serve(engine, identity, database, writer)
+        await self._start_http(reception, ratings)
+        await self._say(health_pb2.HealthCheckResponse.SERVING)
+
+    def _make_reception(self, database: Database) -> Reception:
+        defaults = Defaults(
+            self._config.sampling, self._config.guidance, self._config.limits, self._strategies
+        )
+        return Reception(
+            self._lifecycle,
+            defaults,
+            self._admission,
+            Quota(self._config.quotas),
+            Repeats(database),
+            self._metrics,
+        )
 
     async def _serve(
         self,
@@ -129,11 +156,11 @@ class Application:
             await swapper.step()
         await self._warm_up(engine)
 
-        async def append(interaction: Interaction) -> None:
+        def append(interaction: Interaction) -> Awaitable[None]:
             def change(connection: Connection) -> None:
                 interactions.append(connection, interaction)
 
-            await writer.run(change)
+            return writer.start(change)
 
         scorer = await asyncio.to_thread(make_scorer, self._config.rewards, engine, verdict)
         calibration = Calibration(self._config.guidance, self._config.engine.max_num_seqs)
@@ -145,6 +172,7 @@ class Application:
             append,
             calibration,
             scoring_timeout_s=self._config.guidance.scoring_timeout_s,
+            max_prompt_tokens=self._config.limits.max_prompt_tokens,
             on_fallback=self._metrics.observe_fallback,
         )
         self._watch_pruning(calibration)
@@ -153,7 +181,6 @@ class Application:
             asyncio.create_task(swapper.watch(), name="watch versions"),
             asyncio.create_task(self._watch_engine(engine), name="watch engine"),
         ]
-        await self._say(health_pb2.HealthCheckResponse.SERVING)
 
     async def _warm_up(self, engine: Engine) -> None:
         """Answer once for nobody: the first pass through an engine is slow."""
@@ -188,6 +215,8 @@ class Application:
     def _start_metrics(self, writer: GroupWriter) -> None:
         self._metrics.store_queue.set_function(lambda: writer.waiting)
         self._metrics.in_flight.set_function(lambda: self._lifecycle.in_flight)
+        self._metrics.candidates_in_flight.set_function(lambda: self._admission.candidates)
+        self._metrics.candidates_queued.set_function(lambda: self._admission.queued)
         self._metrics.version.set_function(self._routes.current_or_nan)
         where = self._config.metrics
         try:
@@ -212,19 +241,15 @@ class Application:
     def _of_current(self, of_version: Callable[[int, int], float], checkpoint: int) -> float:
         return of_version(self._routes.current.number, checkpoint)
 
-    async def _start_grpc(self, database: Database, writer: GroupWriter) -> grpc.aio.Server:
+    async def _start_grpc(
+        self, database: Database, reception: Reception, ratings: Ratings
+    ) -> grpc.aio.Server:
         listen = self._config.listen
         options = [*_OPTIONS, ("grpc.max_receive_message_length", listen.max_message_bytes)]
-        server = grpc.aio.server(interceptors=[Translator(self._metrics)], options=options)
-        defaults = Defaults(
-            self._config.sampling, self._config.guidance, self._config.limits, self._strategies
-        )
-        policy_pb2_grpc.add_PolicyServiceServicer_to_server(
-            PolicyServicer(self._lifecycle, defaults, self._metrics), server
-        )
-        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
-            FeedbackServicer(writer, self._metrics), server
-        )
+        translator = Translator(self._doorkeeper, self._metrics)
+        server = grpc.aio.server(interceptors=[translator], options=options)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(reception), server)
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(ratings), server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
             AdminServicer(database, self._routes), server
         )
@@ -232,13 +257,34 @@ class Application:
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        address, credentials = f"{listen.host}:{listen.port}", credentials_of(listen)
         try:
-            self.port = server.add_insecure_port(f"{listen.host}:{listen.port}")
+            if credentials is None:
+                self.port = server.add_insecure_port(address)
+            else:
+                self.port = server.add_secure_port(address, credentials)
         except RuntimeError:
             raise _port_taken("listen", listen.host, listen.port, "in use?") from None
         await server.start()
         self._stack.push_async_callback(server.stop, 1.0)
         return server
+
+    async def _start_http(self, reception: Reception, ratings: Ratings) -> None:
+        """Open the HTTP port last: it has no health check to say that the server is starting."""
+        if not self._config.http.enabled:
+            return
+        names = tuple(sorted(self._strategies))
+        routes = OpenAi(
+            reception,
+            ratings,
+            self._doorkeeper,
+            self._metrics,
+            names,
+            max_body_bytes=self._config.listen.max_message_bytes,
+        )
+        server = HttpServer(self._config, routes.application())
+        self.http_port = await server.start()
+        self._stack.push_async_callback(server.stop)
 
     async def _say(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
         for service in ("", *SERVICES):

@@ -1,18 +1,18 @@
-"""Around every call of ours: errors become statuses, and calls are counted and timed."""
+"""Around every call of ours: who may call is checked, errors become statuses, all is counted and timed."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from server.access import CALLER, Doorkeeper
 from server.metrics import ServerMetrics
-from thumbloop.errors import InvalidRequest, Overloaded, ThumbloopError
+from thumbloop.errors import UNEXPECTED, ThumbloopError
+from thumbloop.statuses import status_of
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +21,10 @@ Handler = Any  # grpc.RpcMethodHandler, which its stubs cannot express for aio
 
 
 class Translator(grpc.aio.ServerInterceptor):
-    """Turns our exceptions into gRPC statuses with details, and anything else into INTERNAL."""
+    """Lets in who may call; turns our exceptions into gRPC statuses, and anything else into INTERNAL."""
 
-    def __init__(self, metrics: ServerMetrics) -> None:
+    def __init__(self, doorkeeper: Doorkeeper, metrics: ServerMetrics) -> None:
+        self._doorkeeper = doorkeeper
         self._metrics = metrics
 
     async def intercept_service(
@@ -35,22 +36,24 @@ class Translator(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None or not details.method.startswith(_OURS):
             return handler
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                self._unary(handler.unary_unary, details.method),
-                request_deserializer=handler.request_deserializer,
-                response_serializer=handler.response_serializer,
-            )
-        return grpc.unary_stream_rpc_method_handler(
-            self._stream(handler.unary_stream, details.method),
+        make = (
+            grpc.unary_unary_rpc_method_handler
+            if handler.unary_unary
+            else grpc.unary_stream_rpc_method_handler
+        )
+        return make(
+            self._guarded(handler.unary_unary or handler.unary_stream, details.method),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
-    def _unary(self, behaviour: Any, method: str) -> Any:
+    def _guarded(self, behaviour: Any, method: str) -> Any:
+        """Wrap a handler; those of streams write, and return nothing."""
+
         async def call(request: Any, context: Any) -> Any:
             with _Observed(self._metrics, method, context):
                 try:
+                    self._admit(method, context)
                     return await behaviour(request, context)
                 except ThumbloopError as error:
                     await _abort(context, error)
@@ -59,18 +62,10 @@ class Translator(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _stream(self, behaviour: Any, method: str) -> Any:
-        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-            with _Observed(self._metrics, method, context):
-                try:
-                    async for message in behaviour(request, context):
-                        yield message
-                except ThumbloopError as error:
-                    await _abort(context, error)
-                except Exception as error:
-                    await _abort_unexpected(context, method, error)
-
-        return call
+    def _admit(self, method: str, context: Any) -> None:
+        """Remember, for the task that answers the call, who makes it."""
+        metadata = dict(context.invocation_metadata() or ())
+        CALLER.set(self._doorkeeper.admit(method, metadata.get("authorization")))
 
 
 class _Observed:
@@ -98,11 +93,7 @@ def _name(code: int | None) -> str:
 
 
 async def _abort(context: Any, error: ThumbloopError) -> None:
-    status = rpc_status.to_status(
-        status_pb2.Status(
-            code=getattr(code_pb2, error.code.name), message=str(error), details=_details(error)
-        )
-    )
+    status = rpc_status.to_status(status_of(error))
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 
@@ -110,19 +101,4 @@ async def _abort_unexpected(context: Any, method: str, error: Exception) -> None
     if isinstance(error, grpc.aio.AbortError):
         raise error
     log.error("%s failed", method, exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has the cause")
-
-
-def _details(error: ThumbloopError) -> list[any_pb2.Any]:
-    packed = any_pb2.Any()
-    if isinstance(error, InvalidRequest):
-        violation = error_details_pb2.BadRequest.FieldViolation
-        found = [violation(field=v.field, description=v.description) for v in error.violations]
-        packed.Pack(error_details_pb2.BadRequest(field_violations=found))
-    elif isinstance(error, Overloaded):
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
-        packed.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    else:
-        return []
-    return [packed]
+    await context.abort(grpc.StatusCode.INTERNAL, UNEXPECTED)

@@ -20,7 +20,7 @@ class Phase(Enum):
 
 
 class Lifecycle:
-    """Admits Generate calls once there is a pipeline, up to a limit, until draining begins."""
+    """Lets calls for replies in once there is a pipeline, up to a limit, until draining begins."""
 
     def __init__(self, max_in_flight: int) -> None:
         self.phase = Phase.STARTING

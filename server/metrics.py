@@ -32,6 +32,9 @@ class ServerMetrics:
         self._seconds = Histogram(
             "grpc_server_handling_seconds", "Time of a call.", method, buckets=_SECONDS, registry=r
         )
+        self._http = Counter(
+            "thumbloop_http_requests", "HTTP requests, by status.", ["route", "code"], registry=r
+        )
         self._replies = Counter(
             "thumbloop_replies", "Replies, by strategy and arm.", ["strategy", "arm"], registry=r
         )
@@ -65,6 +68,13 @@ class ServerMetrics:
         self._reward = Histogram(
             "thumbloop_reward", "Reward of shown replies, logits.", buckets=_REWARDS, registry=r
         )
+        self._first_text = Histogram(
+            "thumbloop_time_to_first_text_seconds",
+            "From a streamed call to its first text, by strategy.",
+            ["strategy"],
+            buckets=_SECONDS,
+            registry=r,
+        )
         self._feedback = Counter(
             "thumbloop_feedback", "Thumbs, by value and result.", ["thumb", "result"], registry=r
         )
@@ -84,6 +94,14 @@ class ServerMetrics:
         self._commit_seconds = Histogram(
             "thumbloop_store_commit_seconds", "Time of a commit.", buckets=_SECONDS, registry=r
         )
+        self.candidates_in_flight = Gauge(
+            "thumbloop_candidates_in_flight",
+            "Candidates of requests that had their turn.",
+            registry=r,
+        )
+        self.candidates_queued = Gauge(
+            "thumbloop_candidates_queued", "Candidates of requests that wait for it.", registry=r
+        )
         self.in_flight = Gauge(
             "thumbloop_requests_in_flight", "Generate calls being answered.", registry=r
         )
@@ -98,6 +116,10 @@ class ServerMetrics:
         self._handled.labels(service, name, code).inc()
         self._seconds.labels(service, name).observe(seconds)
 
+    def http_handled(self, route: str, code: int) -> None:
+        """Count an HTTP request's end."""
+        self._http.labels(route, str(code)).inc()
+
     def observe_reply(self, interaction: Interaction) -> None:
         """Count a reply and its candidates."""
         learning = interaction.learning.value
@@ -110,6 +132,10 @@ class ServerMetrics:
         self._tokens.labels("candidate", learning).inc(sampled)
         if interaction.chosen.reward is not None:
             self._reward.observe(interaction.chosen.reward)
+
+    def observe_first_text(self, strategy: str, seconds: float) -> None:
+        """Count a stream that said something."""
+        self._first_text.labels(strategy).observe(seconds)
 
     def observe_fallback(self, reason: str) -> None:
         """Count a reply that was chosen without its rewards."""

@@ -1,22 +1,27 @@
 """prompt -> candidates -> rewards -> choice -> log: the page to read first."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any, NamedTuple
 
 import uuid_utils
 
 from server.calibration import Calibration
-from server.engine import Engine
+from server.engine import BACKGROUND_PRIORITY, REPLY_PRIORITY, Engine
 from server.guidance import Choice, Guidance, Outcome
 from server.rollout import Load, RolloutWorker, derive_seed
 from server.routes import LoadedVersion, Routes
 from server.scoring import Mixture
-from thumbloop.errors import InvalidRequest
+from server.speech import Speech
+from thumbloop.errors import InvalidRequest, StoreUnavailable
 from thumbloop.rendering import VerdictTokens, render
 from thumbloop.types import (
     DEFAULT_POLICY,
+    Arm,
     Extent,
     Interaction,
     Learning,
@@ -40,12 +45,14 @@ class Request:
     user: User
     session_id: str = ""
     request_id: str = ""
+    request_digest: str = ""
     learning: Learning = Learning.ALLOWED
+    is_background: bool = False
     policy_version: int | None = None
 
 
 class Pipeline:
-    """Answers requests. `log` returns once the row is durable."""
+    """Answers requests. `log` takes a row, and what it returns is awaited for it to be durable."""
 
     def __init__(
         self,
@@ -57,8 +64,10 @@ class Pipeline:
         calibration: Calibration,
         *,
         scoring_timeout_s: float,
+        max_prompt_tokens: int | None = None,
         on_fallback: Callable[[str], None] = lambda _reason: None,
     ) -> None:
+        self._max_prompt_tokens = max_prompt_tokens
         self._engine = engine
         self._scorer = scorer
         self._verdict = verdict
@@ -69,21 +78,38 @@ class Pipeline:
         self._on_fallback = on_fallback
         self._load = Load()
 
-    async def respond(self, request: Request) -> Interaction:
+    async def respond(
+        self, request: Request, prompt: tuple[int, ...], speech: Speech | None = None
+    ) -> Interaction:
         """Answer from the routed version with the candidate that guidance chose.
 
-        Raises InvalidRequest, UnknownPolicyVersion, PolicyVersionUnavailable, EngineUnavailable,
-        StoreUnavailable.
+        `prompt` is what `render` returned; `speech` hears the reply as it grows. Cancelling aborts
+        all the engine does for it, and leaves a row that says so.
+        Raises UnknownPolicyVersion, PolicyVersionUnavailable, EngineUnavailable, StoreUnavailable.
         """
-        prompt = self._render(request)
+        response_id = str(uuid_utils.uuid7())
+        if speech is not None:
+            speech.begin(response_id)
         with self._routes.hold(request.policy_version) as version:
-            outcome = await self._guide(request, prompt, version)
-        interaction = _interaction(request, prompt, version, outcome)
+            row = _Row(response_id, request, prompt, version)
+            try:
+                outcome = await self._guide(request, prompt, version, speech)
+            except asyncio.CancelledError:
+                with suppress(StoreUnavailable):  # nobody is left to hear of it
+                    self._log(row.cancelled())
+                raise
+        if speech is not None:
+            speech.say(outcome.chosen.text)
+        interaction = row.completed(outcome)
         await self._log(interaction)
         return interaction
 
     async def _guide(
-        self, request: Request, prompt: tuple[int, ...], version: LoadedVersion
+        self,
+        request: Request,
+        prompt: tuple[int, ...],
+        version: LoadedVersion,
+        speech: Speech | None,
     ) -> Outcome:
         """Let the request's strategy sample, score and choose, within what can be afforded now."""
         worker = RolloutWorker(
@@ -95,6 +121,8 @@ class Pipeline:
             request.sampling,
             scoring_timeout_s=self._scoring_timeout_s,
             load=self._load,
+            priority=BACKGROUND_PRIORITY if request.is_background else REPLY_PRIORITY,
+            listener=None if speech is None else speech.say,
         )
         choice, extent = self._calibration.plan(
             version.number, request.choice, request.sampling.max_tokens, self._load.candidates
@@ -107,9 +135,16 @@ class Pipeline:
         is_as_planned = outcome.extent is Extent.REQUESTED
         return replace(outcome, extent=extent) if is_as_planned else outcome
 
-    def _render(self, request: Request) -> tuple[int, ...]:
-        """Return the prompt's token ids, with room left for the reply and the verdict."""
+    def render(self, request: Request) -> tuple[int, ...]:
+        """Return the prompt's token ids, with room left for the reply and the verdict.
+
+        Raises InvalidRequest.
+        """
         prompt = render(request.prompt, self._engine.tokenizer)
+        if self._max_prompt_tokens is not None and len(prompt) > self._max_prompt_tokens:
+            raise InvalidRequest.of(
+                "prompt", f"has {len(prompt)} tokens, at most {self._max_prompt_tokens} allowed"
+            )
         room = self._engine.max_model_len - len(self._verdict.prompt) - 1
         if len(prompt) + request.sampling.max_tokens > room:
             raise InvalidRequest.of(
@@ -125,32 +160,61 @@ def _rng(seed: int | None) -> Random:
     return Random() if seed is None else Random(derive_seed(seed, _CHOICE_SEED))
 
 
-def _interaction(
-    request: Request, prompt: tuple[int, ...], version: LoadedVersion, outcome: Outcome
-) -> Interaction:
-    untrainable = request.sampling.untrainable_reason or outcome.selected or None
-    if request.learning is Learning.EXCLUDED:
-        untrainable = "learning_excluded"
-    return Interaction(
-        response_id=str(uuid_utils.uuid7()),
-        policy=DEFAULT_POLICY,
-        policy_version=version.number,
-        user=request.user,
-        session_id=request.session_id,
-        request_id=request.request_id,
-        prompt=request.prompt,
-        prompt_token_ids=prompt,
-        sampling=request.sampling,
-        strategy=request.guidance.name,
-        arm=outcome.arm,
-        reranked=outcome.reranked,
-        extent=outcome.extent,
-        learning=request.learning,
-        status=Status.COMPLETED,
-        trainable=untrainable is None,
-        untrainable_reason=untrainable,
-        policy_digest=version.facts.policy_digest,
-        reward_digest=version.facts.reward_digest,
-        created_at=time.time(),
-        candidates=outcome.candidates,
-    )
+class _Row(NamedTuple):
+    """What is known of an interaction before its outcome."""
+
+    response_id: str
+    request: Request
+    prompt: tuple[int, ...]
+    version: LoadedVersion
+
+    def completed(self, outcome: Outcome) -> Interaction:
+        """Return the row of a request that was answered."""
+        request = self.request
+        untrainable = request.sampling.untrainable_reason or outcome.selected or None
+        if request.learning is Learning.EXCLUDED:
+            untrainable = "learning_excluded"
+        return self._row(
+            Status.COMPLETED,
+            untrainable,
+            arm=outcome.arm,
+            reranked=outcome.reranked,
+            extent=outcome.extent,
+            request_digest=request.request_digest,
+            candidates=outcome.candidates,
+        )
+
+    def cancelled(self) -> Interaction:
+        """Return the row of a request that was given up; a retry of it will be another request."""
+        return self._row(
+            Status.CANCELLED,
+            "cancelled",
+            arm=Arm.STRATEGY,
+            reranked=False,
+            extent=Extent.REQUESTED,
+            request_digest="",
+            candidates=(),
+        )
+
+    def _row(self, status: Status, untrainable: str | None, **outcome: Any) -> Interaction:
+        request, version = self.request, self.version
+        return Interaction(
+            response_id=self.response_id,
+            policy=DEFAULT_POLICY,
+            policy_version=version.number,
+            user=request.user,
+            session_id=request.session_id,
+            request_id=request.request_id,
+            prompt=request.prompt,
+            prompt_token_ids=self.prompt,
+            sampling=request.sampling,
+            strategy=request.guidance.name,
+            learning=request.learning,
+            status=status,
+            trainable=untrainable is None,
+            untrainable_reason=untrainable,
+            policy_digest=version.facts.policy_digest,
+            reward_digest=version.facts.reward_digest,
+            created_at=time.time(),
+            **outcome,
+        )

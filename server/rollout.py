@@ -9,16 +9,21 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from server.engine import Engine, Sampled
+from server.engine import REPLY_PRIORITY, SECOND_WAVE_PRIORITY, Engine, Sampled
 from server.guidance import NotScored
 from server.reading import Reading
 from server.routes import LoadedVersion
 from server.scoring import Mixture
 from thumbloop.errors import EngineUnavailable, Overloaded, ScorerUnavailable
-from thumbloop.rendering import text_of
+from thumbloop.rendering import TextStream, text_of
 from thumbloop.types import Candidate, FinishReason, Prompt, Sampling
 
 log = logging.getLogger(__name__)
+
+_LESS_URGENT = SECOND_WAVE_PRIORITY - REPLY_PRIORITY
+
+Listener = Callable[[str], None]
+"""Takes a reply's text so far, as often as it grows; what it raises ends the sampling."""
 
 
 class Load:
@@ -51,6 +56,8 @@ class RolloutWorker:
         *,
         scoring_timeout_s: float,
         load: Load,
+        priority: int = REPLY_PRIORITY,
+        listener: Listener | None = None,
     ) -> None:
         self._engine = engine
         self._scorer = scorer
@@ -60,26 +67,59 @@ class RolloutWorker:
         self._sampling = sampling
         self._scoring_timeout_s = scoring_timeout_s
         self._load = load
+        self._priority = priority
+        self._listener = listener
+        self._shown: int | None = None
+        self._decodings: dict[int, StreamedDecoding] = {}
 
     @property
     def can_score(self) -> bool:
         """Say whether there is an opinion on the version's replies; there may be none on the base's."""
         return self._scorer.can_score(self._version.reward)
 
-    async def sample(self, index: int) -> Candidate:
+    async def sample(self, index: int, *, is_urgent: bool = True) -> Candidate:
         """Sample candidate `index`, with a seed of its own where the request has one."""
+        if index == self._shown and self._listener is not None:
+            return await self._sample_aloud(index)
         with self._load.one():
             sampled = await self._engine.sample(
-                self._prompt_token_ids, self._sampling_of(index), self._version.policy
+                self._prompt_token_ids,
+                self._sampling_of(index),
+                self._version.policy,
+                priority=self._priority if is_urgent else self._priority + _LESS_URGENT,
             )
         return self._candidate(index, sampled)
+
+    async def _sample_aloud(self, index: int) -> Candidate:
+        decoding = self.begin(index)
+        try:
+            return await decoding.finish()
+        finally:
+            await decoding.abort()
 
     def begin(self, index: int) -> "StreamedDecoding":
         """Begin to sample candidate `index`, to be looked at on the way."""
         stream = self._engine.stream(
-            self._prompt_token_ids, self._sampling_of(index), self._version.policy
+            self._prompt_token_ids,
+            self._sampling_of(index),
+            self._version.policy,
+            priority=self._priority,
         )
-        return StreamedDecoding(stream, partial(self._candidate, index), self._load)
+        decoding = StreamedDecoding(stream, partial(self._candidate, index), self._load)
+        self._decodings[index] = decoding
+        if index == self._shown:
+            self.show(index)
+        return decoding
+
+    def show(self, index: int) -> None:
+        """Let the caller, where it listens, hear candidate `index` as it grows."""
+        self._shown = index
+        if self._listener is not None and index in self._decodings:
+            text = TextStream(self._engine.tokenizer)
+            self._decodings[index].tell(partial(self._say, text, self._listener))
+
+    def _say(self, text: TextStream, listener: Listener, sampled: Sampled) -> None:
+        listener(_certain(self._sampling.stop, text.read(sampled.token_ids)))
 
     def _sampling_of(self, index: int) -> Sampling:
         if self._sampling.seed is None:
@@ -127,6 +167,7 @@ class StreamedDecoding:
         self._candidate_of = candidate_of
         self._latest = Sampled((), (), FinishReason.ABORTED)
         self._has_ended = False
+        self._hear: Callable[[Sampled], None] | None = None
         self._changed = asyncio.Event()
         self._task = asyncio.ensure_future(self._follow(stream))
 
@@ -136,9 +177,17 @@ class StreamedDecoding:
                 async for sampled in stream:
                     self._latest = sampled
                     self._changed.set()
+                    if self._hear is not None:
+                        self._hear(sampled)
         finally:
             self._has_ended = True
             self._changed.set()
+
+    def tell(self, hear: Callable[[Sampled], None]) -> None:
+        """Let somebody hear what there is of it, now and whenever it grows; an error of theirs ends it."""
+        self._hear = hear
+        if self._latest.token_ids:
+            hear(self._latest)
 
     async def until(self, tokens: int) -> Candidate:
         """Wait for that many tokens, or the end."""
@@ -177,6 +226,15 @@ def _before(stops: Sequence[str], text: str) -> str:
     """Return the text up to the first stop: stops end a reply, they are no part of it."""
     found = [position for stop in stops if (position := text.find(stop)) >= 0]
     return text[: min(found, default=len(text))]
+
+
+def _certain(stops: Sequence[str], text: str) -> str:
+    """Return the text up to the first stop, or up to what may become one."""
+    whole = _before(stops, text)
+    if len(whole) < len(text):
+        return whole
+    begun = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
+    return text[: len(text) - max(begun, default=0)]
 
 
 def derive_seed(seed: int, index: int) -> int:

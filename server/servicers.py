@@ -1,22 +1,21 @@
 """The gRPC services: protocol buffers in, types through, protocol buffers out. Nothing else."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, NoReturn
 
 import grpc
-from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
-from server.answers import response_of, version_of
-from server.lifecycle import Lifecycle
-from server.metrics import ServerMetrics
+from server.access import CALLER
+from server.answers import feedback_of, response_of, version_of
+from server.concurrency import under_way
+from server.ratings import Ratings
+from server.reception import Reception
 from server.routes import Routes
-from server.translation import Defaults, check_policy, request_of, thumb_of
+from server.translation import check_policy
 from thumbloop.errors import InvalidRequest, UnknownPolicyVersion
-from thumbloop.store import GroupWriter, feedback, reading, versions
-from thumbloop.types import Feedback, PolicyVersion
+from thumbloop.store import reading, versions
+from thumbloop.types import PolicyVersion
 from thumbloop.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -34,61 +33,47 @@ _PAGE_SIZE, _MAX_PAGE_SIZE = 100, 1000
 class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
     """Replies."""
 
-    def __init__(self, lifecycle: Lifecycle, defaults: Defaults, metrics: ServerMetrics) -> None:
-        self._lifecycle = lifecycle
-        self._defaults = defaults
-        self._metrics = metrics
+    def __init__(self, reception: Reception) -> None:
+        self._reception = reception
 
     async def Generate(
         self, request: policy_pb2.GenerateRequest, context: Context
     ) -> policy_pb2.GenerateResponse:
         """Answer a prompt."""
-        left = context.time_remaining()
-        wanted = request_of(request, self._defaults, time_left_s=left)
-        with self._lifecycle.admit() as pipeline:
-            interaction = await pipeline.respond(wanted)
-        self._metrics.observe_reply(interaction)
+        interaction = await self._reception.respond(
+            request, CALLER.get(), time_left_s=context.time_remaining()
+        )
         return response_of(interaction, include_candidates=request.include_candidates)
 
-    async def StreamGenerate(
+    async def StreamGenerate(  # type: ignore[override]  # gRPC takes coroutines that write, too
         self, request: policy_pb2.StreamGenerateRequest, context: Context
-    ) -> AsyncIterator[policy_pb2.StreamGenerateResponse]:
-        """Answer a prompt as a stream; in a later release."""
-        await _not_yet(context)
-        yield  # makes this a generator, as the stub expects
+    ) -> None:
+        """Answer a prompt as a stream: text as it is certain, at the end what Generate returns."""
+        wanted, speech = request.request, self._reception.speech()
+        answering = self._reception.respond(
+            wanted, CALLER.get(), time_left_s=context.time_remaining(), speech=speech
+        )
+
+        async def write(piece: str) -> None:
+            await context.write(policy_pb2.StreamGenerateResponse(text_delta=piece))
+
+        async with under_way(answering) as made:
+            interaction = await speech.deliver(made, write)
+        response = response_of(interaction, include_candidates=wanted.include_candidates)
+        await context.write(policy_pb2.StreamGenerateResponse(response=response))
 
 
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
     """Thumbs."""
 
-    def __init__(self, writer: GroupWriter, metrics: ServerMetrics) -> None:
-        self._writer = writer
-        self._metrics = metrics
+    def __init__(self, ratings: Ratings) -> None:
+        self._ratings = ratings
 
     async def SubmitFeedback(
         self, request: feedback_pb2.SubmitFeedbackRequest, context: Context
     ) -> feedback_pb2.SubmitFeedbackResponse:
         """Store a thumb; it is durable when this returns."""
-        thumb, now = thumb_of(request), time.time()
-
-        def change(connection: Connection) -> Feedback:
-            return feedback.submit_thumb(
-                connection,
-                thumb.response_id,
-                thumb.value,
-                thumb.user,
-                comment=thumb.comment,
-                request_id=thumb.request_id,
-                at=now,
-            )
-
-        stored = await self._writer.run(change)
-        self._metrics.observe_feedback(stored)
-        return feedback_pb2.SubmitFeedbackResponse(
-            feedback_id=stored.feedback_id,
-            policy_version=stored.policy_version,
-            duplicate=stored.duplicate,
-        )
+        return feedback_of(await self._ratings.rate(request, CALLER.get()))
 
     async def SubmitPreference(
         self, request: feedback_pb2.SubmitPreferenceRequest, context: Context

@@ -11,6 +11,7 @@ from thumbloop.config.server import Guidance, Limits, SamplingDefaults
 from thumbloop.errors import FieldViolation, InvalidRequest, UnknownPolicy
 from thumbloop.types import (
     DEFAULT_POLICY,
+    MAX_ID,
     Learning,
     Message,
     Prompt,
@@ -21,7 +22,6 @@ from thumbloop.types import (
 )
 from thumbloop.v1 import feedback_pb2, policy_pb2
 
-MAX_ID = 256
 MAX_REQUEST_ID = 128
 MAX_COMMENT = 4096
 MAX_STOP = 128
@@ -76,9 +76,9 @@ def check_policy(name: str) -> str:
 
 
 def request_of(
-    message: policy_pb2.GenerateRequest, defaults: Defaults, *, time_left_s: float | None = None
+    message: policy_pb2.GenerateRequest, defaults: Defaults, user: User, *, time_left_s: float
 ) -> Request:
-    """Return the request, complete with defaults; `time_left_s` is the caller's own deadline.
+    """Return the user's request, complete with defaults; an answer is wanted within `time_left_s`.
 
     Raises InvalidRequest with every violation. UnknownPolicy.
     """
@@ -91,22 +91,23 @@ def request_of(
     wrong.no_longer(message.session_id, MAX_ID, "session_id")
     wrong.no_longer(message.request_id, MAX_REQUEST_ID, "request_id")
     wrong.expect(message.learning in (0, 1, 2), "learning", "is none of the known values")
+    wrong.expect(message.priority in (0, 1, 2), "priority", "is none of the known values")
     pinned = message.policy_version if message.HasField("policy_version") else None
     wrong.expect(pinned is None or pinned >= 0, "policy_version", "is negative")
     wrong.raise_if_any()
-    if time_left_s is not None:
-        limit = max(time_left_s - defaults.guidance.deadline_margin_s, 0.0)
-        choice = replace(choice, time_limit_s=limit)
+    limit = max(time_left_s - defaults.guidance.deadline_margin_s, 0.0)
+    choice = replace(choice, time_limit_s=limit)
     excluded = message.learning == policy_pb2.LEARNING_EXCLUDED
     return Request(
         prompt=prompt,
         sampling=sampling,
         guidance=strategist,
         choice=choice,
-        user=User(user_id=message.user_id),
+        user=user,
         session_id=message.session_id,
         request_id=message.request_id,
         learning=Learning.EXCLUDED if excluded else Learning.ALLOWED,
+        is_background=message.priority == policy_pb2.PRIORITY_BACKGROUND,
         policy_version=pinned,
     )
 
@@ -217,8 +218,8 @@ class GivenThumb(NamedTuple):
     request_id: str
 
 
-def thumb_of(message: feedback_pb2.SubmitFeedbackRequest) -> GivenThumb:
-    """Return the thumb. Raises InvalidRequest."""
+def thumb_of(message: feedback_pb2.SubmitFeedbackRequest, user: User) -> GivenThumb:
+    """Return the user's thumb. Raises InvalidRequest."""
     wrong = _Violations()
     wrong.expect(bool(message.response_id), "response_id", "is missing")
     wrong.no_longer(message.response_id, MAX_ID, "response_id")
@@ -230,7 +231,7 @@ def thumb_of(message: feedback_pb2.SubmitFeedbackRequest) -> GivenThumb:
     return GivenThumb(
         message.response_id,
         _THUMBS[message.thumb],
-        User(user_id=message.user_id),
+        user,
         message.comment,
         message.request_id,
     )

@@ -27,6 +27,8 @@ class ScriptedWorker:
         self.sampled: list[int] = []
         self.scored: list[tuple[int, int]] = []  # (index, tokens)
         self.aborted: list[int] = []
+        self.shown: list[int] = []
+        self.urgent: list[int] = []
         self.decoded: dict[int, int] = {}
         self.release = asyncio.Event()
         self.problem = "full"
@@ -35,8 +37,10 @@ class ScriptedWorker:
         self._slow = set(slow)
         self._logprob = logprob
 
-    async def sample(self, index: int) -> Candidate:
+    async def sample(self, index: int, *, is_urgent: bool = True) -> Candidate:
         self.sampled.append(index)
+        if is_urgent:
+            self.urgent.append(index)
         if index in self._slow:
             await self.release.wait()
         return self.part(index, self.tokens[index])
@@ -44,6 +48,9 @@ class ScriptedWorker:
     def begin(self, index: int) -> "ScriptedDecoding":
         self.sampled.append(index)
         return ScriptedDecoding(self, index)
+
+    def show(self, index: int) -> None:
+        self.shown.append(index)
 
     async def score(self, given: Candidate) -> Candidate:
         count = len(given.token_ids)

@@ -12,7 +12,7 @@ from sqlalchemy import Engine as Database
 from server.application import Application, EngineFactory
 from server.engine import Engine
 from tests.fakes import FakeEngine
-from thumbloop.client import Client
+from thumbloop.client import AsyncClient
 from thumbloop.config import Model, ServerConfig, State
 from thumbloop.store import interactions, open_store, reading
 from thumbloop.types import Interaction
@@ -25,6 +25,7 @@ def config_of(folder: Path, state: State, /, **sections: Any) -> ServerConfig:
         "model": Model(path=str(folder)),
         "state": state,
         "listen": {"port": 0},
+        "http": {"port": 0},
         "metrics": {"port": 0},
         "delivery": {"poll_interval_s": 0.02},
         "sampling": {"max_tokens": 16},
@@ -49,7 +50,7 @@ class Running:
         self.application = application
         self.engine = engine
         self.port = application.port
-        self.client = Client(f"127.0.0.1:{self.port}")
+        self.client = AsyncClient(f"127.0.0.1:{self.port}")
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
         self.policy = policy_pb2_grpc.PolicyServiceStub(self.channel)
         self.feedback = feedback_pb2_grpc.FeedbackServiceStub(self.channel)

@@ -175,8 +175,9 @@ def test_settings_ports_and_volume_are_those_of_the_application(
     exposed = {int(port) for port in " ".join(stages[0].values("EXPOSE")).split()}
     assert settings.metrics.port in exposed
     if isinstance(settings, ServerConfig):
-        assert {settings.listen.port, settings.metrics.port} == exposed
-        assert settings.listen.host == "0.0.0.0"
+        assert {settings.listen.port, settings.http.port, settings.metrics.port} == exposed
+        assert settings.listen.host == settings.http.host == "0.0.0.0"
+        assert not settings.listen.insecure
 
 
 @pytest.mark.parametrize("target", ["server", "trainer"])

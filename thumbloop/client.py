@@ -1,18 +1,30 @@
-"""A typed client of the gRPC API. Needs neither torch nor vllm.
+"""Typed clients of the gRPC API, async and sync. Need neither torch nor vllm.
 
-async with Client("127.0.0.1:50051") as client:
+async with AsyncClient("127.0.0.1:50051") as client:
     reply = await client.generate("What did you think of the film?", user_id="ann")
     await client.rate(reply.response_id, up=True, user_id="ann")
+
+with Client("127.0.0.1:50051") as client:
+    for text in client.stream("And the food?"):
+        print(text, end="")
+
+Calls raise the errors of thumbloop.errors, whose cause is gRPC's own. Where a server is UNAVAILABLE a
+call is tried again, by gRPC itself, and whatever else fails is not. A call for a reply carries a request
+id, the caller's or a new one, so that what is tried again is answered once; the same thumb counts once anyway.
 """
 
-from collections.abc import Sequence
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 import grpc
 
-from thumbloop.types import Message, Prompt, Role, Strategy
+from thumbloop.messages import GenerateOptions, generate_request, prompt_of, thumb_request
+from thumbloop.statuses import error_of
+from thumbloop.types import Message
 from thumbloop.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -22,34 +34,110 @@ from thumbloop.v1 import (
     policy_pb2_grpc,
 )
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
+__all__ = ["AsyncClient", "Client", "GenerateOptions", "Tls"]
 
-_ROLES = {
-    Role.SYSTEM: policy_pb2.ROLE_SYSTEM,
-    Role.USER: policy_pb2.ROLE_USER,
-    Role.ASSISTANT: policy_pb2.ROLE_ASSISTANT,
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+DEFAULT_TIMEOUT_S = 150.0
+
+T = TypeVar("T")
+
+_RETRIES = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "3s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
 }
+_OPTIONS = [("grpc.service_config", json.dumps(_RETRIES))]
+_PAGE_SIZE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class GenerateOptions:
-    """How to answer; what is None or empty is left to the server."""
+class Tls:
+    """How to reach a server with TLS; PEM. Without authorities those of the system are trusted."""
 
-    max_tokens: int | None = None
-    temperature: float | None = None
-    seed: int | None = None
-    strategy: Strategy | None = None
-    num_candidates: int | None = None
-    policy_version: int | None = None
-    is_excluded: bool = False
-    include_candidates: bool = False
+    authorities: bytes | None = None
+    certificate: bytes | None = None
+    key: bytes | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Return them as gRPC takes them."""
+        return grpc.ssl_channel_credentials(self.authorities, self.key, self.certificate)
 
 
-class Client:
-    """One channel to a server. Calls raise grpc.aio.AioRpcError with the documented statuses."""
+def _metadata(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),) if token else ()
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        self._channel = grpc.aio.insecure_channel(address)
+
+class CallOptions(TypedDict, total=False):
+    """What a call for a reply may say beside the prompt."""
+
+    is_text: bool
+    """A string is a text to continue, as models without a chat template need it."""
+    user_id: str
+    session_id: str
+    request_id: str
+    """Names the request, which is answered once however often it is sent; a new one by default."""
+    options: GenerateOptions
+    timeout_s: float
+    """Instead of the client's own."""
+
+
+class RateOptions(TypedDict, total=False):
+    """What a thumb may say beside its value."""
+
+    user_id: str
+    comment: str
+    request_id: str
+    timeout_s: float
+
+
+def _generate(prompt: str | Sequence[Message], how: CallOptions) -> policy_pb2.GenerateRequest:
+    request = generate_request(
+        prompt_of(prompt, is_text=how.get("is_text", False)),
+        how.get("options", GenerateOptions()),
+    )
+    request.user_id = how.get("user_id", "")
+    request.session_id = how.get("session_id", "")
+    request.request_id = how.get("request_id") or uuid.uuid4().hex
+    return request
+
+
+def _thumb(response_id: str, up: bool, how: RateOptions) -> feedback_pb2.SubmitFeedbackRequest:
+    return thumb_request(
+        response_id,
+        up=up,
+        user_id=how.get("user_id", ""),
+        comment=how.get("comment", ""),
+        request_id=how.get("request_id", ""),
+    )
+
+
+class AsyncClient:
+    """One channel to a server, for asyncio."""
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        token: str = "",
+        tls: Tls | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        self._channel = (
+            grpc.aio.insecure_channel(address, options=_OPTIONS)
+            if tls is None
+            else grpc.aio.secure_channel(address, tls.credentials(), options=_OPTIONS)
+        )
+        self._metadata = _metadata(token)
+        self._timeout_s = timeout_s
         self._policy = policy_pb2_grpc.PolicyServiceStub(self._channel)
         self._feedback = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
         self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
@@ -70,76 +158,161 @@ class Client:
         await self._channel.close()
 
     async def generate(
-        self,
-        prompt: str | Sequence[Message],
-        *,
-        is_text: bool = False,
-        user_id: str = "",
-        session_id: str = "",
-        options: GenerateOptions = GenerateOptions(),
-        timeout_s: float | None = None,
+        self, prompt: str | Sequence[Message], **how: Unpack[CallOptions]
     ) -> policy_pb2.GenerateResponse:
-        """Answer a conversation, or a plain string taken as a user's only turn.
+        """Answer a conversation, or a plain string taken as a user's only turn."""
+        return await self._call(self._policy.Generate, _generate(prompt, how), how.get("timeout_s"))
 
-        With `is_text` a string is a text to continue, as models without a chat template need it.
-        """
-        request = generate_request(_prompt_of(prompt, is_text=is_text), options)
-        request.user_id, request.session_id = user_id, session_id
-        return await self._policy.Generate(request, timeout=timeout_s)
+    def stream(
+        self, prompt: str | Sequence[Message], **how: Unpack[CallOptions]
+    ) -> "AsyncReplyStream":
+        """Answer as `generate` does, in pieces of text to iterate over; then `reply` is there."""
+        call = self._policy.StreamGenerate(
+            policy_pb2.StreamGenerateRequest(request=_generate(prompt, how)),
+            timeout=how.get("timeout_s") or self._timeout_s,
+            metadata=self._metadata,
+        )
+        return AsyncReplyStream(call)
 
     async def rate(
-        self,
-        response_id: str,
-        *,
-        up: bool,
-        user_id: str = "",
-        comment: str = "",
-        request_id: str = "",
+        self, response_id: str, *, up: bool, **how: Unpack[RateOptions]
     ) -> feedback_pb2.SubmitFeedbackResponse:
         """Give a thumb; it is durable when this returns."""
-        return await self._feedback.SubmitFeedback(
-            feedback_pb2.SubmitFeedbackRequest(
-                response_id=response_id,
-                thumb=feedback_pb2.THUMB_UP if up else feedback_pb2.THUMB_DOWN,
-                user_id=user_id,
-                comment=comment,
-                request_id=request_id,
-            )
+        return await self._call(
+            self._feedback.SubmitFeedback, _thumb(response_id, up, how), how.get("timeout_s")
         )
 
     async def versions(self) -> admin_pb2.ListPolicyVersionsResponse:
         """Return the latest versions, newest first, and which one is current."""
-        return await self._admin.ListPolicyVersions(
-            admin_pb2.ListPolicyVersionsRequest(page_size=1000)
+        request = admin_pb2.ListPolicyVersionsRequest(page_size=_PAGE_SIZE)
+        return await self._call(self._admin.ListPolicyVersions, request, None)
+
+    async def _call(
+        self, method: Callable[..., Awaitable[T]], request: object, timeout_s: float | None
+    ) -> T:
+        try:
+            return await method(
+                request, timeout=timeout_s or self._timeout_s, metadata=self._metadata
+            )
+        except grpc.aio.AioRpcError as failed:
+            raise error_of(failed) from failed
+
+
+class AsyncReplyStream:
+    """A reply as it comes: iterate over its text, and then look at `reply`."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.reply: policy_pb2.GenerateResponse | None = None
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        try:
+            async for event in self._call:
+                if event.HasField("response"):
+                    self.reply = event.response
+                else:
+                    yield event.text_delta
+        except grpc.aio.AioRpcError as failed:
+            raise error_of(failed) from failed
+        finally:
+            self._call.cancel()
+
+    def cancel(self) -> None:
+        """Give it up; the server stops at once."""
+        self._call.cancel()
+
+
+class Client:
+    """One channel to a server, for code without asyncio; may be shared by threads."""
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        token: str = "",
+        tls: Tls | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        self._channel = (
+            grpc.insecure_channel(address, options=_OPTIONS)
+            if tls is None
+            else grpc.secure_channel(address, tls.credentials(), options=_OPTIONS)
+        )
+        self._metadata = _metadata(token)
+        self._timeout_s = timeout_s
+        self._policy = policy_pb2_grpc.PolicyServiceStub(self._channel)
+        self._feedback = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def generate(
+        self, prompt: str | Sequence[Message], **how: Unpack[CallOptions]
+    ) -> policy_pb2.GenerateResponse:
+        """Answer; see AsyncClient."""
+        return self._call(self._policy.Generate, _generate(prompt, how), how.get("timeout_s"))
+
+    def stream(self, prompt: str | Sequence[Message], **how: Unpack[CallOptions]) -> "ReplyStream":
+        """Answer in pieces; see AsyncClient."""
+        call = self._policy.StreamGenerate(
+            policy_pb2.StreamGenerateRequest(request=_generate(prompt, how)),
+            timeout=how.get("timeout_s") or self._timeout_s,
+            metadata=self._metadata,
+        )
+        return ReplyStream(call)
+
+    def rate(
+        self, response_id: str, *, up: bool, **how: Unpack[RateOptions]
+    ) -> feedback_pb2.SubmitFeedbackResponse:
+        """Give a thumb; see AsyncClient."""
+        return self._call(
+            self._feedback.SubmitFeedback, _thumb(response_id, up, how), how.get("timeout_s")
         )
 
+    def versions(self) -> admin_pb2.ListPolicyVersionsResponse:
+        """Return the latest versions; see AsyncClient."""
+        request = admin_pb2.ListPolicyVersionsRequest(page_size=_PAGE_SIZE)
+        return self._call(self._admin.ListPolicyVersions, request, None)
 
-def _prompt_of(prompt: str | Sequence[Message], *, is_text: bool) -> Prompt:
-    if not isinstance(prompt, str):
-        return Prompt(messages=tuple(prompt))
-    return Prompt(text=prompt) if is_text else Prompt(messages=(Message(Role.USER, prompt),))
+    def _call(self, method: Callable[..., T], request: object, timeout_s: float | None) -> T:
+        try:
+            return method(request, timeout=timeout_s or self._timeout_s, metadata=self._metadata)
+        except grpc.RpcError as failed:
+            raise error_of(failed) from failed
 
 
-def generate_request(prompt: Prompt, options: GenerateOptions) -> policy_pb2.GenerateRequest:
-    """Return the wire message of a prompt."""
-    turns = [
-        policy_pb2.ChatMessage(role=_ROLES[m.role], content=m.content) for m in prompt.messages
-    ]
-    request = policy_pb2.GenerateRequest(
-        sampling=policy_pb2.SamplingParams(
-            max_tokens=options.max_tokens, temperature=options.temperature, seed=options.seed
-        ),
-        guidance=policy_pb2.GuidanceParams(num_candidates=options.num_candidates),
-        policy_version=options.policy_version,
-        include_candidates=options.include_candidates,
-    )
-    if prompt.text is None:
-        request.chat.messages.extend(turns)
-    else:
-        request.text = prompt.text
-    if options.strategy is not None:
-        name = f"GUIDANCE_STRATEGY_{options.strategy.name}"
-        request.guidance.strategy = policy_pb2.GuidanceStrategy.Value(name)
-    if options.is_excluded:
-        request.learning = policy_pb2.LEARNING_EXCLUDED
-    return request
+class ReplyStream:
+    """A reply as it comes; see AsyncReplyStream."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.reply: policy_pb2.GenerateResponse | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for event in self._call:
+                if event.HasField("response"):
+                    self.reply = event.response
+                else:
+                    yield event.text_delta
+        except grpc.RpcError as failed:
+            raise error_of(failed) from failed
+        finally:
+            self._call.cancel()
+
+    def cancel(self) -> None:
+        """Give it up; the server stops at once."""
+        self._call.cancel()

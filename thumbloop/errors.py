@@ -6,9 +6,14 @@ ThumbloopError                  INTERNAL             something of ours went wron
 │   ├── UnknownPolicy
 │   ├── UnknownPolicyVersion
 │   └── UnknownResponse
+├── Unauthenticated             UNAUTHENTICATED      no token, or none that is known
+├── PermissionDenied            PERMISSION_DENIED    the token is not for this
+├── RequestIdTaken              ALREADY_EXISTS       the request id was used for another request
+├── DeadlineExceeded            DEADLINE_EXCEEDED    no answer within the time that was given
 ├── PolicyVersionUnavailable    FAILED_PRECONDITION  the version exists but is not loaded
 ├── VersionConflict             ABORTED              a compare-and-set lost
 ├── Overloaded                  RESOURCE_EXHAUSTED   try again later
+│   └── ReaderTooSlow                                a stream that nobody reads
 ├── Unavailable                 UNAVAILABLE          draining or restarting
 │   ├── Draining
 │   ├── EngineUnavailable
@@ -22,6 +27,8 @@ ThumbloopError                  INTERNAL             something of ours went wron
 from dataclasses import dataclass
 
 import grpc
+
+UNEXPECTED = "internal error; the server's log has the cause"
 
 
 class ThumbloopError(Exception):
@@ -71,6 +78,30 @@ class UnknownResponse(NotFound):
     """No such reply, or it belongs to somebody else; the words are the same."""
 
 
+class Unauthenticated(ThumbloopError):
+    """The call carries no bearer token, or one that this server does not know."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(ThumbloopError):
+    """The call's token has not the scope that this call needs."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class RequestIdTaken(ThumbloopError):
+    """The user has used this request id for another request."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class DeadlineExceeded(ThumbloopError):
+    """There was no answer within the time that the caller, or the server's own limit, gave."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 class PolicyVersionUnavailable(ThumbloopError):
     """The version exists, but the engine does not hold it."""
 
@@ -91,6 +122,10 @@ class Overloaded(ThumbloopError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(message)
+
+
+class ReaderTooSlow(Overloaded):
+    """A stream's reader left more text unread than the server keeps for it."""
 
 
 class Unavailable(ThumbloopError):

@@ -18,6 +18,7 @@ from thumbloop.types import Message, Prompt
 OWN_VERDICT = ("<|verdict|>", "<|up|>", "<|down|>")
 WORDED_VERDICT = ("\n\nWas this a good reply? Answer yes or no:", " yes", " no")
 
+_INCOMPLETE = "\ufffd"  # what a character decodes to whose bytes are not all there
 _PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -140,6 +141,31 @@ def _template(
         for position, piece in pieces
         if piece
     )
+
+
+class TextStream:
+    """A response's text while its tokens arrive: what it has returned stays as it is.
+
+    Decodes the last pieces only, with the piece before them, on which their spacing may depend.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._text = ""
+        self._start = 0
+        self._end = 0
+
+    def read(self, token_ids: Sequence[int]) -> str:
+        """Return as much text as is certain of a response that begins with `token_ids`, all so far.
+
+        A character whose last bytes have not come yet is held back.
+        """
+        known = text_of(token_ids[self._start : self._end], self._tokenizer)
+        now = text_of(token_ids[self._start :], self._tokenizer)
+        if len(now) > len(known) and not now.endswith(_INCOMPLETE):
+            self._text += now[len(known) :]
+            self._start, self._end = self._end, len(token_ids)
+        return self._text
 
 
 def text_of(token_ids: Sequence[int], tokenizer: Tokenizer) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 DEFAULT_POLICY = "default"
 BASE_VERSION = 0
+MAX_ID = 256  # characters of a user id, a session id, a subject
 
 
 class Role(StrEnum):
@@ -60,6 +61,21 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORTED = "aborted"
+
+
+class Scope(StrEnum):
+    """What a token is for."""
+
+    GENERATE = "generate"
+    """Replies."""
+    FEEDBACK = "feedback"
+    """Thumbs and preferences."""
+    ON_BEHALF = "on_behalf"
+    """Speaking for users, by naming them."""
+    ADMIN = "admin"
+    """Versions, and users' data."""
+    EXPORT = "export"
+    """Taking data out."""
 
 
 class Status(StrEnum):
@@ -156,7 +172,8 @@ class Candidate:
 class Interaction:
     """A request as it was answered: the row behind a reply. Times are unix seconds, UTC.
 
-    `strategy` is a Strategy, or the name of one that the server has beyond those.
+    `strategy` is a Strategy, or the name of one that the server has beyond those. `request_digest` tells
+    the body of a request with a `request_id` from others; it is empty where no retry may return this row.
     """
 
     response_id: str
@@ -180,6 +197,7 @@ class Interaction:
     reward_digest: str
     created_at: float
     candidates: tuple[Candidate, ...]
+    request_digest: str = ""
 
     @property
     def chosen(self) -> Candidate:

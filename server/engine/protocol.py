@@ -10,6 +10,8 @@ from thumbloop.types import FinishReason, Sampling
 
 PROBE_PRIORITY = -1  # before anybody's request: a swap waits for it
 REPLY_PRIORITY = 0
+SECOND_WAVE_PRIORITY = 1  # what may make a reply better, after what others wait for
+BACKGROUND_PRIORITY = 2  # nobody waits for it
 
 
 @dataclass(frozen=True, slots=True)

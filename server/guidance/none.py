@@ -13,6 +13,7 @@ class NoGuidance:
 
     async def run(self, worker: Worker, _choice: Choice, _rng: Random) -> Outcome:
         """Return the only candidate."""
+        worker.show(0)
         return settle([await worker.sample(0)], 0, [1.0], arm=Arm.STRATEGY, reranked=False)
 
 

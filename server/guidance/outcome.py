@@ -90,11 +90,14 @@ class Worker(Protocol):
     def can_score(self) -> bool:
         """Say whether there is a reward model to ask."""
 
-    async def sample(self, index: int) -> Candidate:
-        """Sample candidate `index`."""
+    async def sample(self, index: int, *, is_urgent: bool = True) -> Candidate:
+        """Sample candidate `index`; one that is not urgent comes after everybody's that are."""
 
     def begin(self, index: int) -> Decoding:
         """Begin to sample candidate `index`, to be looked at on the way."""
+
+    def show(self, index: int) -> None:
+        """Say that candidate `index` will be the reply whatever comes: its text may go out as it grows."""
 
     async def score(self, candidate: Candidate) -> Candidate:
         """Return the candidate with its reward. Raises NotScored."""

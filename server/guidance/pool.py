@@ -98,6 +98,8 @@ async def fill(worker: Worker, choice: Choice, arm: Arm) -> Pool:
     loop = asyncio.get_running_loop()
     end = None if choice.time_limit_s is None else loop.time() + choice.time_limit_s
     first = choice.first_wave
+    if choice.num_candidates == 1:
+        worker.show(0)
     if arm is Arm.AUDIT or not worker.can_score or not 0 < first < choice.num_candidates:
         return await _wave(worker, range(choice.num_candidates), end)
     pool = await _wave(worker, range(first), end)
@@ -122,7 +124,7 @@ async def _wave(
     problems: list[str] = []
 
     async def candidate(index: int) -> None:
-        ready[index] = await worker.sample(index)
+        ready[index] = await worker.sample(index, is_urgent=is_first)
         if worker.can_score:
             try:
                 ready[index] = await worker.score(ready[index])

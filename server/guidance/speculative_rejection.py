@@ -88,6 +88,8 @@ class Race:
                 )
                 await gather_or_cancel(self._abort(i) for i in set(alive) - kept)
                 alive = sorted(kept)
+                if len(alive) == 1:
+                    self._worker.show(alive[0])
         await gather_or_cancel(self._finish(i) for i in alive)
         return self._all()
 

@@ -6,6 +6,7 @@ import grpc
 import pytest
 
 from loadtest.workload import Answer, Call, arrivals, closed_loop, mixture, open_loop
+from thumbloop.errors import Overloaded
 
 
 def refusal(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
@@ -80,7 +81,7 @@ def test_latency_holds_what_the_generator_was_late():
 async def test_an_open_loop_notes_failures_and_goes_on():
     async def ask(number: int) -> Answer:
         if number == 0:
-            raise refusal(grpc.StatusCode.RESOURCE_EXHAUSTED)
+            raise Overloaded("full", retry_after_s=1.0)
         return answer()
 
     calls = await open_loop({"a": ask}, [0.0, 0.001], ["a", "a"])

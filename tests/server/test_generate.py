@@ -555,7 +555,7 @@ async def test_a_full_engine_queue_says_so(server: Running):
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
-async def test_a_call_that_is_given_up_stops_its_samples_and_leaves_no_row(
+async def test_a_call_that_is_given_up_stops_its_samples_and_its_row_says_so(
     server: Running, how: str
 ):
     server.engine.may_sample.clear()
@@ -571,7 +571,12 @@ async def test_a_call_that_is_given_up_stops_its_samples_and_leaves_no_row(
     await until(lambda: server.engine.aborted == 4)
     server.engine.may_sample.set()
     assert (await server.generate("next")).text
-    assert rows(server) == 1
+    assert rows(server) == 2
+    with reading(server.database) as connection:
+        given_up, _ = interactions.list_since(connection, DEFAULT_POLICY, 0)
+    assert (given_up.status, given_up.untrainable_reason) == (Status.CANCELLED, "cancelled")
+    assert not given_up.trainable
+    assert given_up.candidates == ()
 
 
 async def test_an_unexpected_error_is_internal_and_tells_nothing(
@@ -606,13 +611,3 @@ async def test_a_row_is_durable_before_the_reply_leaves(server: Running):
     replies = await asyncio.gather(*(server.generate(f"hello {i}") for i in range(20)))
     for reply in replies:
         assert server.stored(reply.response_id).chosen.text == reply.text
-
-
-async def test_streaming_is_not_served_yet(server: Running):
-    request = policy_pb2.StreamGenerateRequest(request=policy_pb2.GenerateRequest(text="hello"))
-
-    async def stream() -> None:
-        async for _ in server.policy.StreamGenerate(request):
-            pass
-
-    assert (await refused(stream())).code() is grpc.StatusCode.UNIMPLEMENTED

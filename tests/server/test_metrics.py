@@ -41,6 +41,10 @@ OURS = {
     "thumbloop_store_queue_changes",
     "thumbloop_store_commit_seconds",
     "thumbloop_requests_in_flight",
+    "thumbloop_candidates_in_flight",
+    "thumbloop_candidates_queued",
+    "thumbloop_time_to_first_text_seconds",
+    "thumbloop_http_requests",
 }
 
 
@@ -48,16 +52,16 @@ Samples = dict[str, dict[frozenset[str], float]]
 NO_LABELS: frozenset[str] = frozenset()
 
 
+def read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.read().decode()
+
+
 async def scrape(server: Running) -> Samples:
     """Return sample name -> label values -> value."""
     url = f"http://127.0.0.1:{server.application.metrics_port}/metrics"
-
-    def read() -> str:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return answer.read().decode()
-
     samples: Samples = defaultdict(dict)
-    for family in text_string_to_metric_families(await asyncio.to_thread(read)):
+    for family in text_string_to_metric_families(await asyncio.to_thread(read, url)):
         for sample in family.samples:
             samples[sample.name][frozenset(sample.labels.values())] = sample.value
     return samples
@@ -91,6 +95,9 @@ async def test_all_families_are_there_after_some_use_and_none_is_noise(
     server: Running, tiny_model: Path, state: State
 ):
     await use(server, tiny_model, state)
+    assert [text async for text in server.client.stream("hello", is_text=True)]
+    models = f"http://127.0.0.1:{server.application.http_port}/v1/models"
+    await asyncio.to_thread(read, models)
     found = families(await scrape(server))
     assert found >= OURS
     assert not [name for name in found if name.endswith("_created")]

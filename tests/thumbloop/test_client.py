@@ -1,4 +1,4 @@
-from thumbloop.client import GenerateOptions, generate_request
+from thumbloop.messages import GenerateOptions, generate_request
 from thumbloop.types import Message, Prompt, Role, Strategy
 from thumbloop.v1 import policy_pb2
 

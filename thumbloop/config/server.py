@@ -2,13 +2,17 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from thumbloop.config.shared import Metrics, Section, ThumbloopSettings
-from thumbloop.types import Strategy
+from thumbloop.types import MAX_ID, Scope, Strategy
+
+QUOTA = re.compile(r"[1-9]\d*/(second|minute|hour|day)")
 
 
 class Listen(Section):
@@ -22,6 +26,75 @@ class Listen(Section):
     """Seconds that calls in flight get to finish after SIGTERM."""
     max_message_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     """Largest request taken, bytes."""
+    insecure: bool = False
+    """Listen on a public address without TLS and tokens, because something in front has both; as
+    --insecure does."""
+    tls_certificate: Path | None = None
+    """TLS: PEM file of the server's certificate and those that vouch for it; with tls_key."""
+    tls_key: Path | None = None
+    """TLS: PEM file of the certificate's private key."""
+    tls_client_ca: Path | None = None
+    """mTLS: PEM file of the authorities whose certificates clients have to show."""
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key need each other")
+        if self.tls_client_ca is not None and self.tls_key is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        return self
+
+
+class Http(Section):
+    """The OpenAI-compatible HTTP port; TLS and tokens are those of the gRPC port."""
+
+    enabled: bool = True
+    """Serve it."""
+    host: str = "127.0.0.1"
+    """Address to bind."""
+    port: int = Field(8080, ge=0, le=65535)
+    """TCP port; 0 takes a free one and prints it."""
+
+
+class Token(Section):
+    """A bearer token, known by its digest; `thumbloop token` makes one."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """sha256 of the token, hexadecimal; the token itself is nowhere here."""
+    scopes: tuple[Scope, ...] = Field(min_length=1)
+    """What it is for: generate, feedback, on_behalf, admin, export."""
+
+
+class Access(Section):
+    """Who may call."""
+
+    tokens: dict[str, Token] = Field(default_factory=dict)
+    """Tokens by subject, each with `sha256` and `scopes`; none: whoever reaches the port may call."""
+
+    @field_validator("tokens")
+    @classmethod
+    def _subjects_fit(cls, tokens: dict[str, Token]) -> dict[str, Token]:
+        if any(not 1 <= len(subject) <= MAX_ID for subject in tokens):
+            raise ValueError(f"a subject has 1 to {MAX_ID} characters")
+        if len({token.sha256 for token in tokens.values()}) < len(tokens):
+            raise ValueError("two subjects have the same token")
+        return tokens
+
+
+class Quotas(Section):
+    """How much may be asked for in a time, counted in candidates, for instance 600/minute; empty: no quota."""
+
+    per_user: str = ""
+    """For each user."""
+    per_token: str = ""
+    """For each token, all its users together."""
+
+    @field_validator("per_user", "per_token")
+    @classmethod
+    def _is_readable(cls, quota: str) -> str:
+        if quota and not QUOTA.fullmatch(quota):
+            raise ValueError("has to be like 600/minute; units: second, minute, hour, day")
+        return quota
 
 
 class EngineSettings(Section):
@@ -82,8 +155,25 @@ class Limits(Section):
     """Most stop texts of one request, each of at most 128 characters."""
     max_prompt_characters: int = Field(200_000, ge=1)
     """Longest prompt, characters, refused before it is tokenised."""
-    max_requests_in_flight: int = Field(256, ge=1)
-    """Generate calls served at once; beyond it RESOURCE_EXHAUSTED."""
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    """Longest prompt, tokens; absent: what the model's context leaves."""
+    max_requests_in_flight: int = Field(1024, ge=1)
+    """Calls for replies inside at once, waiting ones included; beyond it RESOURCE_EXHAUSTED."""
+    max_candidates_in_flight: int = Field(128, ge=1)
+    """Candidates of all requests that may be sampled at once; later requests wait for their turn."""
+    max_tokens_in_flight: int = Field(262_144, ge=1)
+    """Tokens that those may come to, their prompts included."""
+    max_queued_candidates: int = Field(128, ge=0)
+    """Candidates of all requests that wait; beyond it RESOURCE_EXHAUSTED."""
+    retry_after_s: float = Field(1.0, ge=0)
+    """When a caller is told to come back where the queue is full, seconds."""
+    default_timeout_s: float = Field(120.0, gt=0)
+    """Seconds a caller waits for a reply where it says nothing."""
+    max_timeout_s: float = Field(600.0, gt=0)
+    """Longest a caller may want to wait, seconds; longer deadlines are cut to it."""
+    max_unread_characters: int = Field(65_536, ge=1)
+    """Text of a stream that is kept for a reader who does not read; beyond it the stream ends with
+    RESOURCE_EXHAUSTED."""
 
 
 class RewardComponent(Section):
@@ -177,6 +267,12 @@ class ServerConfig(ThumbloopSettings):
 
     listen: Listen = Listen()
     """The gRPC port."""
+    http: Http = Http()
+    """The OpenAI-compatible HTTP port."""
+    access: Access = Access()
+    """Who may call."""
+    quotas: Quotas = Quotas()
+    """How much may be asked for in a time."""
     metrics: Metrics = Metrics()
     """The Prometheus endpoint."""
     engine: EngineSettings = EngineSettings()
@@ -209,6 +305,8 @@ class ServerConfig(ThumbloopSettings):
     def _defaults_within_limits(self) -> Self:
         if self.guidance.num_candidates > self.limits.max_candidates:
             raise ValueError("guidance.num_candidates is above limits.max_candidates")
+        if self.limits.max_candidates > self.limits.max_candidates_in_flight:
+            raise ValueError("limits.max_candidates is above limits.max_candidates_in_flight")
         if 0 < self.sampling.temperature < 0.01:
             raise ValueError("sampling.temperature has to be 0 (greedy) or at least 0.01")
         if self.sampling.max_tokens > self.limits.max_tokens:

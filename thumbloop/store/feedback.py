@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, RowMapping, String, cast, delete, func, insert, select
 
-from thumbloop.errors import InvalidRequest, UnknownResponse
+from thumbloop.errors import RequestIdTaken, UnknownResponse
 from thumbloop.store.interactions import candidate_of
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, feedback, interactions, round_inputs, thumbs
@@ -29,8 +29,8 @@ def submit_thumb(
     The effective thumb is the last one's value, and the first event of it: saying the same again,
     with a comment for instance, is remembered but gives nothing new to learn from.
 
-    Raises UnknownResponse: no such reply, or it was given to another user. InvalidRequest: the
-    request id was used for other feedback.
+    Raises UnknownResponse: no such reply, or it was given to another user. RequestIdTaken: by other
+    feedback.
     """
     version = connection.scalar(
         select(interactions.c.policy_version).where(
@@ -108,9 +108,7 @@ def _same_request(
         value,
         comment,
     ):
-        raise InvalidRequest.of(
-            "request_id", "was used for other feedback; a new thumb needs a new one"
-        )
+        raise RequestIdTaken("request_id: was used for other feedback; a new thumb needs a new one")
     return same
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, func, insert, select
 
+from thumbloop.errors import RequestIdTaken
 from thumbloop.store.packing import pack_floats, pack_ids, unpack_floats, unpack_ids
 from thumbloop.store.schema import candidates, interactions, round_inputs
 from thumbloop.types import (
@@ -31,6 +32,7 @@ _SAME_OF_INTERACTION = (
     "policy_version",
     "session_id",
     "request_id",
+    "request_digest",
     "reranked",
     "trainable",
     "untrainable_reason",
@@ -39,11 +41,19 @@ _SAME_OF_INTERACTION = (
     "created_at",
 )
 _SAME_OF_CANDIDATE = ("policy_version", "text", "reward", "propensity", "chosen", "stage_rewards")
+_TAKEN = "request_id: another server has answered a request of this id; send it again"
 _BATCH = 200  # rows per query: no read transaction reads for long
 
 
 def append(connection: Connection, interaction: Interaction) -> None:
-    """Write a request and its candidates."""
+    """Write a request and its candidates.
+
+    Raises RequestIdTaken: another server has answered a request of this id in the meantime.
+    """
+    if interaction.request_digest:
+        same = find(connection, interaction.user, interaction.request_id)
+        if same is not None:
+            raise RequestIdTaken(_TAKEN)
     connection.execute(insert(interactions), _interaction_row(interaction))
     rows = [_candidate_row(interaction.response_id, c) for c in interaction.candidates]
     if rows:
@@ -53,6 +63,19 @@ def append(connection: Connection, interaction: Interaction) -> None:
 def get(connection: Connection, response_id: str) -> Interaction | None:
     """Return one interaction, None when there is none."""
     return next(iter(_load(connection, [response_id])), None)
+
+
+def find(connection: Connection, user: User, request_id: str) -> Interaction | None:
+    """Return the interaction that answered a user's request of this id, None when there is none."""
+    response_id = connection.scalar(
+        select(interactions.c.response_id).where(
+            interactions.c.subject == user.subject,
+            interactions.c.user_id == user.user_id,
+            interactions.c.request_id == request_id,
+            interactions.c.request_digest != "",
+        )
+    )
+    return None if response_id is None else get(connection, response_id)
 
 
 def list_since(connection: Connection, policy: str, min_version: int) -> list[Interaction]:
@@ -160,6 +183,7 @@ def _interaction_of(row: RowMapping, of_it: list[Candidate]) -> Interaction:
         user=User(row["subject"], row["user_id"]),
         session_id=row["session_id"],
         request_id=row["request_id"],
+        request_digest=row["request_digest"],
         prompt=_prompt_of(row["prompt"]),
         prompt_token_ids=unpack_ids(row["prompt_token_ids"]),
         sampling=Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -39,6 +40,7 @@ interactions = Table(
     Column("user_id", String(256), nullable=False),
     Column("session_id", String(256), nullable=False),
     Column("request_id", String(128), nullable=False),
+    Column("request_digest", String(64), nullable=False, server_default=""),
     Column("prompt", JSON, nullable=False),
     Column("prompt_token_ids", LargeBinary, nullable=False),
     Column("sampling", JSON, nullable=False),
@@ -53,6 +55,15 @@ interactions = Table(
     Column("created_at", Double, nullable=False),
     Index("ix_interactions_policy_policy_version", "policy", "policy_version"),
     Index("ix_interactions_subject_user_id", "subject", "user_id"),
+    Index(  # one reply for each request id of a user
+        "uq_interactions_subject_user_id_request_id",
+        "subject",
+        "user_id",
+        "request_id",
+        unique=True,
+        sqlite_where=text("request_digest != ''"),
+        postgresql_where=text("request_digest != ''"),
+    ),
 )
 
 candidates = Table(

@@ -66,9 +66,13 @@ class GroupWriter:
         self._queue.put(_Write(change, result))
         return result
 
+    def start(self, change: Callable[[Connection], T]) -> "asyncio.Future[T]":
+        """Queue a change; await what it returns, or don't: cancelling the waiter does not undo it."""
+        return asyncio.shield(asyncio.wrap_future(self.submit(change)))
+
     async def run(self, change: Callable[[Connection], T]) -> T:
-        """Await a change; cancelling the waiter does not undo it."""
-        return await asyncio.shield(asyncio.wrap_future(self.submit(change)))
+        """Await a change."""
+        return await self.start(change)
 
     def close(self) -> None:
         """Commit what is queued, then stop."""

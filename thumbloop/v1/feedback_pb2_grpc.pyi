@@ -35,7 +35,8 @@ class FeedbackServiceStub:
     def __new__(cls, channel: _aio.Channel) -> FeedbackServiceAsyncStub: ...
     SubmitFeedback: _grpc.UnaryUnaryMultiCallable[_feedback_pb2.SubmitFeedbackRequest, _feedback_pb2.SubmitFeedbackResponse]
     """Stores a thumb, durable before the answer. Idempotent; the last thumb of a user counts.
-    Errors: INVALID_ARGUMENT, NOT_FOUND (unknown reply, or one that belongs to another user).
+    Errors: INVALID_ARGUMENT, NOT_FOUND (unknown reply, or one that belongs to another user),
+    ALREADY_EXISTS (request_id of other feedback).
     """
     SubmitPreference: _grpc.UnaryUnaryMultiCallable[_feedback_pb2.SubmitPreferenceRequest, _feedback_pb2.SubmitPreferenceResponse]
     """Stores that one candidate of a reply was better than another."""
@@ -49,7 +50,8 @@ class FeedbackServiceAsyncStub(FeedbackServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitFeedback: _aio.UnaryUnaryMultiCallable[_feedback_pb2.SubmitFeedbackRequest, _feedback_pb2.SubmitFeedbackResponse]  # type: ignore[assignment]
     """Stores a thumb, durable before the answer. Idempotent; the last thumb of a user counts.
-    Errors: INVALID_ARGUMENT, NOT_FOUND (unknown reply, or one that belongs to another user).
+    Errors: INVALID_ARGUMENT, NOT_FOUND (unknown reply, or one that belongs to another user),
+    ALREADY_EXISTS (request_id of other feedback).
     """
     SubmitPreference: _aio.UnaryUnaryMultiCallable[_feedback_pb2.SubmitPreferenceRequest, _feedback_pb2.SubmitPreferenceResponse]  # type: ignore[assignment]
     """Stores that one candidate of a reply was better than another."""
@@ -66,7 +68,8 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_feedback_pb2.SubmitFeedbackResponse, _abc.Awaitable[_feedback_pb2.SubmitFeedbackResponse]]:
         """Stores a thumb, durable before the answer. Idempotent; the last thumb of a user counts.
-        Errors: INVALID_ARGUMENT, NOT_FOUND (unknown reply, or one that belongs to another user).
+        Errors: INVALID_ARGUMENT, NOT_FOUND (unknown reply, or one that belongs to another user),
+        ALREADY_EXISTS (request_id of other feedback).
         """
 
     @_abc_1.abstractmethod

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19thumbloop/v1/policy.proto\x12\x0cthumbloop.v1\"@\n\x0b\x43hatMessage\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.thumbloop.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.thumbloop.v1.ChatMessage\"\xc8\x01\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\tB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"\xb3\x01\n\x0eGuidanceParams\x12\x30\n\x08strategy\x18\x01 \x01(\x0e\x32\x1e.thumbloop.v1.GuidanceStrategy\x12\x1b\n\x0enum_candidates\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\rstrategy_name\x18\x04 \x01(\tB\x11\n\x0f_num_candidatesB\x0e\n\x0c_temperature\"\xee\x02\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x12.thumbloop.v1.ChatH\x00\x12.\n\x08sampling\x18\x03 \x01(\x0b\x32\x1c.thumbloop.v1.SamplingParams\x12.\n\x08guidance\x18\x04 \x01(\x0b\x32\x1c.thumbloop.v1.GuidanceParams\x12(\n\x08learning\x18\x05 \x01(\x0e\x32\x16.thumbloop.v1.Learning\x12\x0e\n\x06policy\x18\x06 \x01(\t\x12\x0f\n\x07user_id\x18\x07 \x01(\t\x12\x12\n\nsession_id\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x1b\n\x0epolicy_version\x18\n \x01(\x03H\x01\x88\x01\x01\x12\x1a\n\x12include_candidates\x18\x0b \x01(\x08\x42\x08\n\x06promptB\x11\n\x0f_policy_version\"\x95\x02\n\tCandidate\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x06reward\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.thumbloop.v1.FinishReason\x12\r\n\x05index\x18\x04 \x01(\r\x12H\n\x11reward_components\x18\x05 \x03(\x0b\x32-.thumbloop.v1.Candidate.RewardComponentsEntry\x12\x15\n\rstage_rewards\x18\x06 \x03(\x01\x1a\x37\n\x15RewardComponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\t\n\x07_reward\"N\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x14\n\x0creply_tokens\x18\x02 \x01(\r\x12\x18\n\x10\x63\x61ndidate_tokens\x18\x03 \x01(\r\"\xd4\x02\n\x10GenerateResponse\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.thumbloop.v1.FinishReason\x12\x16\n\x0epolicy_version\x18\x04 \x01(\x03\x12\x13\n\x06reward\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12+\n\ncandidates\x18\x06 \x03(\x0b\x32\x17.thumbloop.v1.Candidate\x12\"\n\x05usage\x18\x07 \x01(\x0b\x32\x13.thumbloop.v1.Usage\x12\x10\n\x08reranked\x18\x08 \x01(\x08\x12\x16\n\x0enum_candidates\x18\t \x01(\r\x12\x37\n\x10\x63\x61ndidate_extent\x18\n \x01(\x0e\x32\x1d.thumbloop.v1.CandidateExtentB\t\n\x07_reward\"G\n\x15StreamGenerateRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.thumbloop.v1.GenerateRequest\"k\n\x16StreamGenerateResponse\x12\x14\n\ntext_delta\x18\x01 \x01(\tH\x00\x12\x32\n\x08response\x18\x02 \x01(\x0b\x32\x1e.thumbloop.v1.GenerateResponseH\x00\x42\x07\n\x05\x65vent*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*\xc5\x01\n\x10GuidanceStrategy\x12!\n\x1dGUIDANCE_STRATEGY_UNSPECIFIED\x10\x00\x12\x1a\n\x16GUIDANCE_STRATEGY_NONE\x10\x01\x12\x1f\n\x1bGUIDANCE_STRATEGY_BEST_OF_N\x10\x02\x12$\n GUIDANCE_STRATEGY_SOFT_BEST_OF_N\x10\x03\x12+\n\'GUIDANCE_STRATEGY_SPECULATIVE_REJECTION\x10\x04*Q\n\x08Learning\x12\x18\n\x14LEARNING_UNSPECIFIED\x10\x00\x12\x14\n\x10LEARNING_ALLOWED\x10\x01\x12\x15\n\x11LEARNING_EXCLUDED\x10\x02*z\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x19\n\x15\x46INISH_REASON_ABORTED\x10\x03*\xaa\x01\n\x0f\x43\x61ndidateExtent\x12 \n\x1c\x43\x41NDIDATE_EXTENT_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x43\x41NDIDATE_EXTENT_REQUESTED\x10\x01\x12\x1b\n\x17\x43\x41NDIDATE_EXTENT_ENOUGH\x10\x02\x12\x19\n\x15\x43\x41NDIDATE_EXTENT_LOAD\x10\x03\x12\x1d\n\x19\x43\x41NDIDATE_EXTENT_DEADLINE\x10\x04\x32\xb9\x01\n\rPolicyService\x12I\n\x08Generate\x12\x1d.thumbloop.v1.GenerateRequest\x1a\x1e.thumbloop.v1.GenerateResponse\x12]\n\x0eStreamGenerate\x12#.thumbloop.v1.StreamGenerateRequest\x1a$.thumbloop.v1.StreamGenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19thumbloop/v1/policy.proto\x12\x0cthumbloop.v1\"@\n\x0b\x43hatMessage\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.thumbloop.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.thumbloop.v1.ChatMessage\"\xc8\x01\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\tB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"\xb3\x01\n\x0eGuidanceParams\x12\x30\n\x08strategy\x18\x01 \x01(\x0e\x32\x1e.thumbloop.v1.GuidanceStrategy\x12\x1b\n\x0enum_candidates\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\rstrategy_name\x18\x04 \x01(\tB\x11\n\x0f_num_candidatesB\x0e\n\x0c_temperature\"\x98\x03\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x12.thumbloop.v1.ChatH\x00\x12.\n\x08sampling\x18\x03 \x01(\x0b\x32\x1c.thumbloop.v1.SamplingParams\x12.\n\x08guidance\x18\x04 \x01(\x0b\x32\x1c.thumbloop.v1.GuidanceParams\x12(\n\x08learning\x18\x05 \x01(\x0e\x32\x16.thumbloop.v1.Learning\x12\x0e\n\x06policy\x18\x06 \x01(\t\x12\x0f\n\x07user_id\x18\x07 \x01(\t\x12\x12\n\nsession_id\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x1b\n\x0epolicy_version\x18\n \x01(\x03H\x01\x88\x01\x01\x12\x1a\n\x12include_candidates\x18\x0b \x01(\x08\x12(\n\x08priority\x18\x0c \x01(\x0e\x32\x16.thumbloop.v1.PriorityB\x08\n\x06promptB\x11\n\x0f_policy_version\"\x95\x02\n\tCandidate\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x06reward\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.thumbloop.v1.FinishReason\x12\r\n\x05index\x18\x04 \x01(\r\x12H\n\x11reward_components\x18\x05 \x03(\x0b\x32-.thumbloop.v1.Candidate.RewardComponentsEntry\x12\x15\n\rstage_rewards\x18\x06 \x03(\x01\x1a\x37\n\x15RewardComponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\t\n\x07_reward\"N\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x14\n\x0creply_tokens\x18\x02 \x01(\r\x12\x18\n\x10\x63\x61ndidate_tokens\x18\x03 \x01(\r\"\xd4\x02\n\x10GenerateResponse\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.thumbloop.v1.FinishReason\x12\x16\n\x0epolicy_version\x18\x04 \x01(\x03\x12\x13\n\x06reward\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12+\n\ncandidates\x18\x06 \x03(\x0b\x32\x17.thumbloop.v1.Candidate\x12\"\n\x05usage\x18\x07 \x01(\x0b\x32\x13.thumbloop.v1.Usage\x12\x10\n\x08reranked\x18\x08 \x01(\x08\x12\x16\n\x0enum_candidates\x18\t \x01(\r\x12\x37\n\x10\x63\x61ndidate_extent\x18\n \x01(\x0e\x32\x1d.thumbloop.v1.CandidateExtentB\t\n\x07_reward\"G\n\x15StreamGenerateRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.thumbloop.v1.GenerateRequest\"k\n\x16StreamGenerateResponse\x12\x14\n\ntext_delta\x18\x01 \x01(\tH\x00\x12\x32\n\x08response\x18\x02 \x01(\x0b\x32\x1e.thumbloop.v1.GenerateResponseH\x00\x42\x07\n\x05\x65vent*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*\xc5\x01\n\x10GuidanceStrategy\x12!\n\x1dGUIDANCE_STRATEGY_UNSPECIFIED\x10\x00\x12\x1a\n\x16GUIDANCE_STRATEGY_NONE\x10\x01\x12\x1f\n\x1bGUIDANCE_STRATEGY_BEST_OF_N\x10\x02\x12$\n GUIDANCE_STRATEGY_SOFT_BEST_OF_N\x10\x03\x12+\n\'GUIDANCE_STRATEGY_SPECULATIVE_REJECTION\x10\x04*Q\n\x08Learning\x12\x18\n\x14LEARNING_UNSPECIFIED\x10\x00\x12\x14\n\x10LEARNING_ALLOWED\x10\x01\x12\x15\n\x11LEARNING_EXCLUDED\x10\x02*W\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x17\n\x13PRIORITY_BACKGROUND\x10\x02*z\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x19\n\x15\x46INISH_REASON_ABORTED\x10\x03*\xaa\x01\n\x0f\x43\x61ndidateExtent\x12 \n\x1c\x43\x41NDIDATE_EXTENT_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x43\x41NDIDATE_EXTENT_REQUESTED\x10\x01\x12\x1b\n\x17\x43\x41NDIDATE_EXTENT_ENOUGH\x10\x02\x12\x19\n\x15\x43\x41NDIDATE_EXTENT_LOAD\x10\x03\x12\x1d\n\x19\x43\x41NDIDATE_EXTENT_DEADLINE\x10\x04\x32\xb9\x01\n\rPolicyService\x12I\n\x08Generate\x12\x1d.thumbloop.v1.GenerateRequest\x1a\x1e.thumbloop.v1.GenerateResponse\x12]\n\x0eStreamGenerate\x12#.thumbloop.v1.StreamGenerateRequest\x1a$.thumbloop.v1.StreamGenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +33,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CANDIDATE_REWARDCOMPONENTSENTRY']._loaded_options = None
   _globals['_CANDIDATE_REWARDCOMPONENTSENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=1801
-  _globals['_ROLE']._serialized_end=1881
-  _globals['_GUIDANCESTRATEGY']._serialized_start=1884
-  _globals['_GUIDANCESTRATEGY']._serialized_end=2081
-  _globals['_LEARNING']._serialized_start=2083
-  _globals['_LEARNING']._serialized_end=2164
-  _globals['_FINISHREASON']._serialized_start=2166
-  _globals['_FINISHREASON']._serialized_end=2288
-  _globals['_CANDIDATEEXTENT']._serialized_start=2291
-  _globals['_CANDIDATEEXTENT']._serialized_end=2461
+  _globals['_ROLE']._serialized_start=1843
+  _globals['_ROLE']._serialized_end=1923
+  _globals['_GUIDANCESTRATEGY']._serialized_start=1926
+  _globals['_GUIDANCESTRATEGY']._serialized_end=2123
+  _globals['_LEARNING']._serialized_start=2125
+  _globals['_LEARNING']._serialized_end=2206
+  _globals['_PRIORITY']._serialized_start=2208
+  _globals['_PRIORITY']._serialized_end=2295
+  _globals['_FINISHREASON']._serialized_start=2297
+  _globals['_FINISHREASON']._serialized_end=2419
+  _globals['_CANDIDATEEXTENT']._serialized_start=2422
+  _globals['_CANDIDATEEXTENT']._serialized_end=2592
   _globals['_CHATMESSAGE']._serialized_start=43
   _globals['_CHATMESSAGE']._serialized_end=107
   _globals['_CHAT']._serialized_start=109
@@ -52,19 +54,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GUIDANCEPARAMS']._serialized_start=366
   _globals['_GUIDANCEPARAMS']._serialized_end=545
   _globals['_GENERATEREQUEST']._serialized_start=548
-  _globals['_GENERATEREQUEST']._serialized_end=914
-  _globals['_CANDIDATE']._serialized_start=917
-  _globals['_CANDIDATE']._serialized_end=1194
-  _globals['_CANDIDATE_REWARDCOMPONENTSENTRY']._serialized_start=1128
-  _globals['_CANDIDATE_REWARDCOMPONENTSENTRY']._serialized_end=1183
-  _globals['_USAGE']._serialized_start=1196
-  _globals['_USAGE']._serialized_end=1274
-  _globals['_GENERATERESPONSE']._serialized_start=1277
-  _globals['_GENERATERESPONSE']._serialized_end=1617
-  _globals['_STREAMGENERATEREQUEST']._serialized_start=1619
-  _globals['_STREAMGENERATEREQUEST']._serialized_end=1690
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=1692
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=1799
-  _globals['_POLICYSERVICE']._serialized_start=2464
-  _globals['_POLICYSERVICE']._serialized_end=2649
+  _globals['_GENERATEREQUEST']._serialized_end=956
+  _globals['_CANDIDATE']._serialized_start=959
+  _globals['_CANDIDATE']._serialized_end=1236
+  _globals['_CANDIDATE_REWARDCOMPONENTSENTRY']._serialized_start=1170
+  _globals['_CANDIDATE_REWARDCOMPONENTSENTRY']._serialized_end=1225
+  _globals['_USAGE']._serialized_start=1238
+  _globals['_USAGE']._serialized_end=1316
+  _globals['_GENERATERESPONSE']._serialized_start=1319
+  _globals['_GENERATERESPONSE']._serialized_end=1659
+  _globals['_STREAMGENERATEREQUEST']._serialized_start=1661
+  _globals['_STREAMGENERATEREQUEST']._serialized_end=1732
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=1734
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=1841
+  _globals['_POLICYSERVICE']._serialized_start=2595
+  _globals['_POLICYSERVICE']._serialized_end=2780
 # @@protoc_insertion_point(module_scope)

@@ -103,6 +103,30 @@ LEARNING_EXCLUDED: Learning.ValueType  # 2
 """Served and counted, never trained on: for evaluation and for people who opt out."""
 Global___Learning: _TypeAlias = Learning  # noqa: Y015
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """The same as interactive."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """Somebody waits for it."""
+    PRIORITY_BACKGROUND: _Priority.ValueType  # 2
+    """After everything that somebody waits for: evaluation, rollouts for training."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Who goes first where there is much to do."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""The same as interactive."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""Somebody waits for it."""
+PRIORITY_BACKGROUND: Priority.ValueType  # 2
+"""After everything that somebody waits for: evaluation, rollouts for training."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -336,6 +360,7 @@ class GenerateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     INCLUDE_CANDIDATES_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Plain text to continue, UTF-8; not empty."""
     learning: Global___Learning.ValueType
@@ -347,13 +372,15 @@ class GenerateRequest(_message.Message):
     session_id: _builtins.str
     """Groups the requests of one conversation; at most 256 characters."""
     request_id: _builtins.str
-    """Names the request; stored with the reply, and in a later release a retry will return that reply. At
-    most 128 characters; empty means none.
+    """Names the request of its user: the same request under the same id gets the same reply, however often
+    it is sent. At most 128 characters; empty means none.
     """
     policy_version: _builtins.int
     """Answer from exactly this version; it has to be loaded. Absent: the version current for the user."""
     include_candidates: _builtins.bool
     """Return every candidate, not only the chosen one."""
+    priority: Global___Priority.ValueType
+    """Whether somebody waits for the reply."""
     @_builtins.property
     def chat(self) -> Global___Chat:
         """A conversation to answer."""
@@ -380,10 +407,11 @@ class GenerateRequest(_message.Message):
         request_id: _builtins.str = ...,
         policy_version: _builtins.int | None = ...,
         include_candidates: _builtins.bool = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_policy_version", b"_policy_version", "chat", b"chat", "guidance", b"guidance", "policy_version", b"policy_version", "prompt", b"prompt", "sampling", b"sampling", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_policy_version", b"_policy_version", "chat", b"chat", "guidance", b"guidance", "include_candidates", b"include_candidates", "learning", b"learning", "policy", b"policy", "policy_version", b"policy_version", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id", "text", b"text", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_policy_version", b"_policy_version", "chat", b"chat", "guidance", b"guidance", "include_candidates", b"include_candidates", "learning", b"learning", "policy", b"policy", "policy_version", b"policy_version", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id", "text", b"text", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__policy_version: _TypeAlias = _typing.Literal["policy_version"]  # noqa: Y015
     _WhichOneofArgType__policy_version: _TypeAlias = _typing.Literal["_policy_version", b"_policy_version"]  # noqa: Y015

@@ -54,14 +54,17 @@ class PolicyServiceServicer:
     def Generate(self, request, context):
         """Samples candidates, lets the reward model choose one, and returns it once its row is durable.
         Errors: INVALID_ARGUMENT (field violations), NOT_FOUND (policy or version), FAILED_PRECONDITION
-        (version exists but is not loaded), RESOURCE_EXHAUSTED (overload), UNAVAILABLE (draining).
+        (version exists but is not loaded), RESOURCE_EXHAUSTED (overload or quota; RetryInfo says when to come
+        back), ALREADY_EXISTS (request_id of another request), DEADLINE_EXCEEDED, UNAVAILABLE (draining).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamGenerate(self, request, context):
-        """The same, streamed. The last message holds what Generate returns.
+        """The same, streamed: text as it comes where there is one candidate, else the chosen reply's once it
+        is decided. The last message holds what Generate returns, and only then the reply can be rated.
+        RESOURCE_EXHAUSTED, too, where the reader leaves too much unread.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,10 +36,14 @@ class PolicyServiceStub:
     Generate: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GenerateRequest, _policy_pb2.GenerateResponse]
     """Samples candidates, lets the reward model choose one, and returns it once its row is durable.
     Errors: INVALID_ARGUMENT (field violations), NOT_FOUND (policy or version), FAILED_PRECONDITION
-    (version exists but is not loaded), RESOURCE_EXHAUSTED (overload), UNAVAILABLE (draining).
+    (version exists but is not loaded), RESOURCE_EXHAUSTED (overload or quota; RetryInfo says when to come
+    back), ALREADY_EXISTS (request_id of another request), DEADLINE_EXCEEDED, UNAVAILABLE (draining).
     """
     StreamGenerate: _grpc.UnaryStreamMultiCallable[_policy_pb2.StreamGenerateRequest, _policy_pb2.StreamGenerateResponse]
-    """The same, streamed. The last message holds what Generate returns."""
+    """The same, streamed: text as it comes where there is one candidate, else the chosen reply's once it
+    is decided. The last message holds what Generate returns, and only then the reply can be rated.
+    RESOURCE_EXHAUSTED, too, where the reader leaves too much unread.
+    """
 
 @_typing.type_check_only
 class PolicyServiceAsyncStub(PolicyServiceStub):
@@ -49,10 +53,14 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     Generate: _aio.UnaryUnaryMultiCallable[_policy_pb2.GenerateRequest, _policy_pb2.GenerateResponse]  # type: ignore[assignment]
     """Samples candidates, lets the reward model choose one, and returns it once its row is durable.
     Errors: INVALID_ARGUMENT (field violations), NOT_FOUND (policy or version), FAILED_PRECONDITION
-    (version exists but is not loaded), RESOURCE_EXHAUSTED (overload), UNAVAILABLE (draining).
+    (version exists but is not loaded), RESOURCE_EXHAUSTED (overload or quota; RetryInfo says when to come
+    back), ALREADY_EXISTS (request_id of another request), DEADLINE_EXCEEDED, UNAVAILABLE (draining).
     """
     StreamGenerate: _aio.UnaryStreamMultiCallable[_policy_pb2.StreamGenerateRequest, _policy_pb2.StreamGenerateResponse]  # type: ignore[assignment]
-    """The same, streamed. The last message holds what Generate returns."""
+    """The same, streamed: text as it comes where there is one candidate, else the chosen reply's once it
+    is decided. The last message holds what Generate returns, and only then the reply can be rated.
+    RESOURCE_EXHAUSTED, too, where the reader leaves too much unread.
+    """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers prompts with the policy version that is current for the caller."""
@@ -65,7 +73,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_policy_pb2.GenerateResponse, _abc.Awaitable[_policy_pb2.GenerateResponse]]:
         """Samples candidates, lets the reward model choose one, and returns it once its row is durable.
         Errors: INVALID_ARGUMENT (field violations), NOT_FOUND (policy or version), FAILED_PRECONDITION
-        (version exists but is not loaded), RESOURCE_EXHAUSTED (overload), UNAVAILABLE (draining).
+        (version exists but is not loaded), RESOURCE_EXHAUSTED (overload or quota; RetryInfo says when to come
+        back), ALREADY_EXISTS (request_id of another request), DEADLINE_EXCEEDED, UNAVAILABLE (draining).
         """
 
     @_abc_1.abstractmethod
@@ -74,6 +83,9 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.StreamGenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_policy_pb2.StreamGenerateResponse], _abc.AsyncIterator[_policy_pb2.StreamGenerateResponse]]:
-        """The same, streamed. The last message holds what Generate returns."""
+        """The same, streamed: text as it comes where there is one candidate, else the chosen reply's once it
+        is decided. The last message holds what Generate returns, and only then the reply can be rated.
+        RESOURCE_EXHAUSTED, too, where the reader leaves too much unread.
+        """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -12,6 +12,9 @@ class OnlySamples:
     can_score = True
     sampled = 0
 
+    def show(self, index: int) -> None:
+        self.shown = index
+
     async def sample(self, index: int) -> Candidate:
         self.sampled += 1
         return candidate(index, chosen=False, reward=None, propensity=None)

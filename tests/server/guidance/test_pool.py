@@ -143,7 +143,7 @@ async def test_one_sample_that_fails_ends_the_others():
     ended = []
     sample = worker.sample
 
-    async def watched(index: int) -> Candidate:
+    async def watched(index: int, **_how: object) -> Candidate:
         if index == 0:
             await asyncio.sleep(0.01)
             raise EngineUnavailable("dead")

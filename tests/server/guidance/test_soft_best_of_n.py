@@ -130,7 +130,7 @@ async def test_the_same_seed_makes_the_same_choice():
 async def test_an_engine_that_dies_while_sampling_is_not_papered_over():
     worker = worker_of([1.0, 1.0])
 
-    async def die(_index: int) -> Candidate:
+    async def die(_index: int, **_how: object) -> Candidate:
         raise EngineUnavailable("dead")
 
     worker.sample = die  # type: ignore[method-assign]

@@ -2,7 +2,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from tests.rows import ANN, BOB, finished_round, interaction, rated, version
-from thumbloop.errors import InvalidRequest, UnknownResponse
+from thumbloop.errors import RequestIdTaken, UnknownResponse
 from thumbloop.store import feedback, interactions, reading, versions
 from thumbloop.types import DEFAULT_POLICY, Arm, Learning, Status, User
 
@@ -95,7 +95,7 @@ def test_a_request_id_that_named_another_thumb_is_refused_and_loses_nothing(
 ):
     with store.begin() as connection:
         thumb(connection, reply, 1, request_id="q")
-        with pytest.raises(InvalidRequest, match="request_id"):
+        with pytest.raises(RequestIdTaken, match="request_id"):
             thumb(connection, reply, 0, request_id="q")
     with reading(store) as connection:
         assert feedback.counts(connection) == (1, 1)

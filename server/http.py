@@ -1,0 +1,310 @@
+"""The OpenAI-compatible HTTP port: the same requests as over gRPC, the same limits, the same tokens."""
+
+import asyncio
+import json
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import grpc
+import uvicorn
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from server import openai
+from server.access import ROUTES, Caller, Doorkeeper
+from server.answers import feedback_of, response_of
+from server.concurrency import under_way
+from server.metrics import ServerMetrics
+from server.ratings import Ratings
+from server.reception import Reception
+from server.speech import Speech
+from thumbloop.config import ServerConfig
+from thumbloop.errors import UNEXPECTED, InvalidRequest, SettingsError, ThumbloopError
+from thumbloop.types import Interaction
+
+log = logging.getLogger(__name__)
+
+B = TypeVar("B", openai.ChatBody, openai.CompletionBody, openai.FeedbackBody)
+Handler = Callable[[Request, Caller], Awaitable[Response]]
+
+_STATUSES: Mapping[grpc.StatusCode, int] = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+    grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+_HUNG_UP = 499  # nginx's word for a client that left; nobody reads it
+_GRACE_S = 1  # for connections that are still open when all calls have ended
+
+
+class OpenAi:
+    """The routes."""
+
+    def __init__(
+        self,
+        reception: Reception,
+        ratings: Ratings,
+        doorkeeper: Doorkeeper,
+        metrics: ServerMetrics,
+        strategies: tuple[str, ...],
+        *,
+        max_body_bytes: int,
+    ) -> None:
+        self._reception = reception
+        self._ratings = ratings
+        self._doorkeeper = doorkeeper
+        self._metrics = metrics
+        self._strategies = strategies
+        self._max_body_bytes = max_body_bytes
+
+    def application(self) -> Starlette:
+        """Return the ASGI application."""
+        handlers: Mapping[str, Handler] = {
+            "GET /v1/models": self._models,
+            "POST /v1/completions": self._completions,
+            "POST /v1/chat/completions": self._chat,
+            "POST /v1/feedback": self._feedback,
+        }
+        routes = []
+        for name, handler in handlers.items():
+            method, path = name.split()
+            routes.append(Route(path, self._guarded(name, handler), methods=[method]))
+        return Starlette(routes=routes)
+
+    def _guarded(self, name: str, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        """Return the handler behind the check of who calls; our errors become answers."""
+
+        async def guarded(request: Request) -> Response:
+            try:
+                caller = self._doorkeeper.identify(request.headers.get("authorization"))
+                caller.require(ROUTES[name])
+                response = await handler(request, caller)
+            except ClientDisconnect:
+                response = Response(status_code=_HUNG_UP)
+            except Exception as error:
+                response = _refusal(_known(error, name))
+            self._metrics.http_handled(name, response.status_code)
+            return response
+
+        return guarded
+
+    async def _models(self, _request: Request, _caller: Caller) -> Response:
+        return JSONResponse(openai.models(self._strategies))
+
+    async def _chat(self, request: Request, caller: Caller) -> Response:
+        return await self._generate(request, caller, await self._read(request, openai.ChatBody))
+
+    async def _completions(self, request: Request, caller: Caller) -> Response:
+        body = await self._read(request, openai.CompletionBody)
+        return await self._generate(request, caller, body)
+
+    async def _feedback(self, request: Request, caller: Caller) -> Response:
+        body = await self._read(request, openai.FeedbackBody)
+        stored = await self._ratings.rate(body.message(), caller)
+        return JSONResponse(openai.feedback_answer(feedback_of(stored)))
+
+    async def _read(self, request: Request, kind: type[B]) -> B:
+        """Return the body. Raises InvalidRequest.
+
+        It has to say that it is JSON, which no page in a browser can without asking: a server on
+        loopback answers whoever reaches it.
+        """
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            raise InvalidRequest.of("content-type", "has to be application/json")
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self._max_body_bytes:
+                raise InvalidRequest.of("body", f"has more than {self._max_body_bytes} bytes")
+        try:
+            return kind.model_validate_json(bytes(body))
+        except ValidationError as error:
+            raise openai.unreadable(error) from None
+
+    async def _generate(
+        self, request: Request, caller: Caller, body: openai.ChatBody | openai.CompletionBody
+    ) -> Response:
+        message, shape = body.message(), openai.Shape(body)
+        if not message.request_id:
+            message.request_id = request.headers.get("idempotency-key", "")
+        if body.stream:
+            speech = self._reception.speech()
+            answering = self._reception.respond(message, caller, speech=speech)
+            return await _stream(asyncio.ensure_future(answering), speech, shape, request)
+        async with under_way(self._reception.respond(message, caller)) as made:
+            if await _is_hung_up(request.receive, before=made):
+                return Response(status_code=_HUNG_UP)
+            interaction = await made
+        response = response_of(interaction, include_candidates=shape.has_candidates)
+        return JSONResponse(shape.whole(response))
+
+
+async def _stream(
+    made: "asyncio.Task[Interaction]", speech: Speech, shape: openai.Shape, request: Request
+) -> Response:
+    """Return the stream once there is text: a refusal that comes before has a status of its own."""
+    is_begun = False
+    try:
+        async with under_way(speech.first(made)) as first:
+            if await _is_hung_up(request.receive, before=first):
+                return Response(status_code=_HUNG_UP)
+            await first
+        is_begun = True
+        return _EventStream(made, speech, shape)
+    finally:
+        if not is_begun:
+            made.cancel()
+            await asyncio.wait((made,))
+
+
+class _EventStream(Response):
+    """A reply as server-sent events, a piece of its text each; ends what makes it when it ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, made: "asyncio.Task[Interaction]", speech: Speech, shape: openai.Shape
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-store"})
+        del self.headers["content-length"]
+        self._made = made
+        self._speech = speech
+        self._shape = shape
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Write events until the reply is complete or the reader has left."""
+        try:
+            async with under_way(self._write(send)) as writing:
+                if not await _is_hung_up(receive, before=writing):
+                    await writing
+        finally:
+            self._made.cancel()
+            await asyncio.wait((self._made,))
+
+    async def _write(self, send: Send) -> None:
+        headers = self.raw_headers
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+
+        async def event(data: Mapping[str, Any]) -> None:
+            await _send_text(send, f"data: {json.dumps(data)}\n\n")
+
+        async def write(piece: str) -> None:
+            await event(self._shape.piece(self._speech.response_id, piece))
+
+        try:
+            for opening in self._shape.opening(self._speech.response_id):
+                await event(opening)
+            response = response_of(
+                await self._speech.deliver(self._made, write),
+                include_candidates=self._shape.has_candidates,
+            )
+            for closing in self._shape.closing(response):
+                await event(closing)
+        except Exception as error:
+            await event(_error_body(_known(error, "a stream")))
+        await _send_text(send, "data: [DONE]\n\n", is_last=True)
+
+
+async def _send_text(send: Send, text: str, *, is_last: bool = False) -> None:
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": not is_last})
+
+
+async def _is_hung_up(receive: Receive, *, before: "asyncio.Future[Any]") -> bool:
+    """Wait for something, or for the caller to leave before it; say whether that was the case."""
+    async with under_way(_hang_up(receive)) as gone:
+        await asyncio.wait((before, gone), return_when=asyncio.FIRST_COMPLETED)
+    return not before.done()
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _known(error: Exception, what: str) -> ThumbloopError:
+    """Return the error as callers may see it; the cause of one that is not ours goes to the log."""
+    if isinstance(error, ThumbloopError):
+        return error
+    log.error("%s failed", what, exc_info=error)
+    return ThumbloopError(UNEXPECTED)
+
+
+def _refusal(error: ThumbloopError) -> Response:
+    headers = openai.retry_after(error)
+    return JSONResponse(_error_body(error), _status_of(error), headers=headers)
+
+
+def _error_body(error: ThumbloopError) -> dict[str, Any]:
+    return openai.error_body(error, _status_of(error))
+
+
+def _status_of(error: ThumbloopError) -> int:
+    return _STATUSES.get(error.code, 500)
+
+
+class HttpServer:
+    """The port and what listens on it, in the event loop of everything else."""
+
+    def __init__(self, config: ServerConfig, application: Starlette) -> None:
+        self._where = config.http
+        listen = config.listen
+        self._server = _Uvicorn(
+            uvicorn.Config(
+                application,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ssl_certfile=listen.tls_certificate,
+                ssl_keyfile=listen.tls_key,
+                ssl_ca_certs=None if listen.tls_client_ca is None else str(listen.tls_client_ca),
+                ssl_cert_reqs=ssl.CERT_NONE if listen.tls_client_ca is None else ssl.CERT_REQUIRED,
+                timeout_graceful_shutdown=_GRACE_S,
+            )
+        )
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Open the port; return its number. Raises SettingsError."""
+        host, port = self._where.host.strip("[]"), self._where.port
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            listener = socket.create_server((host, port), family=family)
+        except OSError as error:
+            raise SettingsError(
+                f"http.port: {host}:{port} cannot be bound ({error.strerror}); stop what listens"
+                " there, choose another port (0 takes a free one), or set http.enabled to false"
+            ) from None
+        number = int(listener.getsockname()[1])
+        self._serving = asyncio.create_task(self._server.serve([listener]), name="serve http")
+        while not self._server.started and not self._serving.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        return number
+
+    async def stop(self) -> None:
+        """Close the port, and connections that have not closed by themselves."""
+        self._server.should_exit = True
+        if self._serving is not None:
+            await self._serving
+
+
+class _Uvicorn(uvicorn.Server):
+    """One that leaves signals to the server it is a part of."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take no signals."""
+        yield

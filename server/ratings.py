@@ -1,0 +1,42 @@
+"""Where every thumb comes in, whichever wire it came by. It never waits for the engine."""
+
+import time
+
+from sqlalchemy import Connection
+
+from server.access import Caller
+from server.metrics import ServerMetrics
+from server.translation import thumb_of
+from thumbloop.store import GroupWriter, feedback
+from thumbloop.types import Feedback
+from thumbloop.v1 import feedback_pb2
+
+
+class Ratings:
+    """Stores thumbs; each is durable when it is answered."""
+
+    def __init__(self, writer: GroupWriter, metrics: ServerMetrics) -> None:
+        self._writer = writer
+        self._metrics = metrics
+
+    async def rate(self, message: feedback_pb2.SubmitFeedbackRequest, caller: Caller) -> Feedback:
+        """Store a thumb.
+
+        Raises PermissionDenied, InvalidRequest, UnknownResponse, RequestIdTaken, StoreUnavailable.
+        """
+        thumb, now = thumb_of(message, caller.user(message.user_id)), time.time()
+
+        def change(connection: Connection) -> Feedback:
+            return feedback.submit_thumb(
+                connection,
+                thumb.response_id,
+                thumb.value,
+                thumb.user,
+                comment=thumb.comment,
+                request_id=thumb.request_id,
+                at=now,
+            )
+
+        stored = await self._writer.run(change)
+        self._metrics.observe_feedback(stored)
+        return stored

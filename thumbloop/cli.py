@@ -1,0 +1,212 @@
+"""The `thumbloop` command: ask, chat, rate, see versions, make tokens."""
+
+import hashlib
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from thumbloop.client import DEFAULT_ADDRESS, Client, GenerateOptions, Tls
+from thumbloop.errors import SettingsError, ThumbloopError
+from thumbloop.types import Message, Role, Scope
+from thumbloop.v1 import admin_pb2, policy_pb2
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+_KEYS = {"+": True, "u": True, "-": False, "d": False}
+_TOKEN_BYTES = 32
+_STATE = "POLICY_VERSION_STATE_"
+
+Address = Annotated[str, typer.Option(envvar="THUMBLOOP_ADDRESS", help="Where the server listens.")]
+Token = Annotated[str, typer.Option(envvar="THUMBLOOP_TOKEN", help="Bearer token.")]
+Authorities = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca", envvar="THUMBLOOP_CA", help="PEM file of authorities to trust; turns TLS on."
+    ),
+]
+User = Annotated[str, typer.Option(help="The user who asks or rates.")]
+Strategy = Annotated[
+    str | None, typer.Option(help="How the reply is chosen; absent: the server's.")
+]
+Candidates = Annotated[int | None, typer.Option("--candidates", "-n", help="Candidates sampled.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of the reply.")]
+
+
+@contextmanager
+def _server(address: str, token: str, ca: Path | None) -> Iterator[Client]:
+    """Connect; what goes wrong is said in one line."""
+    try:
+        with Client(address, token=token, tls=_tls(ca)) as client:
+            yield client
+    except ThumbloopError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _tls(ca: Path | None) -> Tls | None:
+    if ca is None:
+        return None
+    try:
+        return Tls(ca.read_bytes())
+    except OSError as error:
+        raise SettingsError(f"--ca: {ca} cannot be read: {error.strerror}") from None
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to answer.")],
+    *,
+    text: Annotated[bool, typer.Option("--text", help="Continue the prompt as a text.")] = False,
+    user: User = "",
+    strategy: Strategy = None,
+    candidates: Candidates = None,
+    max_tokens: MaxTokens = None,
+    address: Address = DEFAULT_ADDRESS,
+    token: Token = "",
+    ca: Authorities = None,
+) -> None:
+    """Answer one prompt; the reply's text goes to stdout, what to rate it by to stderr."""
+    options = GenerateOptions(strategy=strategy, num_candidates=candidates, max_tokens=max_tokens)
+    with _server(address, token, ca) as client:
+        stream = client.stream(prompt, is_text=text, user_id=user, options=options)
+        for piece in stream:
+            print(piece, end="", flush=True)
+        print()
+        if stream.reply is not None:
+            print(_facts(stream.reply), file=sys.stderr)
+
+
+@app.command()
+def chat(
+    *,
+    user: User = "",
+    strategy: Strategy = None,
+    candidates: Candidates = None,
+    max_tokens: MaxTokens = None,
+    address: Address = DEFAULT_ADDRESS,
+    token: Token = "",
+    ca: Authorities = None,
+) -> None:
+    """Talk; after each reply + or u is a thumb up, - or d one down, any other key none."""
+    options = GenerateOptions(strategy=strategy, num_candidates=candidates, max_tokens=max_tokens)
+    if not sys.stdin.isatty():
+        print("error: chat needs a terminal; see thumbloop generate", file=sys.stderr)
+        raise SystemExit(2)
+    with _server(address, token, ca) as client:
+        converse(client, options, user, ask=_ask, key=typer.getchar)
+
+
+def converse(
+    client: Client,
+    options: GenerateOptions,
+    user: str,
+    *,
+    ask: Callable[[], str | None],
+    key: Callable[[], str],
+) -> None:
+    """Ask and answer until there is nothing more to ask."""
+    turns: list[Message] = []
+    while question := ask():
+        turns.append(Message(Role.USER, question))
+        stream = client.stream(turns, user_id=user, options=options)
+        for piece in stream:
+            print(piece, end="", flush=True)
+        print()
+        if stream.reply is None:
+            return
+        turns.append(Message(Role.ASSISTANT, stream.reply.text or " "))
+        print(f"version {stream.reply.policy_version}; + or - to rate, any other key to go on")
+        thumb = _KEYS.get(key())
+        if thumb is not None:
+            client.rate(stream.reply.response_id, up=thumb, user_id=user)
+            print("thumb up" if thumb else "thumb down")
+
+
+def _ask() -> str | None:
+    """Return what is typed; None when there is nothing more."""
+    try:
+        return input("> ").strip() or None
+    except EOFError:
+        return None
+
+
+@app.command()
+def rate(
+    response_id: Annotated[str, typer.Argument(help="What the reply is called.")],
+    thumb: Annotated[str, typer.Argument(help="up or down")],
+    *,
+    comment: Annotated[str, typer.Option(help="Free words.")] = "",
+    user: User = "",
+    address: Address = DEFAULT_ADDRESS,
+    token: Token = "",
+    ca: Authorities = None,
+) -> None:
+    """Give a reply a thumb."""
+    if thumb not in ("up", "down"):
+        raise typer.BadParameter("has to be up or down", param_hint="thumb")
+    with _server(address, token, ca) as client:
+        stored = client.rate(response_id, up=thumb == "up", user_id=user, comment=comment)
+        again = ", again" if stored.duplicate else ""
+        print(f"feedback {stored.feedback_id} for version {stored.policy_version}{again}")
+
+
+@app.command()
+def versions(
+    *, address: Address = DEFAULT_ADDRESS, token: Token = "", ca: Authorities = None
+) -> None:
+    """List policy versions, newest first."""
+    with _server(address, token, ca) as client:
+        listed = client.versions()
+    table = Table("version", "state", "parent", "thumbs", "published (UTC)", "reason")
+    for version in listed.policy_versions:
+        state = admin_pb2.PolicyVersionState.Name(version.state).removeprefix(_STATE).lower()
+        table.add_row(
+            str(version.policy_version),
+            state,
+            str(version.parent_version) if version.HasField("parent_version") else "",
+            str(version.feedback_count),
+            version.published_at.ToDatetime().strftime("%Y-%m-%d %H:%M:%S"),
+            version.reason,
+        )
+    Console().print(table)
+
+
+@app.command()
+def token(
+    subject: Annotated[str, typer.Argument(help="Who will use it.")],
+    scopes: Annotated[
+        list[Scope], typer.Option("--scope", help="What it is for; may be given again.")
+    ],
+) -> None:
+    """Make a bearer token: it goes to stdout, the server's settings for it to stderr."""
+    secret = secrets.token_urlsafe(_TOKEN_BYTES)
+    names = ", ".join(scope.value for scope in scopes)
+    print(secret)
+    print(
+        "access:\n  tokens:\n"
+        f"    {subject}:\n"
+        f"      sha256: {hashlib.sha256(secret.encode()).hexdigest()}\n"
+        f"      scopes: [{names}]",
+        file=sys.stderr,
+    )
+
+
+def _facts(reply: policy_pb2.GenerateResponse) -> str:
+    reward = f", reward {reply.reward:.2f}" if reply.HasField("reward") else ""
+    return (
+        f"{reply.response_id}: version {reply.policy_version},"
+        f" chosen from {reply.num_candidates}{reward}"
+    )
+
+
+if __name__ == "__main__":
+    app()

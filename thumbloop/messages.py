@@ -1,0 +1,89 @@
+"""What clients send, as protocol buffers. Needs neither torch nor vllm."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from thumbloop.types import Message, Prompt, Role, Strategy
+from thumbloop.v1 import feedback_pb2, policy_pb2
+
+_ROLES = {
+    Role.SYSTEM: policy_pb2.ROLE_SYSTEM,
+    Role.USER: policy_pb2.ROLE_USER,
+    Role.ASSISTANT: policy_pb2.ROLE_ASSISTANT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """How to answer; what is None or empty is left to the server.
+
+    `strategy` is a Strategy, or the name of one that the server has beyond those.
+    """
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop: tuple[str, ...] = ()
+    strategy: Strategy | str | None = None
+    guidance_temperature: float | None = None
+    num_candidates: int | None = None
+    policy_version: int | None = None
+    is_excluded: bool = False
+    include_candidates: bool = False
+
+
+def prompt_of(prompt: str | Sequence[Message], *, is_text: bool) -> Prompt:
+    """Return a conversation; a string is a user's only turn, or with `is_text` a text to continue."""
+    if not isinstance(prompt, str):
+        return Prompt(messages=tuple(prompt))
+    return Prompt(text=prompt) if is_text else Prompt(messages=(Message(Role.USER, prompt),))
+
+
+def generate_request(prompt: Prompt, options: GenerateOptions) -> policy_pb2.GenerateRequest:
+    """Return the wire message of a prompt."""
+    turns = [
+        policy_pb2.ChatMessage(role=_ROLES[m.role], content=m.content) for m in prompt.messages
+    ]
+    request = policy_pb2.GenerateRequest(
+        sampling=policy_pb2.SamplingParams(
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            seed=options.seed,
+            stop=options.stop,
+        ),
+        guidance=policy_pb2.GuidanceParams(
+            num_candidates=options.num_candidates,
+            temperature=options.guidance_temperature,
+        ),
+        policy_version=options.policy_version,
+        include_candidates=options.include_candidates,
+    )
+    if prompt.text is None:
+        request.chat.messages.extend(turns)
+    else:
+        request.text = prompt.text
+    if isinstance(options.strategy, Strategy):
+        name = f"GUIDANCE_STRATEGY_{options.strategy.name}"
+        request.guidance.strategy = policy_pb2.GuidanceStrategy.Value(name)
+    elif options.strategy is not None:
+        request.guidance.strategy_name = options.strategy
+    if options.is_excluded:
+        request.learning = policy_pb2.LEARNING_EXCLUDED
+    return request
+
+
+def thumb_request(
+    response_id: str, *, up: bool, user_id: str, comment: str, request_id: str
+) -> feedback_pb2.SubmitFeedbackRequest:
+    """Return the wire message of a thumb."""
+    return feedback_pb2.SubmitFeedbackRequest(
+        response_id=response_id,
+        thumb=feedback_pb2.THUMB_UP if up else feedback_pb2.THUMB_DOWN,
+        user_id=user_id,
+        comment=comment,
+        request_id=request_id,
+    )

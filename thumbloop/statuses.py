@@ -1,0 +1,87 @@
+"""Our errors on the wire: as google.rpc.Status with details, and back."""
+
+from typing import TypeVar
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from thumbloop.errors import (
+    DeadlineExceeded,
+    FieldViolation,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    PolicyVersionUnavailable,
+    RequestIdTaken,
+    ThumbloopError,
+    Unauthenticated,
+    Unavailable,
+    VersionConflict,
+)
+
+M = TypeVar("M", bound=Message)
+
+_PLAIN = {
+    kind.code: kind
+    for kind in (
+        DeadlineExceeded,
+        NotFound,
+        PermissionDenied,
+        PolicyVersionUnavailable,
+        RequestIdTaken,
+        Unauthenticated,
+        Unavailable,
+        VersionConflict,
+    )
+}
+
+
+def status_of(error: ThumbloopError) -> status_pb2.Status:
+    """Return an error as its callers get it."""
+    code = getattr(code_pb2, error.code.name)
+    return status_pb2.Status(code=code, message=str(error), details=_details(error))
+
+
+def _details(error: ThumbloopError) -> list[any_pb2.Any]:
+    packed = any_pb2.Any()
+    if isinstance(error, InvalidRequest):
+        violation = error_details_pb2.BadRequest.FieldViolation
+        found = [violation(field=v.field, description=v.description) for v in error.violations]
+        packed.Pack(error_details_pb2.BadRequest(field_violations=found))
+    elif isinstance(error, Overloaded):
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        packed.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    else:
+        return []
+    return [packed]
+
+
+def error_of(failed: grpc.RpcError) -> ThumbloopError:
+    """Return the error that a failed call means; one of no kind of ours is a ThumbloopError."""
+    code, words = failed.code(), failed.details() or ""
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        request = _detail(failed, error_details_pb2.BadRequest())
+        violations = [FieldViolation(v.field, v.description) for v in request.field_violations]
+        return InvalidRequest(*violations or [FieldViolation("", words)])
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        delay = _detail(failed, error_details_pb2.RetryInfo()).retry_delay
+        return Overloaded(words, retry_after_s=delay.seconds + delay.nanos / 1e9)
+    if code in _PLAIN:
+        return _PLAIN[code](words)
+    unknown = ThumbloopError(words)
+    unknown.code = code
+    return unknown
+
+
+def _detail(failed: grpc.RpcError, empty: M) -> M:
+    """Return the detail of this kind, or the empty one."""
+    status = rpc_status.from_call(failed)
+    for packed in status.details if status is not None else ():
+        if packed.Unpack(empty):
+            break
+    return empty

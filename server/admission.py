@@ -25,7 +25,7 @@ class Cost(NamedTuple):
 
 class _Waiting(NamedTuple):
     cost: Cost
-    turn: "asyncio.Future[None]"
+    turn: asyncio.Event
 
 
 class Admission:
@@ -43,10 +43,10 @@ class Admission:
         self._interactive: deque[_Waiting] = deque()
         self._background: deque[_Waiting] = deque()
 
-    def check(self, cost: Cost) -> None:
+    def check(self, cost: Cost, *, is_background: bool = False) -> None:
         """Raise Overloaded where such a call would have to wait and the queue is full."""
         is_full = self.queued + cost.candidates > self._limits.max_queued_candidates
-        if is_full and not self._is_free(cost):
+        if is_full and not self._is_free(cost, is_background):
             raise Overloaded(
                 f"{self.candidates} candidates are in flight and {self.queued} wait; try again",
                 retry_after_s=self._limits.retry_after_s,
@@ -64,8 +64,8 @@ class Admission:
                 f"with all candidates this may take {cost.tokens} tokens,"
                 f" more than the {self._limits.max_tokens_in_flight} that may be in flight",
             )
-        self.check(cost)
-        if self._is_free(cost):
+        self.check(cost, is_background=is_background)
+        if self._is_free(cost, is_background):
             self._take(cost)
         else:
             await self._wait(cost, self._background if is_background else self._interactive)
@@ -75,13 +75,13 @@ class Admission:
             self._give_back(cost)
 
     async def _wait(self, cost: Cost, queue: deque[_Waiting]) -> None:
-        waiting = _Waiting(cost, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(cost, asyncio.Event())
         queue.append(waiting)
         self.queued += cost.candidates
         try:
-            await waiting.turn
+            await waiting.turn.wait()
         except asyncio.CancelledError:
-            if waiting.turn.done() and not waiting.turn.cancelled():
+            if waiting.turn.is_set():
                 self._give_back(cost)  # its turn came while it was leaving
             else:
                 queue.remove(waiting)
@@ -89,8 +89,9 @@ class Admission:
                 self._next()
             raise
 
-    def _is_free(self, cost: Cost) -> bool:
-        return not self.queued and self._has_room(cost)
+    def _is_free(self, cost: Cost, is_background: bool) -> bool:
+        goes_first = not self._interactive and not (is_background and self._background)
+        return goes_first and self._has_room(cost)
 
     def _has_room(self, cost: Cost) -> bool:
         return (
@@ -113,7 +114,7 @@ class Admission:
             cost, turn = queue.popleft()
             self.queued -= cost.candidates
             self._take(cost)
-            turn.set_result(None)
+            turn.set()
 
 
 class Quota:
@@ -125,16 +126,27 @@ class Quota:
         self._windows = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     def use(self, user: User, candidates: int) -> None:
-        """Count a call. Raises Overloaded, which says when to come back."""
-        self._use(self._per_token, "token", candidates, user.subject)
-        self._use(self._per_user, "user", candidates, user.subject, user.user_id)
+        """Count a call, where neither quota is used up.
 
-    def _use(self, quota: RateLimitItem | None, whose: str, cost: int, *ids: str) -> None:
-        if quota is None or self._windows.hit(quota, whose, *ids, cost=cost):
+        Raises Overloaded, which says when to come back. InvalidRequest: it would never be in time.
+        """
+        quotas = (
+            (self._per_user, "user", repr((user.subject, user.user_id))),
+            (self._per_token, "token", user.subject),
+        )
+        known = [(quota, whose, name) for quota, whose, name in quotas if quota is not None]
+        for quota, whose, name in known:
+            self._check(quota, whose, name, candidates)
+        for quota, whose, name in known:
+            self._windows.hit(quota, whose, name, cost=candidates)
+
+    def _check(self, quota: RateLimitItem, whose: str, name: str, cost: int) -> None:
+        if self._windows.test(quota, whose, name, cost=cost):
             return
-        reset = self._windows.get_window_stats(quota, whose, *ids).reset_time
+        words = f"quota of {quota.amount} candidates in {quota.get_expiry()} s"
+        if cost > quota.amount:
+            raise InvalidRequest.of("guidance.num_candidates", f"is above the {whose}'s {words}")
+        reset = self._windows.get_window_stats(quota, whose, name).reset_time
         raise Overloaded(
-            f"this {whose} has used its quota of {quota.amount} candidates"
-            f" in {quota.get_expiry()} s",
-            retry_after_s=max(reset - time.time(), 0.1),
+            f"this {whose} has used its {words}", retry_after_s=max(reset - time.time(), 0.1)
         )

@@ -4,8 +4,8 @@ import asyncio
 import hashlib
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -159,7 +159,7 @@ class StreamedDecoding:
 
     def __init__(
         self,
-        stream: AsyncIterator[Sampled],
+        stream: AsyncGenerator[Sampled, None],
         candidate_of: Callable[[Sampled], Candidate],
         load: Load,
     ) -> None:
@@ -171,14 +171,15 @@ class StreamedDecoding:
         self._changed = asyncio.Event()
         self._task = asyncio.ensure_future(self._follow(stream))
 
-    async def _follow(self, stream: AsyncIterator[Sampled]) -> None:
+    async def _follow(self, stream: AsyncGenerator[Sampled, None]) -> None:
         try:
-            with self._load.one():
-                async for sampled in stream:
-                    self._latest = sampled
-                    self._changed.set()
-                    if self._hear is not None:
-                        self._hear(sampled)
+            async with aclosing(stream):  # also where whoever hears it has had enough
+                with self._load.one():
+                    async for sampled in stream:
+                        self._latest = sampled
+                        self._changed.set()
+                        if self._hear is not None:
+                            self._hear(sampled)
         finally:
             self._has_ended = True
             self._changed.set()

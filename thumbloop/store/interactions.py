@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, func, insert, select
+from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select
+from sqlalchemy.exc import IntegrityError
 
 from thumbloop.errors import RequestIdTaken
 from thumbloop.store.packing import pack_floats, pack_ids, unpack_floats, unpack_ids
@@ -42,6 +43,12 @@ _SAME_OF_INTERACTION = (
 )
 _SAME_OF_CANDIDATE = ("policy_version", "text", "reward", "propensity", "chosen", "stage_rewards")
 _TAKEN = "request_id: another server has answered a request of this id; send it again"
+_OF_REQUEST = select(interactions.c.response_id).where(
+    interactions.c.subject == bindparam("subject"),
+    interactions.c.user_id == bindparam("user_id"),
+    interactions.c.request_id == bindparam("request_id"),
+    interactions.c.request_digest != "",
+)
 _BATCH = 200  # rows per query: no read transaction reads for long
 
 
@@ -50,11 +57,12 @@ def append(connection: Connection, interaction: Interaction) -> None:
 
     Raises RequestIdTaken: another server has answered a request of this id in the meantime.
     """
-    if interaction.request_digest:
-        same = find(connection, interaction.user, interaction.request_id)
-        if same is not None:
-            raise RequestIdTaken(_TAKEN)
-    connection.execute(insert(interactions), _interaction_row(interaction))
+    try:
+        connection.execute(insert(interactions), _interaction_row(interaction))
+    except IntegrityError:
+        if not interaction.request_digest:
+            raise
+        raise RequestIdTaken(_TAKEN) from None
     rows = [_candidate_row(interaction.response_id, c) for c in interaction.candidates]
     if rows:
         connection.execute(insert(candidates), rows)
@@ -67,14 +75,8 @@ def get(connection: Connection, response_id: str) -> Interaction | None:
 
 def find(connection: Connection, user: User, request_id: str) -> Interaction | None:
     """Return the interaction that answered a user's request of this id, None when there is none."""
-    response_id = connection.scalar(
-        select(interactions.c.response_id).where(
-            interactions.c.subject == user.subject,
-            interactions.c.user_id == user.user_id,
-            interactions.c.request_id == request_id,
-            interactions.c.request_digest != "",
-        )
-    )
+    ids = {"subject": user.subject, "user_id": user.user_id, "request_id": request_id}
+    response_id = connection.scalar(_OF_REQUEST, ids)
     return None if response_id is None else get(connection, response_id)
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from server.concurrency import under_way
 from thumbloop.errors import ReaderTooSlow
 
 T = TypeVar("T")
@@ -69,28 +70,16 @@ class Speech:
 
         Raises what the making of the reply raises, at once, even where a write is stuck.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(None) as scope:
-
-                def look(_made: object) -> None:
-                    self._changed.set()
-                    if made.cancelled() or made.exception() is not None:
-                        scope.reschedule(loop.time())
-
-                made.add_done_callback(look)
-                try:
-                    await self._write_all(made, write)
-                finally:
-                    made.remove_done_callback(look)
-        except TimeoutError:
-            if not scope.expired():
-                raise
+        async with under_way(self._write_all(made, write)) as writing:
+            await asyncio.wait((made, writing), return_when=asyncio.FIRST_COMPLETED)
+            if writing.done() or not _has_failed(made):
+                await writing
         return await made
 
     async def _write_all(
         self, made: "asyncio.Future[Any]", write: Callable[[str], Awaitable[None]]
     ) -> None:
+        made.add_done_callback(self._wake)
         while not made.done() or self._read < len(self._text):
             piece = self._text[self._read :]
             self._read = len(self._text)
@@ -99,3 +88,7 @@ class Speech:
             else:
                 self._changed.clear()
                 await self._changed.wait()
+
+
+def _has_failed(made: "asyncio.Future[Any]") -> bool:
+    return made.cancelled() or made.exception() is not None

@@ -86,7 +86,7 @@ class CallOptions(TypedDict, total=False):
     request_id: str
     """Names the request, which is answered once however often it is sent; a new one by default."""
     options: GenerateOptions
-    timeout_s: float
+    timeout_s: float | None
     """Instead of the client's own."""
 
 
@@ -96,7 +96,7 @@ class RateOptions(TypedDict, total=False):
     user_id: str
     comment: str
     request_id: str
-    timeout_s: float
+    timeout_s: float | None
 
 
 def _generate(prompt: str | Sequence[Message], how: CallOptions) -> policy_pb2.GenerateRequest:

@@ -4,14 +4,17 @@ Tests that use one share its event loop: `pytestmark = pytest.mark.asyncio(loop_
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from server.engine import Engine
+from tests.serving import Running, running
+from thumbloop.config import State
 from thumbloop.config.server import EngineSettings
 
 SETTINGS = EngineSettings(
@@ -59,3 +62,49 @@ def stock_engine(tiny_model: Path) -> Iterator[Engine]:
     """vLLM's own operators."""
     with started(tiny_model, grouped_lora=False) as engine:
         yield engine
+
+
+class Borrowed:
+    """The run's engine for one server: what the server leaves in it is taken out, it stays open."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.held: dict[int, Any] = {}
+        self.most_held = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def load(self, name: str, folder: Path) -> Any:
+        return self._hold(await self._engine.load(name, folder))
+
+    async def load_zero(self, name: str) -> Any:
+        return self._hold(await self._engine.load_zero(name))
+
+    async def unload(self, adapter: Any) -> None:
+        del self.held[adapter.number]
+        await self._engine.unload(adapter)
+
+    def close(self) -> None:
+        """Leave the engine running."""
+
+    def _hold(self, adapter: Any) -> Any:
+        self.held[adapter.number] = adapter
+        self.most_held = max(self.most_held, len(self.held))
+        return adapter
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    return State(folder=tmp_path / "state")
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def server(vllm_engine: Engine, tiny_model: Path, state: State) -> AsyncIterator[Running]:
+    borrowed = Borrowed(vllm_engine)
+    async with running(
+        tiny_model, state, make_engine=lambda _model, _config: borrowed, engine={"max_rank": 4}
+    ) as server:
+        yield server
+    for adapter in [*borrowed.held.values()]:
+        await borrowed.unload(adapter)

@@ -1,21 +1,17 @@
 """The server on real vLLM: versions are published under load, and every reply is its version's."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
-import pytest_asyncio
 from safetensors.torch import load_file, save_file
 
-from server.engine import Engine
 from tests.publishing import Publisher, RealSpeaker
-from tests.serving import Running, running
+from tests.serving import Running
 from thumbloop.artifacts import WEIGHTS, folder_of
 from thumbloop.client import GenerateOptions
 from thumbloop.config import State, Verdict
+from thumbloop.errors import ThumbloopError
 from thumbloop.rendering import VerdictTokens, verdict_tokens
 from thumbloop.store import interactions, reading
 from thumbloop.types import DEFAULT_POLICY, Interaction
@@ -26,52 +22,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 EQUAL = {"abs": 1e-4}
 USERS = 6
 MOST_TOKENS = 200
-
-
-class Borrowed:
-    """The run's engine for one server: what the server leaves in it is taken out, it stays open."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.held: dict[int, Any] = {}
-        self.most_held = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    async def load(self, name: str, folder: Path) -> Any:
-        return self._hold(await self._engine.load(name, folder))
-
-    async def load_zero(self, name: str) -> Any:
-        return self._hold(await self._engine.load_zero(name))
-
-    async def unload(self, adapter: Any) -> None:
-        del self.held[adapter.number]
-        await self._engine.unload(adapter)
-
-    def close(self) -> None:
-        """Leave the engine running."""
-
-    def _hold(self, adapter: Any) -> Any:
-        self.held[adapter.number] = adapter
-        self.most_held = max(self.most_held, len(self.held))
-        return adapter
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> State:
-    return State(folder=tmp_path / "state")
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def server(vllm_engine: Engine, tiny_model: Path, state: State) -> AsyncIterator[Running]:
-    borrowed = Borrowed(vllm_engine)
-    async with running(
-        tiny_model, state, make_engine=lambda _model, _config: borrowed, engine={"max_rank": 4}
-    ) as server:
-        yield server
-    for adapter in [*borrowed.held.values()]:
-        await borrowed.unload(adapter)
 
 
 @pytest.fixture
@@ -97,7 +47,7 @@ class Crowd:
     def __init__(self, server: Running) -> None:
         self._server = server
         self._stopping = asyncio.Event()
-        self.failures: list[grpc.aio.AioRpcError] = []
+        self.failures: list[ThumbloopError] = []
         self.replies: list[policy_pb2.GenerateResponse] = []
         self._tasks = [asyncio.create_task(self._use(i)) for i in range(USERS)]
 
@@ -112,7 +62,7 @@ class Crowd:
                     question, user_id=str(number), options=options, timeout_s=30
                 )
                 await self._server.client.rate(reply.response_id, up=True, user_id=str(number))
-            except grpc.aio.AioRpcError as error:
+            except ThumbloopError as error:
                 self.failures.append(error)
             else:
                 self.replies.append(reply)

@@ -56,11 +56,13 @@ class Reception:
         limits = self._defaults.limits
         given_s = limits.default_timeout_s if time_left_s is None else time_left_s
         limit_s = min(given_s, limits.max_timeout_s)
+        # The caller's own deadline is kept by gRPC, which cancels this: two would race.
+        ours_s = None if limit_s == time_left_s else limit_s
         user = caller.user(message.user_id)
         request = request_of(message, self._defaults, user, time_left_s=limit_s)
         with self._lifecycle.admit() as pipeline:
             try:
-                async with asyncio.timeout(limit_s) as scope:
+                async with asyncio.timeout(ours_s) as scope:
                     return await self._once(message, request, pipeline, speech)
             except TimeoutError:
                 if not scope.expired():

@@ -123,8 +123,8 @@ class OpenAi:
         It has to say that it is JSON, which no page in a browser can without asking: a server on
         loopback answers whoever reaches it.
         """
-        kind = request.headers.get("content-type", "").partition(";")[0].strip()
-        if kind.lower() != "application/json":
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
             raise InvalidRequest.of("content-type", "has to be application/json")
         body = bytearray()
         async for chunk in request.stream():

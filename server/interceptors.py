@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from thumbloop.statuses import status_of
 log = logging.getLogger(__name__)
 
 _OURS = "/thumbloop.v1."
+_PATIENCE_S = 1.0  # with a reader that takes nothing, not even that its call has failed
 Handler = Any  # grpc.RpcMethodHandler, which its stubs cannot express for aio
 
 
@@ -93,8 +95,11 @@ def _name(code: int | None) -> str:
 
 
 async def _abort(context: Any, error: ThumbloopError) -> None:
+    """End the call. gRPC keeps the status behind what the reader has not taken, and ends the handler."""
     status = rpc_status.to_status(status_of(error))
-    await context.abort(status.code, status.details, status.trailing_metadata)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_PATIENCE_S):
+            await context.abort(status.code, status.details, status.trailing_metadata)
 
 
 async def _abort_unexpected(context: Any, method: str, error: Exception) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, NamedTuple
 
@@ -49,6 +49,15 @@ class Request:
     learning: Learning = Learning.ALLOWED
     is_background: bool = False
     policy_version: int | None = None
+    came: float = field(default_factory=time.perf_counter)
+
+    def after_its_wait(self) -> "Request":
+        """Return the request with what is left, now that it has its turn, of the time it came with."""
+        limit_s = self.choice.time_limit_s
+        if limit_s is None:
+            return self
+        left_s = max(limit_s - (time.perf_counter() - self.came), 0.0)
+        return replace(self, choice=replace(self.choice, time_limit_s=left_s))
 
 
 class Pipeline:
@@ -101,8 +110,18 @@ class Pipeline:
         if speech is not None:
             speech.say(outcome.chosen.text)
         interaction = row.completed(outcome)
-        await self._log(interaction)
+        await self._write(interaction)
         return interaction
+
+    async def _write(self, interaction: Interaction) -> None:
+        """Log a reply. A caller that gives up meanwhile has ended only when it is known what became of it:
+        a retry looks for the row."""
+        writing = asyncio.ensure_future(self._log(interaction))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.gather(writing, return_exceptions=True)
+            raise
 
     async def _guide(
         self,

@@ -95,8 +95,8 @@ class Reception:
         prompt = pipeline.render(request)
         cost = Cost(candidates, len(prompt) + candidates * request.sampling.max_tokens)
         async with self._admission.enter(cost, is_background=request.is_background):
-            reply = await pipeline.respond(request, prompt, speech)
+            reply = await pipeline.respond(request.after_its_wait(), prompt, speech)
         self._metrics.observe_reply(reply)
-        if speech is not None:
+        if speech is not None and speech.first_text_s:
             self._metrics.observe_first_text(reply.strategy, speech.first_text_s)
         return reply

@@ -28,6 +28,7 @@ from thumbloop.v1 import (
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _PAGE_SIZE, _MAX_PAGE_SIZE = 100, 1000
+_LONGEST_NUMBER = 19  # digits of an int64
 
 
 class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
@@ -58,6 +59,10 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             await context.write(policy_pb2.StreamGenerateResponse(text_delta=piece))
 
         async with under_way(answering) as made:
+            await speech.first(made)
+            await context.send_initial_metadata(
+                ()
+            )  # where a write sends it, no error can end that write
             interaction = await speech.deliver(made, write)
         response = response_of(interaction, include_candidates=wanted.include_candidates)
         await context.write(policy_pb2.StreamGenerateResponse(response=response))
@@ -154,7 +159,7 @@ class _Listing(NamedTuple):
 
 
 def _page_start(token: str) -> int | None:
-    if token and not token.isdecimal():
+    if token and not (token.isdecimal() and len(token) <= _LONGEST_NUMBER):
         raise InvalidRequest.of("page_token", "is not one that this call returned")
     return int(token) if token else None
 

@@ -11,13 +11,14 @@ from thumbloop.errors import ReaderTooSlow
 T = TypeVar("T")
 
 _RETRY_AFTER_S = 1.0
+_PIECE = 8192  # characters of one message; what a reader does not take of it stays in memory
 
 
 class Speech:
     """A reply's text on its way to one reader: it only grows, and what was read is not said again.
 
-    Nothing waits for the reader. One that leaves more than `max_unread` characters unread loses the
-    stream, so that nobody can fill the server's memory by not reading.
+    Nothing waits for the reader. One that has left more than `max_unread` characters unread when more
+    comes loses the stream, so that nobody can fill the server's memory by not reading.
     """
 
     def __init__(self, max_unread: int) -> None:
@@ -43,7 +44,7 @@ class Speech:
             return
         if not self._text:
             self.first_text_s = time.perf_counter() - self._started
-        if len(text) - self._read > self._max_unread:
+        if len(self._text) - self._read > self._max_unread:
             raise ReaderTooSlow(
                 f"more than {self._max_unread} characters of this stream were not read",
                 retry_after_s=_RETRY_AFTER_S,
@@ -81,8 +82,8 @@ class Speech:
     ) -> None:
         made.add_done_callback(self._wake)
         while not made.done() or self._read < len(self._text):
-            piece = self._text[self._read :]
-            self._read = len(self._text)
+            piece = self._text[self._read : self._read + _PIECE]
+            self._read += len(piece)
             if piece:
                 await write(piece)
             else:

@@ -95,7 +95,8 @@ class Race:
 
     async def stop(self) -> list[Candidate]:
         """Abort what still runs; return all candidates as far as they got."""
-        await gather_or_cancel(self._abort(i) for i in self._running(self._indices))
+        aborting = gather_or_cancel(self._abort(i) for i in self._running(self._indices))
+        await asyncio.shield(aborting)  # a caller that is cancelled once more leaves none behind
         return self._all()
 
     async def first_finished(self) -> list[Candidate]:

@@ -1,12 +1,14 @@
 import asyncio
 import math
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
-from server.guidance import Choice, NotScored
+from server.guidance import Checkpoint, Choice, NotScored
 from server.guidance.pool import fill
+from server.guidance.speculative_rejection import SpeculativeRejection
 from server.reading import Reading
 from server.rollout import Load, RolloutWorker, derive_seed
 from server.routes import LoadedVersion
@@ -253,3 +255,21 @@ async def test_a_reward_that_does_not_come_or_makes_no_sense_is_not_one(
     with pytest.raises(NotScored) as raised:
         await hands.score(sampled)
     assert raised.value.reason == reason
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_a_race_that_is_cancelled_twice_leaves_nothing_in_the_engine(engine, loaded, steps):
+    """As where a deadline passes while a caller hangs up."""
+    engine.may_sample.clear()
+    hands = worker(engine, loaded, Sampling(30, seed=4))
+    choice = Choice(4, 1.0, 0.0, checkpoints=(Checkpoint(tokens=2, keep=1),))
+    race = asyncio.create_task(SpeculativeRejection().run(hands, choice, Random(1)))
+    await until(lambda: engine.started == 4)
+    race.cancel()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    race.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await race
+    await until(lambda: engine.aborted == 4, 1)
+    assert not any(engine._in_use.values())

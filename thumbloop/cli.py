@@ -1,6 +1,7 @@
 """The `thumbloop` command: ask, chat, rate, see versions, make tokens."""
 
 import hashlib
+import json
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -193,7 +194,7 @@ def token(
     print(secret)
     print(
         "access:\n  tokens:\n"
-        f"    {subject}:\n"
+        f"    {json.dumps(subject, ensure_ascii=False)}:\n"
         f"      sha256: {hashlib.sha256(secret.encode()).hexdigest()}\n"
         f"      scopes: [{names}]",
         file=sys.stderr,

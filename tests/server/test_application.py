@@ -1,6 +1,7 @@
 """The life of a whole server: ports, starting, serving, draining, dying."""
 
 import asyncio
+import json
 import socket
 import subprocess
 import sys
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx2
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from server.application import SERVICES, Application
+from server.lifecycle import Phase
 from tests.fakes import FakeEngine
+from tests.refusals import refused
 from tests.serving import Running, config_of, running, until
 from thumbloop.config import Model, State
 from thumbloop.config.shared import Metrics
@@ -98,6 +102,57 @@ async def test_stopping_lets_calls_finish_and_turns_late_ones_away(tiny_model: P
         await stopping
         assert server.engine.is_closed
         assert server.stored(reply.response_id).chosen.text == reply.text
+
+
+async def test_under_load_all_that_came_in_time_is_answered_and_the_rest_turned_away(
+    tiny_model: Path, state: State
+):
+    """Calls of both kinds and over both ports, those included that wait for their turn."""
+    limits = {"max_candidates": 4, "max_candidates_in_flight": 16, "max_queued_candidates": 1000}
+    body = {"prompt": "hello", "model": "default"}
+
+    async def stream(server: Running) -> str:
+        call = server.policy.StreamGenerate(policy_pb2.StreamGenerateRequest(request=HELLO))
+        *deltas, last = [event async for event in call]
+        assert "".join(event.text_delta for event in deltas) == last.response.text
+        return last.response.response_id
+
+    async with running(tiny_model, state, limits=limits) as server:
+        server.engine.may_sample.clear()
+        url = f"http://127.0.0.1:{server.application.http_port}/v1/completions"
+        async with httpx2.AsyncClient(timeout=30) as http:
+            calls = [server.policy.Generate(HELLO) for _ in range(20)]
+            streams = [asyncio.create_task(stream(server)) for _ in range(20)]
+            posts = [asyncio.create_task(http.post(url, json=body)) for _ in range(20)]
+            lines = [
+                asyncio.create_task(http.post(url, json=body | {"stream": True})) for _ in range(20)
+            ]
+            await until(lambda: server.application._lifecycle.in_flight == 80)
+            assert server.application._admission.candidates == 16
+            stopping = asyncio.create_task(server.application.stop())
+            await until(lambda: server.application._lifecycle.phase is Phase.DRAINING)
+            for late in (server.policy.Generate(HELLO), stream(server)):
+                refusal = await refused(late)
+                assert refusal.code() is grpc.StatusCode.UNAVAILABLE
+                assert "shutting down" in refusal.details()
+            for change in ({}, {"stream": True}):
+                assert (await http.post(url, json=body | change)).status_code == 503
+            assert not stopping.done()
+            server.engine.may_sample.set()
+            replies = [reply.response_id for reply in await asyncio.gather(*calls)]
+            replies += await asyncio.gather(*streams)
+            answers = await asyncio.gather(*posts)
+            assert [answer.status_code for answer in answers] == [200] * 20
+            replies += [answer.json()["id"] for answer in answers]
+            for answer in await asyncio.gather(*lines):
+                assert answer.status_code == 200
+                assert answer.text.endswith("data: [DONE]\n\n")
+                assert "error" not in answer.text
+                replies.append(json.loads(answer.text.split("\n")[0].removeprefix("data: "))["id"])
+            await asyncio.wait_for(stopping, 10)
+        assert len(set(replies)) == 80
+        assert all(server.stored(reply).chosen for reply in replies)
+        assert server.engine.aborted == 0
 
 
 async def test_a_thumb_is_taken_while_the_server_drains(tiny_model: Path, state: State):

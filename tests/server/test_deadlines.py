@@ -3,6 +3,7 @@
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -86,3 +87,37 @@ async def test_a_given_up_request_is_no_rollout(server: Running):
         given_up, _ = interactions.list_since(connection, DEFAULT_POLICY, 0)
     assert given_up.status is Status.CANCELLED
     assert dataset.interaction_left_out(given_up) == "cancelled"
+
+
+async def test_the_time_that_a_call_waits_for_its_turn_is_part_of_its_time(
+    tiny_model: Path, state: State
+):
+    """It is answered from what is ready before its deadline, however late its turn came."""
+    limits = {"max_candidates": 4, "max_candidates_in_flight": 4}
+    async with running(tiny_model, state, limits=limits) as server:
+        engine, sample = server.engine, server.engine.sample
+
+        async def one_is_slow(*arguments: Any, **more: Any) -> Any:
+            if engine.started == 7:
+                await asyncio.sleep(30)
+            return await sample(*arguments, **more)
+
+        engine.sample = one_is_slow
+        engine.may_sample.clear()
+        first = asyncio.ensure_future(server.policy.Generate(HELLO))
+        await server.sampling(4)
+        late = server.policy.Generate(HELLO, timeout=1.5)
+        await until(lambda: server.application._admission.queued == 4)
+        await asyncio.sleep(0.75)
+        engine.may_sample.set()
+        await first
+        reply = await late
+        assert reply.num_candidates == 3
+        assert reply.candidate_extent == policy_pb2.CANDIDATE_EXTENT_DEADLINE
+
+
+async def test_a_call_without_time_is_late_at_once(server: Running):
+    for timeout_s in (1e-6, 0.001):
+        error = await refused(server.policy.Generate(HELLO, timeout=timeout_s))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: server.application._lifecycle.in_flight == 0, 1)

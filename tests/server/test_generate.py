@@ -10,6 +10,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from server.engine import BACKGROUND_PRIORITY, REPLY_PRIORITY
 from server.rollout import derive_seed
 from tests.fakes import FakeEngine
 from tests.publishing import FakeSpeaker, Publisher
@@ -611,3 +612,34 @@ async def test_a_row_is_durable_before_the_reply_leaves(server: Running):
     replies = await asyncio.gather(*(server.generate(f"hello {i}") for i in range(20)))
     for reply in replies:
         assert server.stored(reply.response_id).chosen.text == reply.text
+
+
+@pytest.mark.parametrize("strategy", ["none", "best_of_n", "speculative_rejection"])
+async def test_what_nobody_waits_for_is_sampled_after_everything_else(
+    taught: Running, monkeypatch: pytest.MonkeyPatch, strategy: str
+):
+    asked: set[int] = set()
+
+    def spy_on(name: str) -> None:
+        call = getattr(FakeEngine, name)
+
+        def spy(engine: FakeEngine, *arguments: Any, priority: int) -> Any:
+            asked.add(priority)
+            return call(engine, *arguments, priority=priority)
+
+        monkeypatch.setattr(FakeEngine, name, spy)
+
+    spy_on("sample")
+    spy_on("stream")
+    expected = {
+        policy_pb2.PRIORITY_UNSPECIFIED: REPLY_PRIORITY,
+        policy_pb2.PRIORITY_INTERACTIVE: REPLY_PRIORITY,
+        policy_pb2.PRIORITY_BACKGROUND: BACKGROUND_PRIORITY,
+    }
+    for priority, of_engine in expected.items():
+        asked.clear()
+        guidance = policy_pb2.GuidanceParams(strategy_name=strategy)
+        await taught.generate("hello", priority=priority, guidance=guidance)
+        assert asked == {of_engine}
+    error = await refused(taught.generate("hello", priority=9))
+    assert fields(error) == ["priority"]

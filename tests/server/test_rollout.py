@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from server.guidance import Checkpoint, Choice, NotScored
+from server.engine import BACKGROUND_PRIORITY, REPLY_PRIORITY, SECOND_WAVE_PRIORITY
+from server.guidance import Checkpoint, Choice, Enough, NotScored
 from server.guidance.pool import fill
 from server.guidance.speculative_rejection import SpeculativeRejection
 from server.reading import Reading
@@ -55,6 +56,7 @@ def hands_of(
     *,
     timeout_s: float = 0.2,
     load: Load | None = None,
+    priority: int = REPLY_PRIORITY,
 ) -> RolloutWorker:
     mixture = Mixture({"thumbs": Weighted(1.0, scorer)})
     prompt = Prompt(text="the film")
@@ -67,6 +69,7 @@ def hands_of(
         sampling,
         scoring_timeout_s=timeout_s,
         load=load or Load(),
+        priority=priority,
     )
 
 
@@ -273,3 +276,19 @@ async def test_a_race_that_is_cancelled_twice_leaves_nothing_in_the_engine(engin
         await race
     await until(lambda: engine.aborted == 4, 1)
     assert not any(engine._in_use.values())
+
+
+@pytest.mark.parametrize("base", [REPLY_PRIORITY, BACKGROUND_PRIORITY])
+async def test_a_second_wave_comes_after_what_others_wait_for(engine, loaded, base):
+    asked, sample = [], engine.sample
+
+    async def spy(*arguments: Any, priority: int) -> Any:
+        asked.append(priority)
+        return await sample(*arguments, priority=priority)
+
+    engine.sample = spy
+    hands = hands_of(engine, Judge(0.0), loaded, Sampling(4, seed=1), priority=base)
+    never = Enough(best=math.inf, spread=0.0)
+    await fill(hands, Choice(5, 0.5, 0.0, first_wave=2, enough=never), Arm.STRATEGY)
+    assert asked == [base] * 2 + [base + SECOND_WAVE_PRIORITY] * 3
+    assert REPLY_PRIORITY < SECOND_WAVE_PRIORITY < BACKGROUND_PRIORITY

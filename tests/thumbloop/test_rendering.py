@@ -1,15 +1,16 @@
 import copy
+import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny_model import SPECIAL, build_tokenizer
 from thumbloop.config import Verdict
 from thumbloop.errors import InvalidRequest, SettingsError
-from thumbloop.rendering import VerdictTokens, render, text_of, verdict_tokens
+from thumbloop.rendering import TextStream, VerdictTokens, render, text_of, verdict_tokens
 from thumbloop.types import Message, Prompt, Role
 
 TOKENIZER = build_tokenizer()
@@ -157,3 +158,81 @@ def test_turns_of_the_same_roles_need_the_template_once():
         assert render(chat(text), tokenizer) == render(chat(text), TOKENIZER)
     render(chat("hello", "hm", "well"), tokenizer)
     assert [len(conversation) for conversation in asked] == [1, 3]
+
+
+def heard(token_ids: list[int], tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> list[str]:
+    """Return what is certain after each token."""
+    stream = TextStream(tokenizer)
+    return [stream.read(token_ids[: n + 1]) for n in range(len(token_ids))]
+
+
+def check_stream(token_ids: list[int], tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> None:
+    """Check that a stream only grows, towards the text of all tokens, and holds no half characters."""
+    texts, whole = ["", *heard(token_ids, tokenizer)], text_of(token_ids, tokenizer)
+    for earlier, later in itertools.pairwise(texts):
+        assert later.startswith(earlier)
+    assert whole.startswith(texts[-1])
+    assert set(whole[len(texts[-1]) :]) <= {"\ufffd"}  # held back: it may yet become a character
+
+
+@given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=40))
+def test_a_stream_of_any_tokens_grows_into_their_text(token_ids: list[int]):
+    check_stream(token_ids)
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=20))
+def test_a_stream_of_any_text_grows_into_it_and_never_shows_half_a_character(text: str):
+    token_ids = plain(text)
+    check_stream(token_ids)
+    texts = ["", *heard(token_ids)]
+    assert text.startswith(texts[-1]) or "\ufffd" in text
+    if "\ufffd" not in text:
+        assert texts[-1] == text
+        assert not any("\ufffd" in heard_so_far for heard_so_far in texts)
+
+
+def test_a_character_of_several_tokens_is_held_back_until_it_is_whole():
+    assert heard(plain("a😀")) == ["a", "a", "a", "a", "a😀"]
+    assert heard(plain("é!")) == ["", "é", "é!"]
+
+
+def test_bytes_that_never_make_a_character_are_shown_once_that_is_certain():
+    broken = plain("😀")[:2]
+    assert heard([*broken, *plain("ok")]) == ["", "", "\ufffdo", "\ufffdok"]
+
+
+def test_special_tokens_are_no_text_and_hold_nothing_up():
+    assert heard([*plain("a"), IDS["<|up|>"], *plain("b"), IDS["<|end|>"]]) == [
+        "a",
+        "a",
+        "ab",
+        "ab",
+    ]
+
+
+def test_a_stream_may_be_read_with_gaps_and_again():
+    token_ids = plain("so it was, and 😀 it stays")
+    stream = TextStream(TOKENIZER)
+    for n in (1, 1, 7, 7, 20, len(token_ids), len(token_ids)):
+        assert text_of(token_ids, TOKENIZER).startswith(stream.read(token_ids[:n]))
+    assert stream.read(token_ids) == "so it was, and 😀 it stays"
+
+
+def spaced_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer as SentencePiece makes them: the first word of a text loses its space."""
+    words = ["<unk>", "▁one", "▁two", "three", "▁", "é", "<s>"]
+    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    raw.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<s>")
+
+
+SPACED = spaced_tokenizer()
+
+
+@given(st.lists(st.integers(1, 6), max_size=20))
+def test_spaces_between_words_are_those_of_the_whole_text(token_ids: list[int]):
+    check_stream(token_ids, SPACED)
+
+
+def test_words_keep_their_spaces():
+    assert heard([1, 2, 3, 1], SPACED) == ["one", "one two", "one twothree", "one twothree one"]

@@ -194,6 +194,16 @@ async def test_a_caller_that_gives_up_does_not_undo_its_change(store: Engine, wr
     assert stored(store) == ["next", "unloved"]
 
 
+async def test_a_change_that_is_started_is_made_whether_anybody_awaits_it_or_not(
+    store: Engine, writer: GroupWriter
+):
+    writer.start(append("forgotten"))
+    assert await writer.start(append("awaited")) == "awaited"
+    assert stored(store) == ["awaited", "forgotten"]
+    with pytest.raises(UnknownResponse):
+        await writer.start(lambda c: feedback.submit_thumb(c, "none", 1, ANN, at=1.0))
+
+
 def test_a_cancelled_future_does_not_stop_the_writer(store: Engine, writer: GroupWriter):
     gate = Gate()
     writer.submit(gate)

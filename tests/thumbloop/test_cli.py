@@ -1,0 +1,380 @@
+"""The `thumbloop` command, against a server in this process."""
+
+import asyncio
+import hashlib
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from tests.serving import Running, running
+from thumbloop import cli
+from thumbloop.client import AsyncClient, Client, GenerateOptions
+from thumbloop.config import ServerConfig, State, load
+from thumbloop.errors import PermissionDenied, Unauthenticated, Unavailable
+from thumbloop.store import feedback, interactions, reading
+from thumbloop.types import (
+    DEFAULT_POLICY,
+    Interaction,
+    Message,
+    Prompt,
+    RatedReply,
+    Role,
+    Strategy,
+    User,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ADDRESS", "TOKEN", "CA"):
+        monkeypatch.delenv(f"THUMBLOOP_{name}", raising=False)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    return State(folder=tmp_path / "state")
+
+
+@pytest.fixture
+async def server(tiny_model: Path, state: State) -> AsyncIterator[Running]:
+    async with running(tiny_model, state) as server:
+        yield server
+
+
+async def run(*arguments: str, **environment: str) -> Result:
+    """Run the command in a thread, as the server needs this one."""
+    runner = CliRunner(env=environment)
+    return await asyncio.to_thread(runner.invoke, cli.app, list(arguments))
+
+
+@pytest.fixture
+def thumbloop(server: Running) -> Callable[..., Awaitable[Result]]:
+    """Runs the command against the server."""
+
+    async def thumbloop(*arguments: str) -> Result:
+        return await run(*arguments, "--address", f"127.0.0.1:{server.port}")
+
+    return thumbloop
+
+
+def replies(server: Running) -> list[Interaction]:
+    assert server.database is not None
+    with reading(server.database) as connection:
+        return interactions.list_since(connection, DEFAULT_POLICY, 0)
+
+
+def rated(server: Running) -> list[RatedReply]:
+    assert server.database is not None
+    with reading(server.database) as connection:
+        return feedback.list_rated(connection, DEFAULT_POLICY)
+
+
+# Asking
+
+
+async def test_a_prompt_is_answered_and_the_facts_stand_apart(server: Running, thumbloop: Any):
+    done = await thumbloop("generate", "How was it?", "--user", "ann")
+    assert done.exit_code == 0, done.output
+    (stored,) = replies(server)
+    assert done.stdout == f"{stored.chosen.text}\n"
+    assert done.stderr == f"{stored.response_id}: version 0, chosen from 4\n"
+    assert stored.prompt == Prompt(messages=(Message(Role.USER, "How was it?"),))
+    assert stored.user == User("", "ann")
+
+
+async def test_options_are_passed_on(server: Running, thumbloop: Any):
+    options = ("--strategy", "best_of_n", "-n", "2", "--max-tokens", "3", "--text")
+    done = await thumbloop("generate", "The soup was", *options)
+    assert done.exit_code == 0, done.output
+    (stored,) = replies(server)
+    assert stored.prompt == Prompt(text="The soup was")
+    assert stored.strategy == Strategy.BEST_OF_N
+    assert (len(stored.candidates), stored.sampling.max_tokens) == (2, 3)
+
+
+async def test_where_the_server_is_may_stand_in_the_environment(server: Running):
+    done = await run("generate", "hello", THUMBLOOP_ADDRESS=f"127.0.0.1:{server.port}")
+    assert done.exit_code == 0, done.output
+    assert len(replies(server)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("generate", "hello", "--strategy", "worst"), "guidance.strategy_name: worst is not"),
+        (("generate", "hello", "-n", "0"), "guidance.num_candidates: has to be in [1, 16]"),
+        (("generate", " "), "chat.messages[0].content: is empty"),
+        (("rate", "never-given", "up"), "there is no such response"),
+    ],
+)
+async def test_what_is_refused_is_said_in_one_line(
+    thumbloop: Any, arguments: tuple[str, ...], said: str
+):
+    done = await thumbloop(*arguments)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: {said}")
+    assert done.stderr.count("\n") == 1
+
+
+async def test_a_server_that_is_not_there_is_said_in_one_line(tmp_path: Path):
+    done = await run("versions", "--address", f"unix:{tmp_path}/nobody")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+async def test_an_authority_that_cannot_be_read_is_said_in_one_line(tmp_path: Path):
+    done = await run("versions", "--ca", str(tmp_path / "nowhere.pem"))
+    assert done.exit_code == 1
+    assert done.stderr == (
+        f"error: --ca: {tmp_path}/nowhere.pem cannot be read: No such file or directory\n"
+    )
+
+
+# Rating
+
+
+async def test_a_reply_is_rated(server: Running, thumbloop: Any):
+    await thumbloop("generate", "hello", "--user", "ann")
+    (stored,) = replies(server)
+    rate = ("rate", stored.response_id)
+    done = await thumbloop(*rate, "up", "--user", "ann", "--comment", "lovely")
+    assert (done.exit_code, done.stdout) == (0, "feedback 1 for version 0\n")
+    done = await thumbloop(*rate, "up", "--user", "ann", "--comment", "lovely")
+    assert done.stdout == "feedback 1 for version 0, again\n"
+    done = await thumbloop(*rate, "down", "--user", "ann")
+    assert done.stdout == "feedback 2 for version 0\n"
+    assert [(r.response_id, r.value) for r in rated(server)] == [(stored.response_id, 0)]
+
+
+async def test_a_thumb_is_up_or_down(server: Running, thumbloop: Any):
+    done = await thumbloop("rate", "r", "sideways")
+    assert done.exit_code == 2
+    assert "has to be up or down" in done.stderr
+
+
+async def test_versions_are_shown_with_their_states(thumbloop: Any):
+    done = await thumbloop("versions")
+    assert done.exit_code == 0, done.output
+    (row,) = [line for line in done.stdout.splitlines() if re.match(r"│ 0 ", line)]
+    assert "current" in row
+
+
+# Talking
+
+
+class Person:
+    """Asks these questions, and presses these keys after the answers."""
+
+    def __init__(self, *said: tuple[str, str]) -> None:
+        self._questions: Iterator[str] = iter([question for question, _ in said])
+        self._keys = iter([key for _, key in said])
+
+    def ask(self) -> str | None:
+        return next(self._questions, None)
+
+    def key(self) -> str:
+        return next(self._keys)
+
+
+async def converse(server: Running, person: Person, **options: Any) -> None:
+    def talk() -> None:
+        with Client(f"127.0.0.1:{server.port}") as client:
+            cli.converse(client, GenerateOptions(**options), "ann", ask=person.ask, key=person.key)
+
+    await asyncio.to_thread(talk)
+
+
+async def test_a_conversation_remembers_what_was_said(
+    server: Running, capsys: pytest.CaptureFixture[str]
+):
+    await converse(server, Person(("How was it?", "\r"), ("And the food?", "x")), num_candidates=2)
+    first, second = replies(server)
+    assert first.prompt == Prompt(messages=(Message(Role.USER, "How was it?"),))
+    assert second.prompt.messages == (
+        Message(Role.USER, "How was it?"),
+        Message(Role.ASSISTANT, first.chosen.text or " "),
+        Message(Role.USER, "And the food?"),
+    )
+    assert first.user == second.user == User("", "ann")
+    assert len(first.candidates) == 2
+    shown = capsys.readouterr().out
+    assert f"{first.chosen.text}\nversion 0; + or - to rate" in shown
+    assert f"{second.chosen.text}\nversion 0" in shown
+    assert rated(server) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("+", 1), ("u", 1), ("-", 0), ("d", 0), ("\r", None), ("U", None)]
+)
+async def test_a_key_is_a_thumb(
+    server: Running, capsys: pytest.CaptureFixture[str], key: str, value: int | None
+):
+    await converse(server, Person(("How was it?", key)))
+    (reply,) = replies(server)
+    expected = [] if value is None else [(reply.response_id, value, User("", "ann"))]
+    assert [(r.response_id, r.value, r.user) for r in rated(server)] == expected
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert (last in ("thumb up", "thumb down")) is (value is not None)
+
+
+async def test_an_error_ends_a_conversation(server: Running):
+    server.engine.is_dead = True
+    with pytest.raises(Unavailable):
+        await converse(server, Person(("How was it?", "+")))
+
+
+class Terminal:
+    """A command with a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "thumbloop.cli", *arguments]
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        )
+        os.close(theirs)
+        self._shown = ""
+
+    def wait_for(self, text: str) -> None:
+        """Read until this is shown, after what was waited for before."""
+        while text not in self._shown:
+            assert select.select([self._ours], [], [], 20)[0], self._shown
+            self._shown += os.read(self._ours, 4096).decode()
+        self._shown = self._shown.partition(text)[2]
+
+    def type(self, keys: str) -> None:
+        os.write(self._ours, keys.encode())
+
+    def press(self, key: str) -> None:
+        """Type a key once the command waits for one: what was typed before that it throws away."""
+        for _ in range(2000):
+            if not termios.tcgetattr(self._ours)[3] & termios.ICANON:
+                return self.type(key)
+            time.sleep(0.01)
+        raise AssertionError("the command does not wait for a key")
+
+    def end(self) -> int:
+        """Wait for the command's end; return its status."""
+        return self._process.wait(20)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._ours)
+
+
+async def test_chat_asks_the_terminal_until_there_is_nothing_more(server: Running):
+    def talk() -> int:
+        arguments = ("chat", "--user", "ann", "--address", f"127.0.0.1:{server.port}")
+        with closing(Terminal(*arguments)) as terminal:
+            for question, key, said in (("How was it?", "+", "up"), ("And the food?", "-", "down")):
+                terminal.wait_for("> ")
+                terminal.type(f"{question}\n")
+                terminal.wait_for("to go on")
+                terminal.press(key)
+                terminal.wait_for(f"thumb {said}")
+            terminal.wait_for("> ")
+            terminal.type("\x04")
+            return terminal.end()
+
+    assert await asyncio.to_thread(talk) == 0
+    first, second = replies(server)
+    assert {first.user, second.user} == {User("", "ann")}
+    assert first.prompt.messages[0].content == "How was it?"
+    assert {r.response_id: r.value for r in rated(server)} == {
+        first.response_id: 1,
+        second.response_id: 0,
+    }
+
+
+async def test_chat_needs_a_terminal(thumbloop: Any):
+    done = await thumbloop("chat")
+    assert done.exit_code == 2
+    assert done.stderr == "error: chat needs a terminal; see thumbloop generate\n"
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("subject", ["web-backend", "12", "yes", "a: b", "#x", "anna@example.org"])
+async def test_a_new_token_gets_in_where_its_settings_are(
+    tiny_model: Path, state: State, tmp_path: Path, subject: str
+):
+    done = await run("token", subject, "--scope", "generate", "--scope", "on_behalf")
+    assert done.exit_code == 0, done.output
+    secret = done.stdout.removesuffix("\n")
+    assert len(secret) >= 32
+    assert secret not in done.stderr
+    assert hashlib.sha256(secret.encode()).hexdigest() in done.stderr
+    file = tmp_path / "server.yaml"
+    file.write_text(done.stderr)
+    assert set(yaml.safe_load(done.stderr)) == {"access"}
+    access = load(ServerConfig, file).access
+    assert list(access.tokens) == [subject]
+    async with running(tiny_model, state, access=access) as server:
+        address = f"127.0.0.1:{server.port}"
+        async with AsyncClient(address, token=secret) as client:
+            reply = await client.generate("hello", user_id="ann")
+            assert server.stored(reply.response_id).user == User(subject, "ann")
+            with pytest.raises(PermissionDenied):
+                await client.rate(reply.response_id, up=True, user_id="ann")
+        async with AsyncClient(address, token=f"{secret}x") as client:
+            with pytest.raises(Unauthenticated):
+                await client.generate("hello")
+
+
+async def test_no_two_tokens_are_alike():
+    made = [await run("token", "ann", "--scope", "admin") for _ in range(5)]
+    assert len({done.stdout for done in made}) == 5
+
+
+@pytest.mark.parametrize("arguments", [("token", "ann"), ("token", "ann", "--scope", "root")])
+async def test_a_token_is_for_something_that_is_known(arguments: tuple[str, ...]):
+    done = await run(*arguments)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+
+
+async def test_the_command_shows_its_token_over_tls(tiny_model: Path, state: State, tmp_path: Path):
+    done = await run("token", "ann", "--scope", "admin")
+    secret = done.stdout.strip()
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    certificate, key, ca = (tmp_path / name for name in ("c.pem", "k.pem", "ca.pem"))
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(key)
+    authority.cert_pem.write_to_path(ca)
+    access = yaml.safe_load(done.stderr)["access"]
+    listen = {"tls_certificate": certificate, "tls_key": key}
+    async with running(tiny_model, state, access=access, listen=listen) as server:
+        where = ("versions", "--address", f"localhost:{server.port}", "--ca", str(ca))
+        shown = await run(*where, THUMBLOOP_TOKEN=secret)
+        assert shown.exit_code == 0, shown.output
+        assert "current" in shown.stdout
+        refused = await run(*where)
+        assert refused.exit_code == 1
+        assert refused.stderr == "error: send `authorization: Bearer <token>`\n"
+
+
+def test_without_arguments_the_command_explains_itself():
+    done = CliRunner().invoke(cli.app, [])
+    for name in ("generate", "chat", "rate", "versions", "token"):
+        assert name in done.output

@@ -205,7 +205,7 @@ class Application:
     async def stop(self) -> None:
         """Refuse new calls, let those in flight finish within the grace period, release all."""
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
-        if not await self._lifecycle.drain(0):
+        if not await self._lifecycle.drain(self._config.listen.grace_s):
             log.warning("%d calls did not finish in time", self._lifecycle.in_flight)
         for task in self._tasks:
             task.cancel()

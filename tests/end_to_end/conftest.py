@@ -4,8 +4,8 @@ Tests that use one share its event loop: `pytestmark = pytest.mark.asyncio(loop_
 """
 
 import warnings
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,31 @@ def state(tmp_path: Path) -> State:
     return State(folder=tmp_path / "state")
 
 
+Lend = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture
+def lend(vllm_engine: Engine, tiny_model: Path, state: State) -> Lend:
+    """Return what starts a server on the run's engine; its arguments are settings."""
+
+    @asynccontextmanager
+    async def lent(**sections: Any) -> AsyncIterator[Running]:
+        borrowed = Borrowed(vllm_engine)
+        async with running(
+            tiny_model,
+            state,
+            make_engine=lambda _model, _config: borrowed,
+            engine={"max_rank": 4},
+            **sections,
+        ) as server:
+            yield server
+        for adapter in [*borrowed.held.values()]:
+            await borrowed.unload(adapter)
+
+    return lent
+
+
 @pytest_asyncio.fixture(loop_scope="session")
-async def server(vllm_engine: Engine, tiny_model: Path, state: State) -> AsyncIterator[Running]:
-    borrowed = Borrowed(vllm_engine)
-    async with running(
-        tiny_model, state, make_engine=lambda _model, _config: borrowed, engine={"max_rank": 4}
-    ) as server:
+async def server(lend: Lend) -> AsyncIterator[Running]:
+    async with lend() as server:
         yield server
-    for adapter in [*borrowed.held.values()]:
-        await borrowed.unload(adapter)

@@ -8,7 +8,8 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,10 +24,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from server.engine import Engine
-from tests.serving import Running, running
+from tests.serving import Running
 from thumbloop.client import AsyncClient, Client, GenerateOptions
-from thumbloop.config import State
 from thumbloop.errors import ThumbloopError
 from thumbloop.store import feedback, reading
 from thumbloop.types import DEFAULT_POLICY, Message, Prompt, Role, User
@@ -300,42 +299,15 @@ class OfCurl:
 TALKERS = [OfAsyncClient, OfClient, OfOpenAi, OfReflection, OfCurl]
 
 
-class Borrowed:
-    """The run's engine for one server: what the server loads is unloaded in the end, it stays open."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._held: list[Any] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    async def load_zero(self, name: str) -> Any:
-        self._held.append(await self._engine.load_zero(name))
-        return self._held[-1]
-
-    def close(self) -> None:
-        """Leave the engine running."""
-
-    async def give_back(self) -> None:
-        for adapter in self._held:
-            await self._engine.unload(adapter)
-
-
 @pytest_asyncio.fixture(loop_scope="session")
-async def server(vllm_engine: Engine, tiny_model: Path, tmp_path: Path) -> AsyncIterator[Running]:
-    borrowed = Borrowed(vllm_engine)
+async def server(
+    lend: Callable[..., AbstractAsyncContextManager[Running]],
+) -> AsyncIterator[Running]:
     digest = hashlib.sha256(TOKEN.encode()).hexdigest()
     scopes = ["generate", "feedback", "on_behalf"]
-    async with running(
-        tiny_model,
-        State(folder=tmp_path / "state"),
-        make_engine=lambda _model, _config: borrowed,
-        engine={"max_rank": 4},
-        access={"tokens": {SUBJECT: {"sha256": digest, "scopes": scopes}}},
-    ) as server:
+    token = {"sha256": digest, "scopes": scopes}
+    async with lend(access={"tokens": {SUBJECT: token}}) as server:
         yield server
-    await borrowed.give_back()
 
 
 @pytest_asyncio.fixture(loop_scope="session", params=TALKERS, ids=lambda kind: kind.__name__)

@@ -60,9 +60,8 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
 
         async with under_way(answering) as made:
             await speech.first(made)
-            await context.send_initial_metadata(
-                ()
-            )  # where a write sends it, no error can end that write
+            # Before any write: one that takes it along and is stuck could not be ended by an error.
+            await context.send_initial_metadata(())
             interaction = await speech.deliver(made, write)
         response = response_of(interaction, include_candidates=wanted.include_candidates)
         await context.write(policy_pb2.StreamGenerateResponse(response=response))

@@ -137,6 +137,7 @@ async def test_under_load_all_that_came_in_time_is_answered_and_the_rest_turned_
                 assert "shutting down" in refusal.details()
             for change in ({}, {"stream": True}):
                 assert (await http.post(url, json=body | change)).status_code == 503
+            await asyncio.sleep(1.5)  # longer than connections get once all calls have ended
             assert not stopping.done()
             server.engine.may_sample.set()
             replies = [reply.response_id for reply in await asyncio.gather(*calls)]

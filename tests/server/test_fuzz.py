@@ -31,7 +31,7 @@ DOCUMENTED = {
 }
 
 TEXTS = ["", " ", "\n", "\x00", "hello", "ünïcödé \U0001f600", "a" * 128, "a" * 129, "b" * 256,
-         "b" * 257, "c" * 4097, "<|up|>", "../../etc/passwd", "'; DROP TABLE interactions; --"]  # fmt: skip
+         "b" * 257, "c" * 4097, "9" * 5000, "<|up|>", "../../etc/passwd", "'; DROP TABLE interactions; --"]  # fmt: skip
 REALS = [0.0, -0.0, 0.005, 0.01, 0.5, 1.0, 1.0000001, 2.0, 2.1, 100.0, 101.0, -1.0, 1e308, -1e308,
          float("inf"), float("-inf"), float("nan"), 5e-324]  # fmt: skip
 BITS = {

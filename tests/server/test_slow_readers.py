@@ -152,6 +152,20 @@ async def test_readers_that_stop_reading_lose_their_streams_and_cost_no_more_tha
         assert detail_of(error, error_details_pb2.RetryInfo).retry_delay.ToSeconds() == 1
 
 
+async def test_a_reader_that_takes_nothing_at_all_loses_its_stream_too(server: Running):
+    tiny = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+    tiny.append(("grpc.http2.lookahead_bytes", len(WORD) // 2))  # not even the first piece fits
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=tiny) as channel:
+        reader = policy_pb2_grpc.PolicyServiceStub(channel).StreamGenerate(ENDLESS)
+        await until(lambda: server.engine.streaming == 1)
+        await until(lambda: server.engine.streaming == 0)
+        await until(lambda: not handlers(), 5)
+        async with asyncio.timeout(5):
+            text, error = await rest_of(reader)
+        assert text.startswith(WORD)
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 async def test_a_reader_that_keeps_up_hears_more_than_the_limit(server: Running):
     call, heard = server.policy.StreamGenerate(ENDLESS), 0
     while heard < 4 * UNREAD:

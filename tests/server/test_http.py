@@ -813,10 +813,12 @@ async def test_stopping_lets_requests_finish_and_turns_late_ones_away(
         call = asyncio.create_task(client.post("/v1/completions", json=body))
         await server.sampling(4)
         stopping = asyncio.create_task(server.application.stop())
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)  # uvicorn looks ten times a second whether it has to end
         late = await client.post("/v1/completions", json=COMPLETE)
         assert late.status_code == 503
         assert "shutting down" in late.json()["error"]["message"]
+        assert not call.done()
+        assert not stopping.done()
         server.engine.may_sample.set()
         answer = await call
         assert answer.status_code == 200

@@ -20,7 +20,7 @@ from tests.refusals import detail_of, fields, refused
 from tests.serving import Running, running, until
 from thumbloop.config import State, Verdict
 from thumbloop.errors import EngineUnavailable
-from thumbloop.rendering import verdict_tokens
+from thumbloop.rendering import TextStream, verdict_tokens
 from thumbloop.store import interactions
 from thumbloop.types import Status
 from thumbloop.v1 import policy_pb2
@@ -220,7 +220,15 @@ async def test_characters_of_several_tokens_are_heard_whole(server: Running):
     server.engine.script = server.engine.tokenizer.encode(text)
     assert len(server.engine.script) > len(text)
     sampling = policy_pb2.SamplingParams(max_tokens=40)
+    server.engine.may_have = 0
     stream = Stream(server, **ALONE, sampling=sampling)
+    certain = TextStream(server.engine.tokenizer)
+    for n in range(1, len(server.engine.script) + 1):  # a token only when the last one was heard
+        server.engine.may_have = n
+        if certain.read(server.engine.script[:n]) != stream.text:
+            await stream.hear()
+        assert stream.text == certain.read(server.engine.script[:n])
+    server.engine.may_have = math.inf
     assert (await stream.rest()).text == text
     assert stream.text == text
     assert len(stream.pieces) > 5

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -22,15 +21,14 @@ from server import openai
 from server.access import ROUTES, Caller, Doorkeeper
 from server.answers import feedback_of, response_of
 from server.concurrency import under_way
+from server.failures import shown
 from server.metrics import ServerMetrics
 from server.ratings import Ratings
 from server.reception import Reception
 from server.speech import Speech
 from thumbloop.config import ServerConfig
-from thumbloop.errors import UNEXPECTED, InvalidRequest, SettingsError, ThumbloopError
+from thumbloop.errors import InvalidRequest, SettingsError, ThumbloopError
 from thumbloop.types import Interaction
-
-log = logging.getLogger(__name__)
 
 B = TypeVar("B", openai.ChatBody, openai.CompletionBody, openai.FeedbackBody)
 Handler = Callable[[Request, Caller], Awaitable[Response]]
@@ -87,16 +85,17 @@ class OpenAi:
 
     def _guarded(self, name: str, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """Return the handler behind the check of who calls; our errors become answers."""
+        needed = ROUTES[name]
 
         async def guarded(request: Request) -> Response:
             try:
                 caller = self._doorkeeper.identify(request.headers.get("authorization"))
-                caller.require(ROUTES[name])
+                caller.require(needed)
                 response = await handler(request, caller)
             except ClientDisconnect:
                 response = Response(status_code=_HUNG_UP)
             except Exception as error:
-                response = _refusal(_known(error, name))
+                response = _refusal(shown(error, name))
             self._metrics.http_handled(name, response.status_code)
             return response
 
@@ -216,7 +215,7 @@ class _EventStream(Response):
             for closing in self._shape.closing(response):
                 await event(closing)
         except Exception as error:
-            await event(_error_body(_known(error, "a stream")))
+            await event(_error_body(shown(error, "a stream")))
         await _send_text(send, "data: [DONE]\n\n", is_last=True)
 
 
@@ -234,14 +233,6 @@ async def _is_hung_up(receive: Receive, *, before: "asyncio.Future[Any]") -> boo
 async def _hang_up(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _known(error: Exception, what: str) -> ThumbloopError:
-    """Return the error as callers may see it; the cause of one that is not ours goes to the log."""
-    if isinstance(error, ThumbloopError):
-        return error
-    log.error("%s failed", what, exc_info=error)
-    return ThumbloopError(UNEXPECTED)
 
 
 def _refusal(error: ThumbloopError) -> Response:

@@ -1,7 +1,6 @@
 """Around every call of ours: who may call is checked, errors become statuses, all is counted and timed."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -11,11 +10,10 @@ import grpc
 from grpc_status import rpc_status
 
 from server.access import CALLER, Doorkeeper
+from server.failures import shown
 from server.metrics import ServerMetrics
-from thumbloop.errors import UNEXPECTED, ThumbloopError
+from thumbloop.errors import ThumbloopError
 from thumbloop.statuses import status_of
-
-log = logging.getLogger(__name__)
 
 _OURS = "/thumbloop.v1."
 _PATIENCE_S = 1.0  # with a reader that takes nothing, not even that its call has failed
@@ -57,10 +55,14 @@ class Translator(grpc.aio.ServerInterceptor):
                 try:
                     self._admit(method, context)
                     return await behaviour(request, context)
+                except grpc.aio.AbortError:
+                    raise
                 except ThumbloopError as error:
-                    await _abort(context, error)
+                    status = rpc_status.to_status(status_of(error))
+                    await _abort(context, status.code, status.details, status.trailing_metadata)
                 except Exception as error:
-                    await _abort_unexpected(context, method, error)
+                    failure = shown(error, method)
+                    await _abort(context, failure.code, str(failure))
 
         return call
 
@@ -94,16 +96,8 @@ def _name(code: int | None) -> str:
     return next((c.name for c in grpc.StatusCode if c.value[0] == code), "OK")
 
 
-async def _abort(context: Any, error: ThumbloopError) -> None:
+async def _abort(context: Any, *status: Any) -> None:
     """End the call. gRPC keeps the status behind what the reader has not taken, and ends the handler."""
-    status = rpc_status.to_status(status_of(error))
     with suppress(TimeoutError):
         async with asyncio.timeout(_PATIENCE_S):
-            await context.abort(status.code, status.details, status.trailing_metadata)
-
-
-async def _abort_unexpected(context: Any, method: str, error: Exception) -> None:
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
-    log.error("%s failed", method, exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, UNEXPECTED)
+            await context.abort(*status)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -134,8 +135,9 @@ class _GenerateBody(_Body):
         self._set_prompt(message)
         return message
 
+    @abstractmethod
     def _set_prompt(self, message: policy_pb2.GenerateRequest) -> None:
-        raise NotImplementedError
+        """Put what is to be answered into the request."""
 
 
 class ChatBody(_GenerateBody):

@@ -33,7 +33,6 @@ class Speech:
     def begin(self, response_id: str) -> None:
         """Say what the reply will be called."""
         self.response_id = response_id
-        self._changed.set()
 
     def say(self, text: str) -> None:
         """Take the reply's text so far; one that does not continue what was said changes nothing.
@@ -54,9 +53,9 @@ class Speech:
 
     async def first(self, made: "asyncio.Future[Any]") -> None:
         """Wait until there is something to read. Raises what the making of the reply raises before."""
+        made.add_done_callback(self._wake)
         while not self._text and not made.done():
             self._changed.clear()
-            made.add_done_callback(self._wake)
             await self._changed.wait()
         if made.done():
             made.result()

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from thumbloop.client import DEFAULT_ADDRESS, Client, GenerateOptions, Tls
+from thumbloop.client import DEFAULT_ADDRESS, Client, GenerateOptions, ReplyStream, Tls
 from thumbloop.errors import SettingsError, ThumbloopError
 from thumbloop.types import Message, Role, Scope
 from thumbloop.v1 import admin_pb2, policy_pb2
@@ -78,12 +78,9 @@ def generate(
     """Answer one prompt; the reply's text goes to stdout, what to rate it by to stderr."""
     options = GenerateOptions(strategy=strategy, num_candidates=candidates, max_tokens=max_tokens)
     with _server(address, token, ca) as client:
-        stream = client.stream(prompt, is_text=text, user_id=user, options=options)
-        for piece in stream:
-            print(piece, end="", flush=True)
-        print()
-        if stream.reply is not None:
-            print(_facts(stream.reply), file=sys.stderr)
+        reply = _say(client.stream(prompt, is_text=text, user_id=user, options=options))
+        if reply is not None:
+            print(_facts(reply), file=sys.stderr)
 
 
 @app.command()
@@ -118,18 +115,23 @@ def converse(
     turns: list[Message] = []
     while question := ask():
         turns.append(Message(Role.USER, question))
-        stream = client.stream(turns, user_id=user, options=options)
-        for piece in stream:
-            print(piece, end="", flush=True)
-        print()
-        if stream.reply is None:
+        reply = _say(client.stream(turns, user_id=user, options=options))
+        if reply is None:
             return
-        turns.append(Message(Role.ASSISTANT, stream.reply.text or " "))
-        print(f"version {stream.reply.policy_version}; + or - to rate, any other key to go on")
+        turns.append(Message(Role.ASSISTANT, reply.text or " "))
+        print(f"version {reply.policy_version}; + or - to rate, any other key to go on")
         thumb = _KEYS.get(key())
         if thumb is not None:
-            client.rate(stream.reply.response_id, up=thumb, user_id=user)
+            client.rate(reply.response_id, up=thumb, user_id=user)
             print("thumb up" if thumb else "thumb down")
+
+
+def _say(stream: ReplyStream) -> policy_pb2.GenerateResponse | None:
+    """Print a reply as it comes; return what there is to know of it."""
+    for piece in stream:
+        print(piece, end="", flush=True)
+    print()
+    return stream.reply
 
 
 def _ask() -> str | None:

@@ -18,11 +18,11 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar, Unpack
+from typing import Any, ClassVar, Self, TypedDict, TypeVar, Unpack
 
 import grpc
 
-from thumbloop.messages import GenerateOptions, generate_request, prompt_of, thumb_request
+from thumbloop.messages import GenerateOptions, generate_request, prompt_of
 from thumbloop.statuses import error_of
 from thumbloop.types import Message
 from thumbloop.v1 import (
@@ -72,10 +72,6 @@ class Tls:
         return grpc.ssl_channel_credentials(self.authorities, self.key, self.certificate)
 
 
-def _metadata(token: str) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {token}"),) if token else ()
-
-
 class CallOptions(TypedDict, total=False):
     """What a call for a reply may say beside the prompt."""
 
@@ -111,17 +107,20 @@ def _generate(prompt: str | Sequence[Message], how: CallOptions) -> policy_pb2.G
 
 
 def _thumb(response_id: str, up: bool, how: RateOptions) -> feedback_pb2.SubmitFeedbackRequest:
-    return thumb_request(
-        response_id,
-        up=up,
+    return feedback_pb2.SubmitFeedbackRequest(
+        response_id=response_id,
+        thumb=feedback_pb2.THUMB_UP if up else feedback_pb2.THUMB_DOWN,
         user_id=how.get("user_id", ""),
         comment=how.get("comment", ""),
         request_id=how.get("request_id", ""),
     )
 
 
-class AsyncClient:
-    """One channel to a server, for asyncio."""
+class _Connection:
+    """What both clients are made of: a channel, its stubs, and what goes along with every call."""
+
+    _transport: ClassVar[Any]
+    """grpc or grpc.aio: the kind of channel, and with it what its stubs return."""
 
     def __init__(
         self,
@@ -132,15 +131,32 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         self._channel = (
-            grpc.aio.insecure_channel(address, options=_OPTIONS)
+            self._transport.insecure_channel(address, options=_OPTIONS)
             if tls is None
-            else grpc.aio.secure_channel(address, tls.credentials(), options=_OPTIONS)
+            else self._transport.secure_channel(address, tls.credentials(), options=_OPTIONS)
         )
-        self._metadata = _metadata(token)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._timeout_s = timeout_s
-        self._policy = policy_pb2_grpc.PolicyServiceStub(self._channel)
-        self._feedback = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
-        self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
+        self._policy: Any = policy_pb2_grpc.PolicyServiceStub(self._channel)
+        self._feedback: Any = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
+        self._admin: Any = admin_pb2_grpc.AdminServiceStub(self._channel)
+
+    def _stream(self, prompt: str | Sequence[Message], how: CallOptions) -> Any:
+        """Begin a streamed call."""
+        return self._policy.StreamGenerate(
+            policy_pb2.StreamGenerateRequest(request=_generate(prompt, how)),
+            timeout=how.get("timeout_s") or self._timeout_s,
+            metadata=self._metadata,
+        )
+
+
+class AsyncClient(_Connection):
+    """One channel to a server, for asyncio."""
+
+    _transport: ClassVar[Any] = grpc.aio
+    _policy: "policy_pb2_grpc.PolicyServiceAsyncStub"
+    _feedback: "feedback_pb2_grpc.FeedbackServiceAsyncStub"
+    _admin: "admin_pb2_grpc.AdminServiceAsyncStub"
 
     async def __aenter__(self) -> Self:
         return self
@@ -167,12 +183,7 @@ class AsyncClient:
         self, prompt: str | Sequence[Message], **how: Unpack[CallOptions]
     ) -> "AsyncReplyStream":
         """Answer as `generate` does, in pieces of text to iterate over; then `reply` is there."""
-        call = self._policy.StreamGenerate(
-            policy_pb2.StreamGenerateRequest(request=_generate(prompt, how)),
-            timeout=how.get("timeout_s") or self._timeout_s,
-            metadata=self._metadata,
-        )
-        return AsyncReplyStream(call)
+        return AsyncReplyStream(self._stream(prompt, how))
 
     async def rate(
         self, response_id: str, *, up: bool, **how: Unpack[RateOptions]
@@ -222,27 +233,13 @@ class AsyncReplyStream:
         self._call.cancel()
 
 
-class Client:
+class Client(_Connection):
     """One channel to a server, for code without asyncio; may be shared by threads."""
 
-    def __init__(
-        self,
-        address: str = DEFAULT_ADDRESS,
-        *,
-        token: str = "",
-        tls: Tls | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-    ) -> None:
-        self._channel = (
-            grpc.insecure_channel(address, options=_OPTIONS)
-            if tls is None
-            else grpc.secure_channel(address, tls.credentials(), options=_OPTIONS)
-        )
-        self._metadata = _metadata(token)
-        self._timeout_s = timeout_s
-        self._policy = policy_pb2_grpc.PolicyServiceStub(self._channel)
-        self._feedback = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
-        self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
+    _transport: ClassVar[Any] = grpc
+    _policy: "policy_pb2_grpc.PolicyServiceStub"
+    _feedback: "feedback_pb2_grpc.FeedbackServiceStub"
+    _admin: "admin_pb2_grpc.AdminServiceStub"
 
     def __enter__(self) -> Self:
         return self
@@ -267,12 +264,7 @@ class Client:
 
     def stream(self, prompt: str | Sequence[Message], **how: Unpack[CallOptions]) -> "ReplyStream":
         """Answer in pieces; see AsyncClient."""
-        call = self._policy.StreamGenerate(
-            policy_pb2.StreamGenerateRequest(request=_generate(prompt, how)),
-            timeout=how.get("timeout_s") or self._timeout_s,
-            metadata=self._metadata,
-        )
-        return ReplyStream(call)
+        return ReplyStream(self._stream(prompt, how))
 
     def rate(
         self, response_id: str, *, up: bool, **how: Unpack[RateOptions]

@@ -28,8 +28,6 @@ from dataclasses import dataclass
 
 import grpc
 
-UNEXPECTED = "internal error; the server's log has the cause"
-
 
 class ThumbloopError(Exception):
     """Base of all errors of this project."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thumbloop.types import Message, Prompt, Role, Strategy
-from thumbloop.v1 import feedback_pb2, policy_pb2
+from thumbloop.v1 import policy_pb2
 
 _ROLES = {
     Role.SYSTEM: policy_pb2.ROLE_SYSTEM,
@@ -74,16 +74,3 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> policy_pb2.Gen
     if options.is_excluded:
         request.learning = policy_pb2.LEARNING_EXCLUDED
     return request
-
-
-def thumb_request(
-    response_id: str, *, up: bool, user_id: str, comment: str, request_id: str
-) -> feedback_pb2.SubmitFeedbackRequest:
-    """Return the wire message of a thumb."""
-    return feedback_pb2.SubmitFeedbackRequest(
-        response_id=response_id,
-        thumb=feedback_pb2.THUMB_UP if up else feedback_pb2.THUMB_DOWN,
-        user_id=user_id,
-        comment=comment,
-        request_id=request_id,
-    )

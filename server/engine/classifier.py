@@ -18,9 +18,8 @@ log = logging.getLogger(__name__)
 
 KIND = "ForSequenceClassification"
 MAX_BATCH = 32
-_UNLIMITED = (
-    1 << 30
-)  # tokens; tokenizers that know no limit say 1e30, too much for their own truncation
+_UNLIMITED = 1 << 30
+"""Tokens; tokenizers that know no limit say 1e30, too much for their own truncation."""
 
 
 class _Waiting(NamedTuple):

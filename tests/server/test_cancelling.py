@@ -14,8 +14,9 @@ import pytest
 
 from server.engine import Sampled
 from tests.fakes import FakeEngine
+from tests.giving_up import GIVEN_UP, STRATEGIES, fill_pools, give_up, open_files, running_tasks
 from tests.publishing import FakeSpeaker, Publisher
-from tests.serving import Running, running, until
+from tests.serving import running, until
 from thumbloop.config import State, Verdict
 from thumbloop.rendering import verdict_tokens
 from thumbloop.v1 import policy_pb2
@@ -24,13 +25,6 @@ CALLS = 1_000
 AT_ONCE = 25
 LONGEST_S = 0.06
 """Most calls are given up within this time, and take longer where as many run."""
-STRATEGIES = [
-    policy_pb2.GUIDANCE_STRATEGY_NONE,
-    policy_pb2.GUIDANCE_STRATEGY_BEST_OF_N,
-    policy_pb2.GUIDANCE_STRATEGY_SOFT_BEST_OF_N,
-    policy_pb2.GUIDANCE_STRATEGY_SPECULATIVE_REJECTION,
-]
-GIVEN_UP = {grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 class UnhurriedEngine(FakeEngine):
@@ -76,41 +70,14 @@ class UnhurriedEngine(FakeEngine):
             self.under_way -= 1
 
 
-def running_tasks() -> set[str]:
-    """Return all tasks but those in which gRPC waits for its next call."""
-    return {
-        task.get_name()
-        for task in asyncio.all_tasks()
-        if "AioServer" not in task.get_coro().__qualname__
-    }
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-async def give_up(server: Running, rng: Random) -> grpc.StatusCode:
-    """Make a call, unary or streamed, and cancel it or let it expire; return how it ended."""
-    request = policy_pb2.GenerateRequest(
+def request_of(rng: Random) -> policy_pb2.GenerateRequest:
+    return policy_pb2.GenerateRequest(
         text="hello",
         guidance=policy_pb2.GuidanceParams(strategy=rng.choice(STRATEGIES)),
         request_id=rng.choice(["", "", "", "one"]),
         user_id=str(rng.randrange(300)),
         priority=rng.choice([policy_pb2.PRIORITY_INTERACTIVE, policy_pb2.PRIORITY_BACKGROUND]),
     )
-    patience_s = rng.uniform(0, LONGEST_S)
-    expires = rng.random() < 0.5
-    timeout_s = patience_s if expires else None
-    call: Any
-    if rng.random() < 0.5:
-        call = server.policy.Generate(request, timeout=timeout_s)
-    else:
-        streamed = policy_pb2.StreamGenerateRequest(request=request)
-        call = server.policy.StreamGenerate(streamed, timeout=timeout_s)
-    if not expires:
-        await asyncio.sleep(patience_s)
-        call.cancel()
-    return await call.code()
 
 
 async def test_a_thousand_calls_that_are_given_up_leave_nothing(
@@ -125,8 +92,7 @@ async def test_a_thousand_calls_that_are_given_up_leave_nothing(
         speaker = FakeSpeaker(engine)
         Publisher(tiny_model, state.versions, server.database, verdict, speaker).publish(1)
         await server.serves(1)
-        await asyncio.gather(*(server.generate("warm up") for _ in range(AT_ONCE)))
-        await asyncio.gather(*(server.client.versions() for _ in range(AT_ONCE)))  # fills a pool
+        await fill_pools(server, AT_ONCE)
         tasks, files = running_tasks(), open_files()
         engine.gets_stuck = True
         rng, numbers = Random(0), iter(range(CALLS))
@@ -134,7 +100,7 @@ async def test_a_thousand_calls_that_are_given_up_leave_nothing(
 
         async def caller() -> None:
             for _ in numbers:
-                ends[await give_up(server, rng)] += 1
+                ends[await give_up(server, request_of(rng), LONGEST_S, rng)] += 1
 
         await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
         await until(lambda: engine.started == engine.finished + engine.aborted, 1)

@@ -16,10 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.application import Application
 from server.engine import Adapter, Sampled
 from server.engine.protocol import REPLY_PRIORITY
+from server.failures import UNEXPECTED
 from tests.fakes import FakeEngine
 from tests.serving import Running, config_of, running, until
 from thumbloop.config import State
-from thumbloop.errors import UNEXPECTED, SettingsError
+from thumbloop.errors import SettingsError
 from thumbloop.store import feedback, interactions, reading
 from thumbloop.types import (
     DEFAULT_POLICY,

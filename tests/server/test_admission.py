@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from pathlib import Path
 from random import Random
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from server.admission import Admission, Cost, Quota
+from tests.neighbours import MODEST, UnhurriedEngine, calls, p99_ms, success
 from tests.refusals import detail_of, fields, refused
 from tests.serving import Running, running, until
 from thumbloop.config import State
@@ -421,20 +423,21 @@ async def test_a_prompt_too_long_for_the_tokens_in_flight_is_named(tiny_model: P
 async def test_one_user_at_ten_times_the_quota_leaves_the_others_alone(
     tiny_model: Path, state: State
 ):
-    async with running(tiny_model, state, quotas={"per_user": "40/minute"}) as server:
-        greedy = [asyncio.create_task(server.generate("hi", user_id="greedy")) for _ in range(100)]
-        modest = [
-            asyncio.create_task(server.generate("hi", user_id=f"modest{i % 5}")) for i in range(25)
-        ]
-        replies = await asyncio.gather(*modest)
-        assert all(reply.num_candidates for reply in replies)
-        ends = await asyncio.gather(*greedy, return_exceptions=True)
-        refusals = [e for e in ends if isinstance(e, grpc.aio.AioRpcError)]
-        assert len(ends) - len(refusals) in (10, 11)  # a window may pass meanwhile
-        for error in refusals:
-            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            delay = detail_of(error, error_details_pb2.RetryInfo).retry_delay
-            assert 0 < delay.ToMilliseconds() <= 60_000
+    def unhurried(model: Path, _config: object) -> UnhurriedEngine:
+        return UnhurriedEngine(model)
+
+    quotas = {"per_user": "40/minute"}  # ten calls of four candidates
+    async with running(tiny_model, state, make_engine=unhurried, quotas=quotas) as server:
+        alone = await calls(server, MODEST, per_s=20, duration_s=2)
+        greedy, beside = await asyncio.gather(
+            calls(server, ["greedy"], per_s=50, duration_s=2),
+            calls(server, MODEST, per_s=20, duration_s=2),
+        )
+        error = await refused(server.generate("hi", user_id="greedy"))
+    assert Counter(call.status for call in greedy) == {"OK": 10, "RESOURCE_EXHAUSTED": 90}
+    assert 0 < detail_of(error, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() <= 60_000
+    assert success(alone) == success(beside) == 1
+    assert p99_ms(beside) <= 1.5 * p99_ms(alone)
 
 
 async def test_calls_of_all_sizes_come_and_go_and_nothing_is_left(tiny_model: Path, state: State):

@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2
 
 from server.engine import Sampled
 from tests.fakes import FakeEngine
+from tests.neighbours import MODEST, UnhurriedEngine, calls, p99_ms, success
 from tests.refusals import detail_of
 from tests.serving import Running, running, until
 from thumbloop.config import State
@@ -50,12 +51,13 @@ class Wordy:
         return WORD * len(token_ids)
 
 
-class EndlessEngine(FakeEngine):
-    """Streams never end, for prompts that say so."""
+class EndlessEngine(UnhurriedEngine):
+    """Streams never end, for prompts that say so; the others' replies take their time."""
 
     def __init__(self, model: Path) -> None:
         super().__init__(model)
         self.endless = self.tokenizer.encode("endless")
+        self.pace_s = 0.002
         self.said = 0
 
     async def stream(
@@ -72,7 +74,7 @@ class EndlessEngine(FakeEngine):
                 count += 1
                 self.said += 1
                 yield Sampled((40,) * count, (-1.0,) * count, FinishReason.ABORTED)
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(self.pace_s)
         finally:
             self.streaming -= 1
 
@@ -119,20 +121,24 @@ async def rest_of(call: Any) -> tuple[str, grpc.aio.AioRpcError]:
         text += event.text_delta
 
 
+async def stuck_readers(stack: AsyncExitStack, server: Running) -> list[Any]:
+    """Begin to read endless streams over ten connections, and leave them there."""
+    stubs = []
+    for _ in range(READERS // 10):
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=WINDOWS)
+        stubs.append(policy_pb2_grpc.PolicyServiceStub(await stack.enter_async_context(channel)))
+    readers = [stubs[i % len(stubs)].StreamGenerate(ENDLESS) for i in range(READERS)]
+    for reader in readers:
+        assert (await reader.read()).text_delta.startswith(WORD)
+    return readers
+
+
 async def test_readers_that_stop_reading_lose_their_streams_and_cost_no_more_than_the_limit(
     server: Running,
 ):
     engine, queue = server.engine, server.application._admission
     async with AsyncExitStack() as stack:
-        stubs = []
-        for _ in range(READERS // 10):
-            channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=WINDOWS)
-            stubs.append(
-                policy_pb2_grpc.PolicyServiceStub(await stack.enter_async_context(channel))
-            )
-        readers = [stubs[i % len(stubs)].StreamGenerate(ENDLESS) for i in range(READERS)]
-        for reader in readers:
-            assert (await reader.read()).text_delta.startswith(WORD)
+        readers = await stuck_readers(stack, server)
         before, most = memory(), [0]
         watching = asyncio.create_task(watch(most))
         await until(lambda: engine.said * len(WORD) > READERS * STREAM_WINDOW)  # windows are full
@@ -150,6 +156,19 @@ async def test_readers_that_stop_reading_lose_their_streams_and_cost_no_more_tha
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "characters of this stream were not read" in error.details()
         assert detail_of(error, error_details_pb2.RetryInfo).retry_delay.ToSeconds() == 1
+
+
+async def test_readers_that_stop_reading_cost_the_others_no_time(server: Running):
+    alone = await calls(server, MODEST, per_s=20, duration_s=3)
+    server.engine.pace_s = 0.02  # 5,000 tokens a second in all: a large engine's pace
+    async with AsyncExitStack() as stack:
+        readers = await stuck_readers(stack, server)
+        beside = await calls(server, MODEST, per_s=20, duration_s=3)
+        await until(lambda: not server.engine.streaming)
+        for reader in readers:
+            reader.cancel()
+    assert success(alone) == success(beside) == 1
+    assert p99_ms(beside) <= 1.5 * p99_ms(alone)
 
 
 async def test_a_reader_that_takes_nothing_at_all_loses_its_stream_too(server: Running):

@@ -17,7 +17,8 @@ from loadtest import report
 from loadtest.ours import PLAIN, Thumbloop, guided
 from loadtest.swapping import Swapping
 from loadtest.workload import Call, arrivals, mixture, open_loop
-from thumbloop.client import DEFAULT_ADDRESS, AsyncClient, GenerateOptions
+from thumbloop.cli import Authorities, Token, tls_of
+from thumbloop.client import DEFAULT_ADDRESS, AsyncClient, GenerateOptions, Tls
 from thumbloop.config import State
 from thumbloop.errors import DeadlineExceeded, ThumbloopError, Unavailable
 from thumbloop.types import Strategy
@@ -90,12 +91,14 @@ class Load:
     duration_s: float
     seed: int
     deadline_s: float = _DEADLINE_S
+    token: str = ""
+    tls: Tls | None = None
 
 
 async def run(load: Load, meanwhile: AbstractAsyncContextManager[None]) -> list[Call]:
     """Send the load, with something else going on meanwhile; return all calls."""
     rng = Random(load.seed)
-    async with AsyncClient(load.address) as client:
+    async with AsyncClient(load.address, token=load.token, tls=load.tls) as client:
         await asyncio.wait_for(client.versions(), _CONNECT_S)
         target = Thumbloop(client, load.prompts, is_text=load.is_text, deadline_s=load.deadline_s)
         asks = {kind: partial(target.ask, options=options_of(kind)) for kind in load.shares}
@@ -139,13 +142,16 @@ def main(
     text: Annotated[
         bool, typer.Option("--text", help="Texts to continue, for a model without chat template.")
     ] = False,
+    token: Token = "",
+    ca: Authorities = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the moments and the mixture.")] = 0,
     folder: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("runs/loadtest"),
 ) -> None:
     """Load a server, and report latencies."""
     try:
         asked = read_prompts(prompts)
-        load = Load(address, asked, text, shares_of(mix), rate, duration, seed, deadline)
+        shares, tls = shares_of(mix), tls_of(ca)
+        load = Load(address, asked, text, shares, rate, duration, seed, deadline, token, tls)
         calls = uvloop.run(run(load, beside(state, swaps)))
     except (Unavailable, DeadlineExceeded, TimeoutError):
         print(f"error: no server answers at {address}; start one with make serve", file=sys.stderr)

@@ -54,16 +54,20 @@ async def measure(setting: Setting, part: str) -> dict[str, Figure]:
 def summarise(folder: Path, under: Mapping[str, Any]) -> None:
     """Write serving.json of all that is kept, and the documents' table once nothing is missing."""
     parts = {d: [results.kept(folder / d / part, under) for part in PARTS] for d in DTYPES}
-    found = {d: {k: f for part in of if part for k, f in part.items()} for d, of in parts.items()}
+    found = {
+        d: {k: f for part in of if part for k, f in part.figures.items()} for d, of in parts.items()
+    }
+    commits = sorted({part.commit for of in parts.values() for part in of if part})
     report = {
         "conditions": under,
+        "commits": commits,
         "figures": {d: {k: f.rounded() for k, f in of.items()} for d, of in found.items()},
     }
     (folder / "serving.json").write_text(json.dumps(report, indent=1) + "\n")
     words = figures.table(found)
     if all(None not in of for of in parts.values()):
         about = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in under.items())
-        write_table(TABLE, f"{about}.\n\n{words}")
+        write_table(TABLE, f"{about}, commit {' and '.join(commits)}.\n\n{words}")
     console.print(words, markup=False)
     console.print(f"Details: {folder / 'serving.json'}")
 

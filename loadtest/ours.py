@@ -46,6 +46,7 @@ class Thumbloop:
             reward=reply.reward if reply.HasField("reward") else None,
             candidate_rewards=tuple(rewards),
             num_candidates=reply.num_candidates,
+            reranked=reply.reranked,
         )
 
 

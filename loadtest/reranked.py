@@ -84,6 +84,8 @@ def describe_reranked(runs: Mapping[str, Sequence[Throughput]]) -> dict[str, Fig
     for name in runs:
         counts = [answer.num_candidates for answer in answers(runs[name])]
         found[f"reranked.{name}_candidates"] = figures.exactly(sum(counts) / len(counts))
+        fallbacks = sum(not answer.reranked for answer in answers(runs[name]))
+        found[f"reranked.{name}_fallbacks"] = figures.exactly(fallbacks)
     equal = [found["reranked.ratio_to_peer"]]
     for name in (n for n in runs if n not in ("best_of_8", *_PEERS)):
         kept = figures.gain_kept(full, [answer.reward for answer in answers(runs[name])])
@@ -99,7 +101,7 @@ def describe_reranked(runs: Mapping[str, Sequence[Throughput]]) -> dict[str, Fig
 
 
 def group_of(answer: Answer) -> Group | None:
-    """Return what an answer's candidates earned; None where they were not scored."""
-    if answer.reward is None:
+    """Return what an answer's candidates earned; None where they were not all scored."""
+    if answer.reward is None or not answer.reranked:
         return None
     return Group(answer.reward, sum(answer.candidate_rewards) / len(answer.candidate_rewards))

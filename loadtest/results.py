@@ -3,12 +3,13 @@
 import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Mapping
 from importlib.metadata import packages_distributions
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from loadtest.figures import Figure
 from loadtest.midway import Midway
@@ -32,9 +33,24 @@ def conditions(found: Midway, repeats: int) -> dict[str, Any]:
     }
 
 
+class Kept(NamedTuple):
+    """A part's figures, and the commit that was measured."""
+
+    commit: str
+    figures: dict[str, Figure]
+
+
+def commit() -> str:
+    """Return what is checked out, `-dirty` where files were changed since; unknown outside of git."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def keep(folder: Path, under: Mapping[str, Any], measured: Mapping[str, Figure]) -> None:
     """Write a part's figures into its folder, in the place of older ones."""
     content = {
+        "commit": commit(),
         "at": time.strftime("%Y-%m-%d", time.gmtime()),
         "conditions": under,
         "figures": {key: figure.rounded() for key, figure in measured.items()},
@@ -42,12 +58,13 @@ def keep(folder: Path, under: Mapping[str, Any], measured: Mapping[str, Figure])
     (folder / _FILE).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def kept(folder: Path, under: Mapping[str, Any]) -> dict[str, Figure] | None:
-    """Return a part's figures, or None where there are none that were measured under these conditions."""
+def kept(folder: Path, under: Mapping[str, Any]) -> Kept | None:
+    """Return what is kept of a part, or None where there are none that were measured under these conditions."""
     try:
         content = json.loads((folder / _FILE).read_text())
     except FileNotFoundError:
         return None
     if content["conditions"] != under:
         return None
-    return {key: Figure(**of) for key, of in content["figures"].items()}
+    figures = {key: Figure(**of) for key, of in content["figures"].items()}
+    return Kept(content["commit"], figures)

@@ -25,7 +25,11 @@ async def swap(setting: Setting) -> dict[str, Figure]:
             async with swapping.every(_INTERVAL_S, (setting.found.other, setting.found.version)):
                 return await closed_loop(ask, numbers, _AT_ONCE)
 
-        turns = {"without": calling(ask, _AT_ONCE), "with": while_swapping}
+        async def without(numbers: range) -> Throughput:
+            await swapping.to(setting.found.version)  # not whatever was published last
+            return await calling(ask, _AT_ONCE)(numbers)
+
+        turns = {"without": without, "with": while_swapping}
         runs = await in_turn(setting, turns, _CALLS)
     return describe_swaps(runs)
 

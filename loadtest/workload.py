@@ -23,6 +23,8 @@ class Answer:
     reward: float | None = None
     candidate_rewards: tuple[float, ...] = ()
     num_candidates: int = 1
+    reranked: bool = True
+    """False: rewards had no say, as scoring failed."""
 
 
 Ask = Callable[[int], Awaitable[Answer]]

@@ -44,9 +44,12 @@ class _Recent:
     )
     """Checkpoint -> rank correlation of partial and final rewards, one for each audit."""
 
-    def for_next_version(self) -> "_Recent":
-        """Return what a new version begins with: all but rewards, which are another model's."""
-        copied = {n: deque(seen, WINDOW) for n, seen in self.correlations.items()}
+    def for_next_version(self, audits: int) -> "_Recent":
+        """Return what a new version begins with: all but rewards, which are another model's.
+
+        Of correlations the last few, as many `audits` as decide: its own soon outweigh them.
+        """
+        copied = {n: deque([*seen][-audits:], WINDOW) for n, seen in self.correlations.items()}
         return _Recent(
             tokens=deque(self.tokens, WINDOW),
             pace=deque(self.pace, WINDOW),
@@ -123,7 +126,7 @@ class Calibration:
         """Return what is remembered of a version; a new one goes on from the one met last."""
         if version not in self._recent:
             before = next(reversed(self._recent.values()), _Recent())
-            self._recent[version] = before.for_next_version()
+            self._recent[version] = before.for_next_version(self._settings.min_audits)
             if len(self._recent) > VERSIONS:
                 del self._recent[next(iter(self._recent))]
         return self._recent[version]

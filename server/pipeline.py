@@ -131,23 +131,24 @@ class Pipeline:
         speech: Speech | None,
     ) -> Outcome:
         """Let the request's strategy sample, score and choose, within what can be afforded now."""
-        worker = RolloutWorker(
-            self._engine,
-            self._scorer,
-            version,
-            request.prompt,
-            prompt,
-            request.sampling,
-            scoring_timeout_s=self._scoring_timeout_s,
-            load=self._load,
-            priority=BACKGROUND_PRIORITY if request.is_background else REPLY_PRIORITY,
-            listener=None if speech is None else speech.say,
-        )
         choice, extent = self._calibration.plan(
             version.number, request.choice, request.sampling.max_tokens, self._load.candidates
         )
         started = time.perf_counter()
-        outcome = await request.guidance.run(worker, choice, _rng(request.sampling.seed))
+        with self._load.share(choice.num_candidates) as share:
+            worker = RolloutWorker(
+                self._engine,
+                self._scorer,
+                version,
+                request.prompt,
+                prompt,
+                request.sampling,
+                scoring_timeout_s=self._scoring_timeout_s,
+                share=share,
+                priority=BACKGROUND_PRIORITY if request.is_background else REPLY_PRIORITY,
+                listener=None if speech is None else speech.say,
+            )
+            outcome = await request.guidance.run(worker, choice, _rng(request.sampling.seed))
         self._calibration.observe(version.number, choice, outcome, time.perf_counter() - started)
         if outcome.fallback:
             self._on_fallback(outcome.fallback)

@@ -27,19 +27,37 @@ Listener = Callable[[str], None]
 
 
 class Load:
-    """How many candidates are being sampled, of all requests together."""
+    """How many candidates are being sampled or about to be, of all requests together."""
 
     def __init__(self) -> None:
         self.candidates = 0
 
     @contextmanager
+    def share(self, count: int) -> "Iterator[Share]":
+        """Count a request's candidates from when they are planned: others plan before they begin."""
+        share = Share(self, count)
+        self.candidates += count
+        try:
+            yield share
+        finally:
+            self.candidates -= share.planned
+
+
+class Share:
+    """One request's part of the load."""
+
+    def __init__(self, load: Load, planned: int) -> None:
+        self._load = load
+        self.planned = planned  # and not begun
+
+    @contextmanager
     def one(self) -> Iterator[None]:
-        """Count one candidate while it is being sampled."""
-        self.candidates += 1
+        """Count one planned candidate while it is being sampled, and no longer."""
+        self.planned -= 1
         try:
             yield
         finally:
-            self.candidates -= 1
+            self._load.candidates -= 1
 
 
 class RolloutWorker:
@@ -55,7 +73,7 @@ class RolloutWorker:
         sampling: Sampling,
         *,
         scoring_timeout_s: float,
-        load: Load,
+        share: Share,
         priority: int = REPLY_PRIORITY,
         listener: Listener | None = None,
     ) -> None:
@@ -66,7 +84,7 @@ class RolloutWorker:
         self._prompt_token_ids = prompt_token_ids
         self._sampling = sampling
         self._scoring_timeout_s = scoring_timeout_s
-        self._load = load
+        self._share = share
         self._priority = priority
         self._listener = listener
         self._shown: int | None = None
@@ -81,14 +99,17 @@ class RolloutWorker:
         """Sample candidate `index`, with a seed of its own where the request has one."""
         if index == self._shown and self._listener is not None:
             return await self._sample_aloud(index)
-        with self._load.one():
+        with self._share.one():
             sampled = await self._engine.sample(
                 self._prompt_token_ids,
                 self._sampling_of(index),
                 self._version.policy,
-                priority=self._priority if is_urgent else self._priority + _LESS_URGENT,
+                priority=self._priority_of(is_urgent),
             )
         return self._candidate(index, sampled)
+
+    def _priority_of(self, is_urgent: bool) -> int:
+        return self._priority if is_urgent else self._priority + _LESS_URGENT
 
     async def _sample_aloud(self, index: int) -> Candidate:
         decoding = self.begin(index)
@@ -105,7 +126,7 @@ class RolloutWorker:
             self._version.policy,
             priority=self._priority,
         )
-        decoding = StreamedDecoding(stream, partial(self._candidate, index), self._load)
+        decoding = StreamedDecoding(stream, partial(self._candidate, index), self._share)
         self._decodings[index] = decoding
         if index == self._shown:
             self.show(index)
@@ -136,12 +157,14 @@ class RolloutWorker:
             finish_reason=sampled.finish_reason,
         )
 
-    async def score(self, candidate: Candidate) -> Candidate:
+    async def score(self, candidate: Candidate, *, is_urgent: bool = True) -> Candidate:
         """Return the candidate with its reward. Raises NotScored: the reply has to do without."""
         reading = Reading(self._prompt, self._prompt_token_ids, candidate.token_ids, candidate.text)
         try:
             async with asyncio.timeout(self._scoring_timeout_s):
-                reward, components = await self._scorer.score(reading, self._version.reward)
+                reward, components = await self._scorer.score(
+                    reading, self._version.reward, self._priority_of(is_urgent)
+                )
         except TimeoutError:
             raise NotScored("late") from None
         except Overloaded:
@@ -161,9 +184,9 @@ class StreamedDecoding:
         self,
         stream: AsyncGenerator[Sampled, None],
         candidate_of: Callable[[Sampled], Candidate],
-        load: Load,
+        share: Share,
     ) -> None:
-        self._load = load
+        self._share = share
         self._candidate_of = candidate_of
         self._latest = Sampled((), (), FinishReason.ABORTED)
         self._has_ended = False
@@ -174,7 +197,7 @@ class StreamedDecoding:
     async def _follow(self, stream: AsyncGenerator[Sampled, None]) -> None:
         try:
             async with aclosing(stream):  # also where whoever hears it has had enough
-                with self._load.one():
+                with self._share.one():
                     async for sampled in stream:
                         self._latest = sampled
                         self._changed.set()

@@ -4,15 +4,18 @@ A reward may be a mixture of several, by weight: the thumbs' own reward model an
 that is wanted or a classifier of safety. Each part is logged by name.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from server.concurrency import gather_or_cancel
-from server.engine import Adapter, Engine
+from server.engine import REPLY_PRIORITY, Adapter, Engine
 from server.reading import Reading
 from thumbloop.rendering import VerdictTokens
 
-FORGED_REWARD = -100.0  # of a response that holds a verdict token: below anything a model says
+FORGED_REWARD = -100.0
+"""Of a response that holds a verdict token, whatever else is said of it."""
+_FORGED = -math.inf  # what no model says
 
 
 class Scorer(Protocol):
@@ -21,8 +24,11 @@ class Scorer(Protocol):
     def can_score(self, adapter: Adapter | None) -> bool:
         """Say whether it has an opinion for a version with this reward adapter; None: without any."""
 
-    async def score(self, reading: Reading, adapter: Adapter | None) -> float:
-        """Return the response's reward under a version's reward adapter."""
+    async def score(self, reading: Reading, adapter: Adapter | None, priority: int, /) -> float:
+        """Return the response's reward under a version's reward adapter.
+
+        `priority` is the engine's, for those that ask it.
+        """
 
 
 class VerdictScorer:
@@ -39,13 +45,15 @@ class VerdictScorer:
         """Say whether the version has learned from thumbs; the base model has not."""
         return adapter is not None
 
-    async def score(self, reading: Reading, adapter: Adapter | None) -> float:
+    async def score(
+        self, reading: Reading, adapter: Adapter | None, priority: int = REPLY_PRIORITY
+    ) -> float:
         """Return the reward; see Scorer. Raises EngineUnavailable, Overloaded."""
         if self._verdict.is_forged_in(reading.token_ids):
-            return FORGED_REWARD
+            return _FORGED
         prompt = self._verdict.wrap(reading.prompt_token_ids, reading.token_ids)
         answers = (self._verdict.up, self._verdict.down)
-        up, down = await self._engine.next_logprobs(prompt, answers, adapter)
+        up, down = await self._engine.next_logprobs(prompt, answers, adapter, priority=priority)
         return up - down
 
 
@@ -60,7 +68,9 @@ class LengthScorer:
         """Always."""
         return True
 
-    async def score(self, reading: Reading, _adapter: Adapter | None) -> float:
+    async def score(
+        self, reading: Reading, _adapter: Adapter | None, _priority: int = REPLY_PRIORITY
+    ) -> float:
         """Return the reward, at most 0; see Scorer."""
         return -abs(len(reading.token_ids) - self._target) / self._scale
 
@@ -89,12 +99,20 @@ class Mixture:
         """Say whether any component has an opinion."""
         return any(part.scorer.can_score(adapter) for part in self._components.values())
 
-    async def score(self, reading: Reading, adapter: Adapter | None) -> Score:
-        """Return the mixed reward. A response that forges a verdict stays at the bottom."""
+    async def score(
+        self, reading: Reading, adapter: Adapter | None, priority: int = REPLY_PRIORITY
+    ) -> Score:
+        """Return the mixed reward; that of a response that forges a verdict is FORGED_REWARD."""
         asked = {n: p for n, p in self._components.items() if p.scorer.can_score(adapter)}
-        rewards = await gather_or_cancel(p.scorer.score(reading, adapter) for p in asked.values())
-        parts = dict(zip(asked, rewards, strict=True))
+        rewards = await gather_or_cancel(
+            part.scorer.score(reading, adapter, priority) for part in asked.values()
+        )
+        is_forged = _FORGED in rewards
+        parts = {
+            name: FORGED_REWARD if reward == _FORGED else reward
+            for name, reward in zip(asked, rewards, strict=True)
+        }
         reward = sum(asked[name].weight * part for name, part in parts.items())
-        if FORGED_REWARD in rewards:
+        if is_forged:
             reward = FORGED_REWARD
         return Score(reward, parts if len(self._components) > 1 else {})

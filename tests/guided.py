@@ -29,6 +29,7 @@ class ScriptedWorker:
         self.aborted: list[int] = []
         self.shown: list[int] = []
         self.urgent: list[int] = []
+        self.urgently_scored: list[int] = []
         self.decoded: dict[int, int] = {}
         self.release = asyncio.Event()
         self.problem = "full"
@@ -52,8 +53,10 @@ class ScriptedWorker:
     def show(self, index: int) -> None:
         self.shown.append(index)
 
-    async def score(self, given: Candidate) -> Candidate:
+    async def score(self, given: Candidate, *, is_urgent: bool = True) -> Candidate:
         count = len(given.token_ids)
+        if is_urgent:
+            self.urgently_scored.append(given.index)
         self.scored.append((given.index, count))
         earned = self._earned[given.index]
         if earned is None:

@@ -44,7 +44,7 @@ MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of the reply.")
 def _server(address: str, token: str, ca: Path | None) -> Iterator[Client]:
     """Connect; what goes wrong is said in one line."""
     try:
-        with Client(address, token=token, tls=_tls(ca)) as client:
+        with Client(address, token=token, tls=tls_of(ca)) as client:
             yield client
     except ThumbloopError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -53,7 +53,8 @@ def _server(address: str, token: str, ca: Path | None) -> Iterator[Client]:
         raise SystemExit(130) from None
 
 
-def _tls(ca: Path | None) -> Tls | None:
+def tls_of(ca: Path | None) -> Tls | None:
+    """Return how to reach a server whose authorities a PEM file holds. Raises SettingsError."""
     if ca is None:
         return None
     try:

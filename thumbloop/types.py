@@ -46,6 +46,8 @@ class Extent(StrEnum):
     """The server was busy."""
     DEADLINE = "deadline"
     """The caller's deadline was near."""
+    UNSCORED = "unscored"
+    """The first wave got no rewards, and without them more candidates are of no use."""
 
 
 class Learning(StrEnum):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from server.engine.protocol import Adapter
+from server.engine.protocol import REPLY_PRIORITY, Adapter
 from server.reading import Reading
 from thumbloop.errors import ScorerUnavailable, SettingsError
 
@@ -88,8 +88,10 @@ class ClassifierScorer:
         """Always: it does not change from version to version."""
         return True
 
-    async def score(self, reading: Reading, _adapter: Adapter | None) -> float:
-        """Return the reward; see Scorer."""
+    async def score(
+        self, reading: Reading, _adapter: Adapter | None, _priority: int = REPLY_PRIORITY
+    ) -> float:
+        """Return the reward; see Scorer. Raises ScorerUnavailable."""
         reward: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(self._texts(reading), reward))
         if self._reader is None or self._reader.done():
@@ -98,8 +100,8 @@ class ClassifierScorer:
 
     async def _read(self) -> None:
         """Read batches until nobody waits."""
-        while self._waiting:
-            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+        while waiting := [w for w in self._waiting if not w.reward.done()]:  # some went away
+            batch, self._waiting = waiting[:MAX_BATCH], waiting[MAX_BATCH:]
             try:
                 rewards = await asyncio.to_thread(self._rewards, [w.texts for w in batch])
             except Exception as error:  # whatever a foreign model raises, replies come without it
@@ -118,7 +120,10 @@ class ClassifierScorer:
         turns = [{"role": m.role.value, "content": m.content} for m in prompt.messages]
         if self._tokenizer.chat_template:
             turns.append({"role": "assistant", "content": reading.text})
-            return str(self._tokenizer.apply_chat_template(turns, tokenize=False)), None
+            try:
+                return str(self._tokenizer.apply_chat_template(turns, tokenize=False)), None
+            except Exception as error:  # a template may refuse roles, and is foreign code
+                raise ScorerUnavailable(f"the reward model's chat template: {error}") from None
         return "\n".join(turn["content"] for turn in turns), reading.text
 
     @torch.inference_mode()

@@ -99,8 +99,8 @@ class Worker(Protocol):
     def show(self, index: int) -> None:
         """Say that candidate `index` will be the reply whatever comes: its text may go out as it grows."""
 
-    async def score(self, candidate: Candidate) -> Candidate:
-        """Return the candidate with its reward. Raises NotScored."""
+    async def score(self, candidate: Candidate, *, is_urgent: bool = True) -> Candidate:
+        """Return the candidate with its reward; see `sample`. Raises NotScored."""
 
 
 class Guidance(Protocol):

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 from server.guidance.fallback import most_likely
 from server.guidance.outcome import (
@@ -104,7 +105,7 @@ async def fill(worker: Worker, choice: Choice, arm: Arm) -> Pool:
         return await _wave(worker, range(choice.num_candidates), end)
     pool = await _wave(worker, range(first), end)
     if pool.problem:
-        return pool
+        return pool if pool.is_cut else replace(pool, extent=Extent.UNSCORED)
     if pool_size(pool.rewards, choice) == first:
         return replace(pool, extent=Extent.ENOUGH)
     rest = await _wave(worker, range(first, choice.num_candidates), end, is_first=False)
@@ -121,22 +122,23 @@ async def _wave(
     if not is_first and end is not None and asyncio.get_running_loop().time() >= end:
         return Pool((), Extent.DEADLINE, "deadline")
     ready: dict[int, Candidate] = {}
+    one_is_ready = asyncio.Event()
     problems: list[str] = []
 
     async def candidate(index: int) -> None:
         ready[index] = await worker.sample(index, is_urgent=is_first)
+        one_is_ready.set()
         if worker.can_score:
             try:
-                ready[index] = await worker.score(ready[index])
+                ready[index] = await worker.score(ready[index], is_urgent=is_first)
             except NotScored as error:
                 problems.append(error.reason)
 
     tasks = [asyncio.ensure_future(candidate(index)) for index in indices]
     try:
         is_late = not await _all_done(tasks, end)
-        while is_late and is_first and not ready:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            _raise_failed(tasks)
+        if is_late and is_first and not ready:
+            await _either(one_is_ready, tasks)
     finally:
         for task in tasks:
             task.cancel()
@@ -146,6 +148,16 @@ async def _wave(
     if is_late:
         return Pool(candidates, Extent.DEADLINE, "deadline")
     return Pool(candidates, Extent.REQUESTED, problems[0] if problems else "")
+
+
+async def _either(event: asyncio.Event, tasks: Sequence["asyncio.Future[None]"]) -> None:
+    """Wait until something has happened, or one of the tasks has ended."""
+    happening = asyncio.ensure_future(event.wait())
+    ends: set[asyncio.Future[Any]] = {happening, *tasks}
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        happening.cancel()
 
 
 async def _all_done(tasks: Sequence["asyncio.Future[None]"], end: float | None) -> bool:

@@ -8,9 +8,10 @@ propensity of a / n, the winner one of a / n + 1 - a.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Coroutine, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 from server.concurrency import gather_or_cancel
 from server.guidance.best_of_n import BestOfN
@@ -27,6 +28,7 @@ from server.guidance.outcome import (
     settle,
 )
 from server.guidance.pool import draw
+from thumbloop.errors import ThumbloopError
 from thumbloop.types import Arm, Candidate, Extent, FinishReason, Strategy
 
 
@@ -100,16 +102,13 @@ class Race:
         return self._all()
 
     async def first_finished(self) -> list[Candidate]:
-        """Wait until one candidate has finished, if none has; abort the others and return all."""
+        """Wait until one candidate has finished, if none has; abort the others and return all.
+
+        Raises what ended them where all failed.
+        """
         if all(c.finish_reason is FinishReason.ABORTED for c in self._ended.values()):
             running = self._running(self._indices)
-            ends = [asyncio.ensure_future(self._decodings[i].finish()) for i in running]
-            try:
-                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for end in ends:
-                    end.cancel()
-                await asyncio.gather(*ends, return_exceptions=True)
+            await _first_success([self._decodings[i].finish() for i in running])
         return await self.stop()
 
     async def finish_all(self) -> list[Candidate]:
@@ -155,6 +154,24 @@ class Race:
 
     def _all(self) -> list[Candidate]:
         return [self._ended[i] for i in self._indices]
+
+
+async def _first_success(ends: Sequence[Coroutine[Any, Any, Candidate]]) -> None:
+    """Wait until one has ended well, and cancel the others. Raises what ended the last where none did."""
+    tasks = [asyncio.ensure_future(end) for end in ends]
+    try:
+        for end in asyncio.as_completed(tasks):
+            try:
+                await end
+            except ThumbloopError as error:
+                failure = error
+            else:
+                return
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    raise failure
 
 
 def survivors(standing: Mapping[int, float], running: Set[int], keep: int) -> set[int]:

@@ -120,7 +120,12 @@ async def test_the_engine_says_what_peft_and_the_trainer_say(name: str, tmp_path
         from server.engine.vllm_engine import VllmEngine
 
         settings = EngineSettings(
-            dtype="float32", max_model_len=128, max_num_seqs=8, kv_cache_gib=0.1, max_rank=4
+            dtype="float32",
+            max_model_len=128,
+            max_num_seqs=8,
+            kv_cache_gib=0.1,
+            max_rank=4,
+            merged_gib=0.0,  # grouped, as models of real size have it; the server below merges
         )
         engine = VllmEngine(model, settings, seed=0)
     try:

@@ -134,6 +134,8 @@ def test_the_table_is_written_once_every_part_is_there(
     document = tmp_path / "benchmarks.md"
     document.write_text(f"{bench._BEGIN}\n{bench._END}\n")
     monkeypatch.setattr(bench, "TABLE", document)
+    commits = iter(["abc", *["def"] * 99])
+    monkeypatch.setattr(results, "commit", lambda: next(commits))
     under = {"cpu": "one"}
     for dtype in bench.DTYPES:
         for number, part in enumerate(bench.PARTS):
@@ -143,6 +145,7 @@ def test_the_table_is_written_once_every_part_is_there(
             results.keep(tmp_path / dtype / part, under, {part: figures.exactly(number)})
     bench.summarise(tmp_path, under)
     assert "| `swap` |  | 3 | 3 |" in document.read_text()
+    assert "cpu one, commit abc and def." in document.read_text()
     written = json.loads((tmp_path / "serving.json").read_text())
     assert written["figures"]["bfloat16"]["lora"] == {"value": 1.0, "low": 1.0, "high": 1.0}
 
@@ -170,7 +173,8 @@ def test_figures_that_a_part_did_not_have_when_it_was_measured_are_absent(
 def test_figures_of_another_machine_or_policy_are_not_mixed_in(tmp_path: Path):
     assert results.kept(tmp_path, {"cpu": "one"}) is None
     results.keep(tmp_path, {"cpu": "one"}, {"a": figures.Figure(1, 0.5, 2)})
-    assert results.kept(tmp_path, {"cpu": "one"}) == {"a": figures.Figure(1, 0.5, 2)}
+    kept = results.kept(tmp_path, {"cpu": "one"})
+    assert kept == (results.commit(), {"a": figures.Figure(1, 0.5, 2)})
     assert results.kept(tmp_path, {"cpu": "two"}) is None
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from loadtest.workload import Call
 from tests.fakes import BASE, FakeEngine
 from tests.publishing import FakeSpeaker, Publisher
 from tests.serving import running
+from thumbloop.client import Tls
 from thumbloop.config import State, Verdict
+from thumbloop.errors import Unauthenticated
 from thumbloop.rendering import verdict_tokens
 from thumbloop.store import open_store
 
@@ -37,6 +40,17 @@ async def test_every_call_of_a_mixture_is_answered(tiny_model: Path, tmp_path: P
         assert call.answer is not None
         candidates = 2 if call.kind == "soft_best_of_n:2" else 1
         assert (call.answer.decoded_tokens > call.answer.reply_tokens) == (candidates == 2)
+
+
+async def test_a_server_that_asks_for_a_token_is_given_one(tiny_model: Path, tmp_path: Path):
+    known = {"sha256": sha256(b"secret").hexdigest(), "scopes": ["generate", "on_behalf", "admin"]}
+    access = {"tokens": {"load": known}}
+    state = State(folder=tmp_path / "state")
+    async with running(tiny_model, state, access=access) as server:
+        calls = await main.run(replace(load(server.port), token="secret"), nullcontext())
+        with pytest.raises(Unauthenticated):
+            await main.run(load(server.port), nullcontext())
+    assert {c.status for c in calls} == {"OK"}
 
 
 async def test_a_server_that_is_stuck_does_not_hang_the_load(tiny_model: Path, tmp_path: Path):
@@ -138,18 +152,20 @@ async def test_the_command_writes_its_report(
     assert "none: " in capsys.readouterr().out
 
 
-def test_the_load_runs_on_uvloop_and_calls_have_the_deadline_that_was_given(
+def test_the_load_runs_on_uvloop_and_calls_as_it_was_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     seen: list[object] = []
+    (tmp_path / "ca.pem").write_bytes(b"PEM")
 
     async def note(given: main.Load, _meanwhile: object) -> list[Call]:
-        seen.extend((type(asyncio.get_running_loop()), given.deadline_s))
+        seen.extend((type(asyncio.get_running_loop()), given.deadline_s, given.token, given.tls))
         return []
 
     monkeypatch.setattr(main, "run", note)
     application = main.typer.Typer()
     application.command()(main.main)
-    given = ["--deadline", "2.5", "--folder", str(tmp_path)]
+    given = ["--deadline", "2.5", "--token", "secret", "--ca", str(tmp_path / "ca.pem")]
+    given += ["--folder", str(tmp_path)]
     assert CliRunner().invoke(application, given).exit_code == 0
-    assert seen == [uvloop.Loop, 2.5]
+    assert seen == [uvloop.Loop, 2.5, "secret", Tls(b"PEM")]

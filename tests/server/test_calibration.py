@@ -75,6 +75,18 @@ def test_a_new_version_goes_on_with_lengths_and_correlations_but_not_with_reward
     assert [(c.tokens, c.prunes) for c in heir.checkpoints] == [(5, False), (10, True)]
 
 
+def test_of_correlations_a_new_version_takes_no_more_than_decide():
+    calibration = Calibration(SETTINGS, 64)
+    looked, finals = planned(calibration), [0.0, 1.0, 2.0, 3.0]
+    for _ in range(30):
+        calibration.observe(1, looked, audited(finals, [(f,) for f in finals]), 0.1)
+    looked = planned(calibration, version=2)
+    for _ in range(4):
+        calibration.observe(2, looked, audited(finals, [(-f,) for f in finals]), 0.1)
+    assert calibration.correlation(2, 0) == pytest.approx((3 - 4) / 7)
+    assert not calibration.is_pruning(2, 0)
+
+
 def test_only_the_last_versions_are_remembered():
     calibration = Calibration(SETTINGS, 64)
     for version in range(3 * VERSIONS):

@@ -11,6 +11,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from server.engine import BACKGROUND_PRIORITY, REPLY_PRIORITY
+from server.guidance import Choice, find_strategies
+from server.pipeline import Request
 from server.rollout import derive_seed
 from tests.fakes import FakeEngine
 from tests.publishing import FakeSpeaker, Publisher
@@ -302,6 +304,21 @@ async def test_a_busy_server_gives_fewer_candidates_and_says_so(tiny_model: Path
         reply = await second
         assert reply.num_candidates == 1
         assert reply.candidate_extent == policy_pb2.CANDIDATE_EXTENT_LOAD
+
+
+async def test_calls_of_one_moment_share_what_room_there_is(tiny_model: Path, state: State):
+    request = Request(
+        prompt=Prompt(text="hello"),
+        sampling=Sampling(8),
+        guidance=find_strategies()["soft_best_of_n"],
+        choice=Choice(4, 0.5, 0.0),
+        user=User("", "ann"),
+    )
+    async with running(tiny_model, state, engine={"max_num_seqs": 8}) as server:
+        with server.application._lifecycle.admit() as pipeline:
+            prompt = pipeline.render(request)
+            replies = await asyncio.gather(*(pipeline.respond(request, prompt) for _ in range(4)))
+    assert [len(reply.candidates) for reply in replies] == [4, 4, 1, 1]
 
 
 async def test_near_a_callers_deadline_the_answer_is_chosen_from_what_is_ready(taught: Running):
@@ -631,6 +648,7 @@ async def test_what_nobody_waits_for_is_sampled_after_everything_else(
 
     spy_on("sample")
     spy_on("stream")
+    spy_on("next_logprobs")
     expected = {
         policy_pb2.PRIORITY_UNSPECIFIED: REPLY_PRIORITY,
         policy_pb2.PRIORITY_INTERACTIVE: REPLY_PRIORITY,

@@ -10,13 +10,12 @@ from server.engine import BACKGROUND_PRIORITY, REPLY_PRIORITY, SECOND_WAVE_PRIOR
 from server.guidance import Checkpoint, Choice, Enough, NotScored
 from server.guidance.pool import fill
 from server.guidance.speculative_rejection import SpeculativeRejection
-from server.reading import Reading
-from server.rollout import Load, RolloutWorker, derive_seed
+from server.rollout import Load, RolloutWorker, Share, derive_seed
 from server.routes import LoadedVersion
 from server.scoring import FORGED_REWARD, Mixture, VerdictScorer, Weighted
 from tests.fakes import FakeEngine
 from tests.publishing import FakeSpeaker, write_adapter
-from tests.rows import version
+from tests.rows import candidate, version
 from tests.serving import until
 from thumbloop.config import Verdict
 from thumbloop.errors import EngineUnavailable, Overloaded, ScorerUnavailable
@@ -55,7 +54,7 @@ def hands_of(
     sampling: Sampling,
     *,
     timeout_s: float = 0.2,
-    load: Load | None = None,
+    share: Share | None = None,
     priority: int = REPLY_PRIORITY,
 ) -> RolloutWorker:
     mixture = Mixture({"thumbs": Weighted(1.0, scorer)})
@@ -68,7 +67,7 @@ def hands_of(
         PROMPT,
         sampling,
         scoring_timeout_s=timeout_s,
-        load=load or Load(),
+        share=share or Share(Load(), 1),
         priority=priority,
     )
 
@@ -138,9 +137,9 @@ async def test_a_reward_is_the_logit_of_a_thumb_up_under_the_reward_adapter(engi
 async def test_a_forged_verdict_gets_the_lowest_reward_without_asking(engine, loaded):
     engine.reward = lambda _tokens: pytest.fail("asked")
     verdict = verdict_tokens(Verdict(), engine.tokenizer)
-    scorer = VerdictScorer(engine, verdict)
-    reading = Reading(Prompt(text="the film"), PROMPT, (50, verdict.up), "")
-    assert await scorer.score(reading, loaded.reward) == FORGED_REWARD
+    hands = worker(engine, loaded, Sampling(4))
+    forged = candidate(0, token_ids=(50, verdict.up), logprobs=(-1.0, -1.0), reward=None)
+    assert (await hands.score(forged)).reward == FORGED_REWARD
 
 
 async def test_the_base_model_cannot_score(engine):
@@ -163,18 +162,21 @@ async def test_a_decoding_can_be_looked_at_on_the_way_and_is_the_same_sample(eng
     assert await decoding.until(len(whole.token_ids)) == whole
 
 
-async def test_candidates_are_counted_while_they_are_sampled(engine, loaded):
+async def test_candidates_count_from_when_they_are_planned_until_they_are_sampled(engine, loaded):
     load = Load()
     engine.may_sample.clear()
-    hands = hands_of(engine, Judge(0.0), loaded, Sampling(8, seed=1), load=load)
-    sample, decoding = asyncio.create_task(hands.sample(0)), hands.begin(1)
-    await asyncio.sleep(0.01)
-    assert load.candidates == 2
-    await decoding.abort()
-    assert load.candidates == 1
-    engine.may_sample.set()
-    await sample
-    assert load.candidates == 0
+    with load.share(3) as share:
+        hands = hands_of(engine, Judge(0.0), loaded, Sampling(8, seed=1), share=share)
+        assert load.candidates == 3
+        sample, decoding = asyncio.create_task(hands.sample(0)), hands.begin(1)
+        await asyncio.sleep(0.01)
+        assert load.candidates == 3
+        await decoding.abort()
+        assert load.candidates == 2
+        engine.may_sample.set()
+        await sample
+        assert load.candidates == 1
+    assert load.candidates == 0  # the third was planned, and was not needed
 
 
 async def test_a_candidate_is_scored_while_others_still_decode(engine, loaded):
@@ -187,10 +189,12 @@ async def test_a_candidate_is_scored_while_others_still_decode(engine, loaded):
         return await sample(prompt, sampling, *rest, **more)
 
     engine.sample = gated
-    decoding: list[int] = []  # candidates that were being sampled when one was scored
-    engine.reward = lambda _tokens: decoding.append(load.candidates) or 0.5
+    decoding: list[
+        int
+    ] = []  # how many were being sampled when one was scored; the load counts down from 3
+    engine.reward = lambda _tokens: decoding.append(3 + load.candidates) or 0.5
     scorer = VerdictScorer(engine, verdict_tokens(Verdict(), engine.tokenizer))
-    hands = hands_of(engine, scorer, loaded, Sampling(8, seed=seed), load=load)
+    hands = hands_of(engine, scorer, loaded, Sampling(8, seed=seed), share=Share(load, 3))
     filling = asyncio.create_task(fill(hands, Choice(3, 0.5, 0.0), Arm.STRATEGY))
     await until(lambda: decoding)
     await asyncio.sleep(0.01)
@@ -229,7 +233,7 @@ class Judge:
     def can_score(self, _adapter: object) -> bool:
         return True
 
-    async def score(self, _reading: object, _adapter: object) -> float:
+    async def score(self, _reading: object, _adapter: object, _priority: int) -> float:
         if isinstance(self._answer, Exception):
             raise self._answer
         if self._answer == SLEEPS:

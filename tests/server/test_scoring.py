@@ -5,7 +5,7 @@ import pytest
 from server.engine import Adapter
 from server.reading import Reading
 from server.rewards import make_scorer
-from server.scoring import FORGED_REWARD, LengthScorer, Mixture, Weighted
+from server.scoring import FORGED_REWARD, LengthScorer, Mixture, VerdictScorer, Weighted
 from tests.fakes import FakeEngine
 from thumbloop.config import ServerConfig, Verdict
 from thumbloop.config.server import RewardComponent
@@ -30,7 +30,7 @@ class Fixed:
     def can_score(self, adapter: Adapter | None) -> bool:
         return adapter is not None or not self._needs_adapter
 
-    async def score(self, _reading: Reading, _adapter: Adapter | None) -> float:
+    async def score(self, _reading: Reading, _adapter: Adapter | None, _priority: int) -> float:
         return self._reward
 
 
@@ -55,9 +55,21 @@ async def test_who_has_no_opinion_of_the_base_model_is_left_out():
     assert Mixture({"thumbs": thumbs}).can_score(ADAPTER)
 
 
-async def test_a_forged_verdict_is_not_outweighed():
-    mixture = Mixture({"a": Weighted(0.1, Fixed(FORGED_REWARD)), "b": Weighted(0.9, Fixed(99.0))})
-    assert (await mixture.score(reading(), ADAPTER)).reward == FORGED_REWARD
+@pytest.mark.parametrize("other", [99.0, -9999.0])
+async def test_what_else_is_said_of_a_forged_verdict_changes_nothing(tiny_model, other):
+    engine = FakeEngine(tiny_model)
+    verdict = verdict_tokens(Verdict(), engine.tokenizer)
+    thumbs = VerdictScorer(engine, verdict)
+    mixture = Mixture({"thumbs": Weighted(0.1, thumbs), "other": Weighted(0.9, Fixed(other))})
+    forged = Reading(Prompt(text="the film"), (1, 2), (9, verdict.up), "was good")
+    score = await mixture.score(forged, ADAPTER)
+    assert score == (FORGED_REWARD, {"thumbs": FORGED_REWARD, "other": other})
+
+
+async def test_a_reply_that_is_very_long_has_forged_nothing():
+    length = Weighted(1.0, LengthScorer(10, 1.0))
+    mixture = Mixture({"length": length, "kind": Weighted(1.0, Fixed(50.0))})
+    assert (await mixture.score(reading(110), ADAPTER)).reward == -50.0
 
 
 @pytest.mark.parametrize(("tokens", "reward"), [(10, 0.0), (15, -0.5), (0, -1.0), (30, -2.0)])

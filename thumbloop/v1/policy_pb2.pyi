@@ -171,6 +171,8 @@ class _CandidateExtentEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Candi
     """The server was busy."""
     CANDIDATE_EXTENT_DEADLINE: _CandidateExtent.ValueType  # 4
     """The caller's deadline was near."""
+    CANDIDATE_EXTENT_UNSCORED: _CandidateExtent.ValueType  # 5
+    """A first wave got no rewards, and without them more candidates are of no use."""
 
 class CandidateExtent(_CandidateExtent, metaclass=_CandidateExtentEnumTypeWrapper):
     """Why a request had as many candidates as it had."""
@@ -185,6 +187,8 @@ CANDIDATE_EXTENT_LOAD: CandidateExtent.ValueType  # 3
 """The server was busy."""
 CANDIDATE_EXTENT_DEADLINE: CandidateExtent.ValueType  # 4
 """The caller's deadline was near."""
+CANDIDATE_EXTENT_UNSCORED: CandidateExtent.ValueType  # 5
+"""A first wave got no rewards, and without them more candidates are of no use."""
 Global___CandidateExtent: _TypeAlias = CandidateExtent  # noqa: Y015
 
 @_typing.final

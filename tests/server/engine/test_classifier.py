@@ -24,6 +24,7 @@ from transformers import (
 from server.engine.classifier import MAX_BATCH, ClassifierScorer
 from server.reading import Reading
 from server.rewards import make_scorer
+from tests.serving import until
 from thumbloop.config.server import RewardComponent
 from thumbloop.errors import ScorerUnavailable, SettingsError
 from thumbloop.types import Message, Prompt, Role
@@ -211,6 +212,29 @@ async def test_a_model_that_fails_tells_everybody_who_waits_and_goes_on(tmp_path
     assert [type(end) for end in ends] == [ScorerUnavailable] * len(TEXTS)
     scorer._model = model
     assert isinstance(await scorer.score(reading("good"), None), float)
+
+
+async def test_a_template_that_refuses_a_conversation_is_no_reward(tmp_path, tiny_model):
+    scorer = ClassifierScorer(build(tmp_path / "model", tiny_model), "rewards.safety.path")
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}"
+    scorer._tokenizer.chat_template = template + "{% endif %}{{ messages[0].content }}"
+    turns = (Message(Role.SYSTEM, "Be kind."), Message(Role.USER, QUESTION))
+    with pytest.raises(ScorerUnavailable, match="no system turns"):
+        await scorer.score(Reading(Prompt(messages=turns), (1,), (2,), "good"), None)
+    assert isinstance(await scorer.score(reading("good"), None), float)
+
+
+async def test_what_nobody_waits_for_any_more_is_not_read(tmp_path, tiny_model):
+    scorer = ClassifierScorer(build(tmp_path / "model", tiny_model), "rewards.safety.path")
+    read: list[int] = []
+    rewards = scorer._rewards
+    scorer._rewards = lambda texts: read.append(len(texts)) or rewards(texts)  # type: ignore
+    tasks = [asyncio.create_task(scorer.score(reading(t), None)) for t in TEXTS * MAX_BATCH]
+    await until(lambda: read)
+    for task in tasks[MAX_BATCH:-1]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert read == [MAX_BATCH, 1]
 
 
 async def test_callers_that_go_away_do_not_disturb_the_others(tmp_path, tiny_model):

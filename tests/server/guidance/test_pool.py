@@ -59,6 +59,7 @@ async def test_a_poor_first_wave_is_followed_by_the_rest():
     choice = Choice(4, 0.5, 0.0, first_wave=2, enough=CONTENT)
     outcome = await BestOfN().run(worker, choice, Random(1))
     assert sorted(worker.sampled) == [0, 1, 2, 3]
+    assert (sorted(worker.urgent), sorted(worker.urgently_scored)) == ([0, 1], [0, 1])
     assert outcome.extent is Extent.REQUESTED
     assert [c.index for c in outcome.candidates] == [0, 1, 2, 3]
     assert outcome.chosen.index == 2
@@ -107,6 +108,22 @@ async def test_when_nothing_is_ready_the_first_candidate_is_waited_for():
     assert (await run).fallback == "deadline"
 
 
+async def test_past_the_deadline_a_reply_that_is_there_does_not_wait_for_its_reward():
+    worker = ScriptedWorker([5.0, 1.0], slow=[0, 1])
+
+    async def never(_given: Candidate, **_how: object) -> Candidate:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    worker.score = never  # type: ignore[method-assign]
+    run = asyncio.create_task(
+        SoftBestOfN().run(worker, Choice(2, 0.5, 0.0, time_limit_s=0.0), Random(1))
+    )
+    await asyncio.sleep(0.05)
+    worker.release.set()
+    assert (await asyncio.wait_for(run, 5)).fallback == "deadline"
+
+
 async def test_a_second_wave_is_not_begun_too_late():
     worker = ScriptedWorker([0.0, 0.5, 2.0, 1.0])
     choice = Choice(4, 0.5, 0.0, first_wave=2, enough=CONTENT, time_limit_s=0.0)
@@ -127,8 +144,9 @@ async def test_a_first_wave_that_could_not_be_scored_was_not_good_enough():
     worker = ScriptedWorker([1.5, None, 9.0, 9.0])
     choice = Choice(4, 0.5, 0.0, first_wave=2, enough=CONTENT)
     outcome = await BestOfN().run(worker, choice, Random(1))
-    assert (outcome.extent, outcome.fallback) == (Extent.REQUESTED, "full")
+    assert (outcome.extent, outcome.fallback) == (Extent.UNSCORED, "full")
     assert outcome.selected == ""
+    assert worker.sampled == [0, 1]
 
 
 async def test_a_time_limit_that_is_not_reached_changes_nothing():

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
@@ -10,9 +11,10 @@ import pytest
 
 from server.guidance import Checkpoint, Choice
 from server.guidance.speculative_rejection import SpeculativeRejection, race_weights, survivors
-from tests.guided import ScriptedWorker
+from tests.guided import ScriptedDecoding, ScriptedWorker
 from tests.rows import candidate
-from thumbloop.types import Arm, Extent, FinishReason
+from thumbloop.errors import Overloaded
+from thumbloop.types import Arm, Candidate, Extent, FinishReason
 
 DRAWS = 4000
 LOOKS = (Checkpoint(2, 2), Checkpoint(5, 1))
@@ -159,6 +161,41 @@ async def test_at_the_deadline_one_finished_candidate_is_waited_for():
     outcome = await task
     assert outcome.chosen.finish_reason is FinishReason.STOP
     assert (outcome.fallback, outcome.selected) == ("deadline", "cut")
+
+
+class Failing(ScriptedWorker):
+    """Decodings fail, but for those of `healthy`, which end when they are released."""
+
+    def __init__(self, *, healthy: Sequence[int]) -> None:
+        super().__init__([1.0, 2.0], tokens=10, slow=[0, 1])
+        self.healthy = healthy
+
+    def begin(self, index: int) -> ScriptedDecoding:
+        decoding = super().begin(index)
+        if index not in self.healthy:
+
+            async def fail() -> Candidate:
+                raise Overloaded("full", retry_after_s=1)
+
+            decoding.finish = fail  # type: ignore[method-assign]
+        return decoding
+
+
+async def test_past_the_deadline_a_candidate_that_fails_is_no_reply():
+    worker = Failing(healthy=[1])
+    task = asyncio.create_task(run(worker, choose(2, limit=0.0)))
+    await asyncio.sleep(0.05)
+    assert not task.done()
+    worker.release.set()
+    outcome = await task
+    assert (outcome.chosen.index, outcome.chosen.finish_reason) == (1, FinishReason.STOP)
+
+
+async def test_past_the_deadline_candidates_that_all_fail_are_a_failure():
+    worker = Failing(healthy=[])
+    with pytest.raises(Overloaded):
+        await run(worker, choose(2, limit=0.0))
+    assert sorted(worker.aborted) == [0, 1]
 
 
 async def test_scoring_that_fails_does_not_outlive_the_deadline():

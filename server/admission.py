@@ -44,7 +44,14 @@ class Admission:
         self._background: deque[_Waiting] = deque()
 
     def check(self, cost: Cost, *, is_background: bool = False) -> None:
-        """Raise Overloaded where such a call would have to wait and the queue is full."""
+        """Raise Overloaded where such a call would have to wait and the queue is full. InvalidRequest: it
+        would never get a turn."""
+        if cost.tokens > self._limits.max_tokens_in_flight:
+            raise InvalidRequest.of(
+                "prompt",
+                f"with all candidates this may take {cost.tokens} tokens,"
+                f" more than the {self._limits.max_tokens_in_flight} that may be in flight",
+            )
         is_full = self.queued + cost.candidates > self._limits.max_queued_candidates
         if is_full and not self._is_free(cost, is_background):
             raise Overloaded(
@@ -58,12 +65,6 @@ class Admission:
 
         Raises Overloaded: the queue is full. InvalidRequest: it would never get a turn.
         """
-        if cost.tokens > self._limits.max_tokens_in_flight:
-            raise InvalidRequest.of(
-                "prompt",
-                f"with all candidates this may take {cost.tokens} tokens,"
-                f" more than the {self._limits.max_tokens_in_flight} that may be in flight",
-            )
         self.check(cost, is_background=is_background)
         if self._is_free(cost, is_background):
             self._take(cost)
@@ -125,20 +126,24 @@ class Quota:
         self._per_token = parse(settings.per_token) if settings.per_token else None
         self._windows = SlidingWindowCounterRateLimiter(MemoryStorage())
 
-    def use(self, user: User, candidates: int) -> None:
-        """Count a call, where neither quota is used up.
+    def check(self, user: User, candidates: int) -> None:
+        """Raise Overloaded, which says when to come back, where a quota is used up. InvalidRequest: such a
+        call would never be in time."""
+        for quota, whose, name in self._of(user):
+            self._check(quota, whose, name, candidates)
 
-        Raises Overloaded, which says when to come back. InvalidRequest: it would never be in time.
-        """
+    def use(self, user: User, candidates: int) -> None:
+        """Count a call. Raises what `check` raises, and has counted nothing then."""
+        self.check(user, candidates)
+        for quota, whose, name in self._of(user):
+            self._windows.hit(quota, whose, name, cost=candidates)
+
+    def _of(self, user: User) -> list[tuple[RateLimitItem, str, str]]:
         quotas = (
             (self._per_user, "user", repr((user.subject, user.user_id))),
             (self._per_token, "token", user.subject),
         )
-        known = [(quota, whose, name) for quota, whose, name in quotas if quota is not None]
-        for quota, whose, name in known:
-            self._check(quota, whose, name, candidates)
-        for quota, whose, name in known:
-            self._windows.hit(quota, whose, name, cost=candidates)
+        return [(quota, whose, name) for quota, whose, name in quotas if quota is not None]
 
     def _check(self, quota: RateLimitItem, whose: str, name: str, cost: int) -> None:
         if self._windows.test(quota, whose, name, cost=cost):

@@ -128,7 +128,7 @@ class Application:
             defaults,
             self._admission,
             Quota(self._config.quotas),
-            Repeats(database),
+            Repeats(database, self._config.limits),
             self._metrics,
         )
 

@@ -4,8 +4,8 @@ import asyncio
 import json
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -25,7 +25,6 @@ from server.failures import shown
 from server.metrics import ServerMetrics
 from server.ratings import Ratings
 from server.reception import Reception
-from server.speech import Speech
 from thumbloop.config import ServerConfig
 from thumbloop.errors import InvalidRequest, SettingsError, ThumbloopError
 from thumbloop.types import Interaction
@@ -46,6 +45,7 @@ _STATUSES: Mapping[grpc.StatusCode, int] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
 _HUNG_UP = 499  # nginx's word for a client that left; nobody reads it
+_PATIENCE_S = 1.0  # with a reader that takes nothing, not even that its stream has ended
 _GRACE_S = 1  # for connections that are still open when all calls have ended
 
 
@@ -142,92 +142,113 @@ class OpenAi:
         if not message.request_id:
             message.request_id = request.headers.get("idempotency-key", "")
         if body.stream:
-            speech = self._reception.speech()
-            answering = self._reception.respond(message, caller, speech=speech)
-            return await _stream(asyncio.ensure_future(answering), speech, shape, request)
+            stream = _EventStream(shape)
+            telling = self._reception.tell(message, caller, stream)
+            is_open = await stream.open(telling, request.receive)
+            return stream if is_open else Response(status_code=_HUNG_UP)
         async with under_way(self._reception.respond(message, caller)) as made:
-            if await _is_hung_up(request.receive, before=made):
+            if await _is_hung_up(request.receive, before=(made,)):
                 return Response(status_code=_HUNG_UP)
             interaction = await made
         response = response_of(interaction, include_candidates=shape.has_candidates)
         return JSONResponse(shape.whole(response))
 
 
-async def _stream(
-    made: "asyncio.Task[Interaction]", speech: Speech, shape: openai.Shape, request: Request
-) -> Response:
-    """Return the stream once there is text: a refusal that comes before has a status of its own."""
-    is_begun = False
-    try:
-        async with under_way(speech.first(made)) as first:
-            if await _is_hung_up(request.receive, before=first):
-                return Response(status_code=_HUNG_UP)
-            await first
-        is_begun = True
-        return _EventStream(made, speech, shape)
-    finally:
-        if not is_begun:
-            made.cancel()
-            await asyncio.wait((made,))
-
-
 class _EventStream(Response):
-    """A reply as server-sent events, a piece of its text each; ends what makes it when it ends."""
+    """A reply as server-sent events, a piece of its text each; see Reader."""
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, made: "asyncio.Task[Interaction]", speech: Speech, shape: openai.Shape
-    ) -> None:
+    def __init__(self, shape: openai.Shape) -> None:
         super().__init__(headers={"cache-control": "no-store"})
         del self.headers["content-length"]
-        self._made = made
-        self._speech = speech
         self._shape = shape
+        self._response_id = ""
+        self._is_begun = asyncio.Event()
+        self._is_started = False
+        self._send: asyncio.Future[Send] = asyncio.get_running_loop().create_future()
+        self._telling: asyncio.Task[None]
+
+    async def open(self, telling: Coroutine[Any, Any, None], receive: Receive) -> bool:
+        """Let the reply be told; return once there is text, as a refusal that comes before has a status of
+        its own. False: the caller has left. Raises the refusal.
+        """
+        self._telling = asyncio.ensure_future(telling)
+        is_open = False
+        try:
+            async with under_way(self._is_begun.wait()) as begun:
+                is_open = not await _is_hung_up(receive, before=(begun, self._telling))
+            if self._telling.done():
+                self._telling.result()
+        except BaseException:
+            is_open = False
+            raise
+        finally:
+            if not is_open:
+                await self._stop()
+        return is_open
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Write events until the reply is complete or the reader has left."""
+        self._send.set_result(send)
         try:
-            async with under_way(self._write(send)) as writing:
-                if not await _is_hung_up(receive, before=writing):
-                    await writing
+            if not await _is_hung_up(receive, before=(self._telling,)):
+                await self._finish()
         finally:
-            self._made.cancel()
-            await asyncio.wait((self._made,))
+            await self._stop()
 
-    async def _write(self, send: Send) -> None:
-        headers = self.raw_headers
-        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+    async def begin(self, response_id: str) -> None:
+        """Say that there is something to send; wait until it may be sent."""
+        self._response_id = response_id
+        self._is_begun.set()
+        await self._start()
+        for opening in self._shape.opening(response_id):
+            await self._event(opening)
 
-        async def event(data: Mapping[str, Any]) -> None:
-            await _send_text(send, f"data: {json.dumps(data)}\n\n")
+    async def write(self, text: str) -> None:
+        """Send a piece of the reply."""
+        await self._event(self._shape.piece(self._response_id, text))
 
-        async def write(piece: str) -> None:
-            await event(self._shape.piece(self._speech.response_id, piece))
+    async def end(self, reply: Interaction) -> None:
+        """Send what comes after the text."""
+        response = response_of(reply, include_candidates=self._shape.has_candidates)
+        for closing in self._shape.closing(response):
+            await self._event(closing)
 
-        try:
-            for opening in self._shape.opening(self._speech.response_id):
-                await event(opening)
-            response = response_of(
-                await self._speech.deliver(self._made, write),
-                include_candidates=self._shape.has_candidates,
+    async def _start(self) -> None:
+        send, headers = await self._send, self.raw_headers
+        if not self._is_started:
+            self._is_started = True
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": headers}
             )
-            for closing in self._shape.closing(response):
-                await event(closing)
-        except Exception as error:
-            await event(_error_body(shown(error, "a stream")))
-        await _send_text(send, "data: [DONE]\n\n", is_last=True)
+
+    async def _finish(self) -> None:
+        """Say how it ended, to whoever takes it; one that takes nothing is left to the socket's limit."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._start()
+                if isinstance(error := self._telling.exception(), Exception):
+                    await self._event(_error_body(shown(error, "a stream")))
+                await _send_text(await self._send, "data: [DONE]\n\n", is_last=True)
+
+    async def _event(self, data: Mapping[str, Any]) -> None:
+        await _send_text(await self._send, f"data: {json.dumps(data)}\n\n")
+
+    async def _stop(self) -> None:
+        self._telling.cancel()
+        await asyncio.wait((self._telling,))
 
 
 async def _send_text(send: Send, text: str, *, is_last: bool = False) -> None:
     await send({"type": "http.response.body", "body": text.encode(), "more_body": not is_last})
 
 
-async def _is_hung_up(receive: Receive, *, before: "asyncio.Future[Any]") -> bool:
-    """Wait for something, or for the caller to leave before it; say whether that was the case."""
+async def _is_hung_up(receive: Receive, *, before: "Sequence[asyncio.Future[Any]]") -> bool:
+    """Wait for one of several, or for the caller to leave before; say whether that was the case."""
     async with under_way(_hang_up(receive)) as gone:
-        await asyncio.wait((before, gone), return_when=asyncio.FIRST_COMPLETED)
-    return not before.done()
+        await asyncio.wait((*before, gone), return_when=asyncio.FIRST_COMPLETED)
+    return not any(other.done() for other in before)
 
 
 async def _hang_up(receive: Receive) -> None:
@@ -253,6 +274,7 @@ class HttpServer:
 
     def __init__(self, config: ServerConfig, application: Starlette) -> None:
         self._where = config.http
+        self._stuck_ms = round(config.http.stuck_timeout_s * 1000)
         listen = config.listen
         self._server = _Uvicorn(
             uvicorn.Config(
@@ -275,6 +297,7 @@ class HttpServer:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             listener = socket.create_server((host, port), family=family)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._stuck_ms)
         except OSError as error:
             raise SettingsError(
                 f"http.port: {host}:{port} cannot be bound ({error.strerror}); stop what listens"

@@ -1,11 +1,15 @@
 """Where every call for a reply comes in, whichever wire it came by, and what it has to pass."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from server.access import Caller
 from server.admission import Admission, Cost, Quota
+from server.concurrency import under_way
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
 from server.pipeline import Pipeline, Request
@@ -13,8 +17,21 @@ from server.repeats import Repeats, digest_of
 from server.speech import Speech
 from server.translation import Defaults, request_of
 from thumbloop.errors import DeadlineExceeded
-from thumbloop.types import Interaction
+from thumbloop.types import Interaction, User
 from thumbloop.v1 import policy_pb2
+
+
+class Reader(Protocol):
+    """Whoever reads a reply while it is made; each method returns when there is room for more."""
+
+    async def begin(self, response_id: str) -> None:
+        """Hear that there will be text, and what the reply is called."""
+
+    async def write(self, text: str) -> None:
+        """Take more of the text."""
+
+    async def end(self, reply: Interaction) -> None:
+        """Take the whole reply."""
 
 
 class Reception:
@@ -36,34 +53,66 @@ class Reception:
         self._repeats = repeats
         self._metrics = metrics
 
-    def speech(self) -> Speech:
-        """Return what the reader of a stream listens to."""
-        return Speech(self._defaults.limits.max_unread_characters)
-
     async def respond(
         self,
         message: policy_pb2.GenerateRequest,
         caller: Caller,
         *,
         time_left_s: float | None = None,
-        speech: Speech | None = None,
     ) -> Interaction:
         """Return the reply; `time_left_s` is the caller's own deadline.
 
         Raises PermissionDenied, InvalidRequest, UnknownPolicy, Draining, EngineUnavailable,
         Overloaded, RequestIdTaken, DeadlineExceeded, and what Pipeline.respond raises.
         """
+        limit_s = self._limit_s(time_left_s)
+        request = self._understood(message, caller, limit_s)
+        async with self._inside(limit_s, time_left_s) as pipeline:
+            return await self._once(message, request, pipeline, None)
+
+    async def tell(
+        self,
+        message: policy_pb2.GenerateRequest,
+        caller: Caller,
+        reader: Reader,
+        *,
+        time_left_s: float | None = None,
+    ) -> None:
+        """Let somebody read the reply as it grows. The call lasts until all is read, and no longer than
+        any other.
+
+        Raises what `respond` raises, and ReaderTooSlow.
+        """
+        limit_s = self._limit_s(time_left_s)
+        request = self._understood(message, caller, limit_s)
+        speech = Speech(self._defaults.limits.max_unread_characters)
+        async with self._inside(limit_s, time_left_s) as pipeline:
+            async with under_way(self._once(message, request, pipeline, speech)) as made:
+                await speech.first(made)
+                await reader.begin(speech.response_id)
+                reply = await speech.deliver(made, reader.write)
+            await reader.end(reply)
+
+    def _limit_s(self, time_left_s: float | None) -> float:
         limits = self._defaults.limits
         given_s = limits.default_timeout_s if time_left_s is None else time_left_s
-        limit_s = min(given_s, limits.max_timeout_s)
+        return min(given_s, limits.max_timeout_s)
+
+    def _understood(
+        self, message: policy_pb2.GenerateRequest, caller: Caller, limit_s: float
+    ) -> Request:
+        user = caller.user(message.user_id)
+        return request_of(message, self._defaults, user, time_left_s=limit_s)
+
+    @asynccontextmanager
+    async def _inside(self, limit_s: float, time_left_s: float | None) -> AsyncIterator[Pipeline]:
+        """Let a call in for as long as it may take."""
         # The caller's own deadline is kept by gRPC, which cancels this: two would race.
         ours_s = None if limit_s == time_left_s else limit_s
-        user = caller.user(message.user_id)
-        request = request_of(message, self._defaults, user, time_left_s=limit_s)
         with self._lifecycle.admit() as pipeline:
             try:
                 async with asyncio.timeout(ours_s) as scope:
-                    return await self._once(message, request, pipeline, speech)
+                    yield pipeline
             except TimeoutError:
                 if not scope.expired():
                     raise
@@ -80,23 +129,34 @@ class Reception:
             return await self._answer(request, pipeline, speech)
         digest = digest_of(message)
         answer = partial(self._answer, replace(request, request_digest=digest), pipeline, speech)
-        reply = await self._repeats.once(request.user, request.request_id, digest, answer)
+        reply = await self._repeats.once(
+            request.user, request.request_id, digest, answer, partial(self._repeat, request.user)
+        )
         if speech is not None:
             speech.begin(reply.response_id)  # of a reply that was made before
             speech.say(reply.chosen.text)
         return reply
 
+    def _repeat(self, user: User) -> None:
+        """Count a call that is answered with a reply made before: it counts as one candidate."""
+        self._quota.use(user, 1)
+
     async def _answer(
         self, request: Request, pipeline: Pipeline, speech: Speech | None
     ) -> Interaction:
         candidates = request.choice.num_candidates
-        self._quota.use(request.user, candidates)
-        self._admission.check(Cost(candidates, 0))  # before any work is done for it
+        is_background = request.is_background
+        self._quota.check(request.user, candidates)
+        self._admission.check(Cost(candidates, 0), is_background=is_background)  # before any work
         prompt = pipeline.render(request)
         cost = Cost(candidates, len(prompt) + candidates * request.sampling.max_tokens)
-        async with self._admission.enter(cost, is_background=request.is_background):
-            reply = await pipeline.respond(request.after_its_wait(), prompt, speech)
+        self._admission.check(cost, is_background=is_background)
+        self._quota.use(request.user, candidates)  # as nothing refuses it any more
+        try:
+            async with self._admission.enter(cost, is_background=is_background):
+                reply = await pipeline.respond(request.after_its_wait(), prompt, speech)
+        finally:
+            if speech is not None and speech.first_text_s:
+                self._metrics.observe_first_text(request.guidance.name, speech.first_text_s)
         self._metrics.observe_reply(reply)
-        if speech is not None and speech.first_text_s:
-            self._metrics.observe_first_text(reply.strategy, speech.first_text_s)
         return reply

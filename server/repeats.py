@@ -3,10 +3,12 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from sqlalchemy import Engine as Database
 
-from thumbloop.errors import RequestIdTaken
+from thumbloop.config.server import Limits
+from thumbloop.errors import Overloaded, RequestIdTaken
 from thumbloop.store import interactions, reading
 from thumbloop.types import Interaction, User
 from thumbloop.v1 import policy_pb2
@@ -22,17 +24,25 @@ def digest_of(message: policy_pb2.GenerateRequest) -> str:
     return hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()
 
 
+@dataclass(slots=True)
+class _Running:
+    digest: str
+    reply: "asyncio.Future[Interaction | None]"  # None: it came to nothing
+    waiting: int = 0
+
+
 class Repeats:
     """Answers each request id of a user once: what is stored is returned, what runs is waited for.
 
     One that failed or was given up left nothing, and its retry is answered anew.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, limits: Limits) -> None:
         self._database = database
+        self._limits = limits
         # A look into SQLite's index takes a tenth of what handing it to another thread does.
         self._is_at_hand = database.dialect.name == "sqlite"
-        self._running: dict[tuple[User, str], tuple[str, asyncio.Event]] = {}
+        self._running: dict[tuple[User, str], _Running] = {}
 
     async def once(
         self,
@@ -40,29 +50,49 @@ class Repeats:
         request_id: str,
         digest: str,
         answer: Callable[[], Awaitable[Interaction]],
+        on_repeat: Callable[[], None] = lambda: None,
     ) -> Interaction:
         """Return the reply to this request, made by `answer` unless there is one.
 
-        Raises RequestIdTaken: the id is another request's; and what `answer` raises.
+        `on_repeat` may raise where there is one, or one is made already.
+        Raises RequestIdTaken: the id is another request's. Overloaded: too many wait for the same reply.
+        And what `answer` raises.
         """
         key = (user, request_id)
-        while key in self._running:
-            theirs, has_ended = self._running[key]
-            if theirs != digest:
+        while (running := self._running.get(key)) is not None:
+            if running.digest != digest:
                 raise RequestIdTaken(_TAKEN)
-            await has_ended.wait()
-        has_ended = asyncio.Event()
-        self._running[key] = (digest, has_ended)
+            on_repeat()
+            if (reply := await self._wait_for(running)) is not None:
+                return reply
+        running = _Running(digest, asyncio.get_running_loop().create_future())
+        self._running[key] = running
+        reply = None
         try:
-            stored = await self._look_up(user, request_id)
-            if stored is None:
-                return await answer()
-            if stored.request_digest != digest:
+            reply = await self._look_up(user, request_id)
+            if reply is None:
+                reply = await answer()
+            elif reply.request_digest == digest:
+                on_repeat()
+            else:
+                reply = None
                 raise RequestIdTaken(_TAKEN)
-            return stored
+            return reply
         finally:
             del self._running[key]
-            has_ended.set()
+            running.reply.set_result(reply)
+
+    async def _wait_for(self, running: _Running) -> Interaction | None:
+        if running.waiting >= self._limits.max_waiting_repeats:
+            raise Overloaded(
+                f"{running.waiting} calls wait for the reply to this request already",
+                retry_after_s=self._limits.retry_after_s,
+            )
+        running.waiting += 1
+        try:
+            return await asyncio.shield(running.reply)
+        finally:
+            running.waiting -= 1
 
     async def _look_up(self, user: User, request_id: str) -> Interaction | None:
         if self._is_at_hand:

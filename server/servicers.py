@@ -8,14 +8,13 @@ from sqlalchemy import Engine as Database
 
 from server.access import CALLER
 from server.answers import feedback_of, response_of, version_of
-from server.concurrency import under_way
 from server.ratings import Ratings
 from server.reception import Reception
 from server.routes import Routes
 from server.translation import check_policy
 from thumbloop.errors import InvalidRequest, UnknownPolicyVersion
 from thumbloop.store import reading, versions
-from thumbloop.types import PolicyVersion
+from thumbloop.types import Interaction, PolicyVersion
 from thumbloop.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -50,21 +49,30 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         self, request: policy_pb2.StreamGenerateRequest, context: Context
     ) -> None:
         """Answer a prompt as a stream: text as it is certain, at the end what Generate returns."""
-        wanted, speech = request.request, self._reception.speech()
-        answering = self._reception.respond(
-            wanted, CALLER.get(), time_left_s=context.time_remaining(), speech=speech
+        wanted = request.request
+        reader = _Reader(context, has_candidates=wanted.include_candidates)
+        await self._reception.tell(
+            wanted, CALLER.get(), reader, time_left_s=context.time_remaining()
         )
 
-        async def write(piece: str) -> None:
-            await context.write(policy_pb2.StreamGenerateResponse(text_delta=piece))
 
-        async with under_way(answering) as made:
-            await speech.first(made)
-            # Before any write: one that takes it along and is stuck could not be ended by an error.
-            await context.send_initial_metadata(())
-            interaction = await speech.deliver(made, write)
-        response = response_of(interaction, include_candidates=wanted.include_candidates)
-        await context.write(policy_pb2.StreamGenerateResponse(response=response))
+class _Reader:
+    """The other end of a stream; see Reader."""
+
+    def __init__(self, context: Context, *, has_candidates: bool) -> None:
+        self._context = context
+        self._has_candidates = has_candidates
+
+    async def begin(self, _response_id: str) -> None:
+        # Before any write: one that takes it along and is stuck could not be ended by an error.
+        await self._context.send_initial_metadata(())
+
+    async def write(self, text: str) -> None:
+        await self._context.write(policy_pb2.StreamGenerateResponse(text_delta=text))
+
+    async def end(self, reply: Interaction) -> None:
+        response = response_of(reply, include_candidates=self._has_candidates)
+        await self._context.write(policy_pb2.StreamGenerateResponse(response=response))
 
 
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):

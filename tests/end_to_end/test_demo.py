@@ -60,7 +60,13 @@ def demo(folder: Path, *options: str) -> "subprocess.Popen[str]":
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
+        preexec_fn=_hear_interrupts,
     )
+
+
+def _hear_interrupts() -> None:
+    """Undo what a shell does to its background jobs."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_demo(folder: Path, *options: str) -> dict:

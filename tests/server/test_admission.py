@@ -414,6 +414,24 @@ async def test_a_full_server_says_no_at_once_while_thumbs_and_health_are_answere
         assert counts(server.application._admission) == EMPTY
 
 
+async def test_a_call_that_is_refused_costs_no_quota(tiny_model: Path, state: State):
+    limits = {"max_candidates": 4, "max_candidates_in_flight": 4, "max_queued_candidates": 0}
+    limits |= {"max_prompt_tokens": 40}
+    quotas = {"per_user": "8/minute"}
+    async with running(tiny_model, state, limits=limits, quotas=quotas) as server:
+        server.engine.may_sample.clear()
+        inside = asyncio.create_task(server.generate("hello"))
+        await server.sampling(4)
+        for _ in range(5):
+            assert "are in flight" in (await refused(server.generate("hello"))).details()
+        server.engine.may_sample.set()
+        await inside
+        for _ in range(5):
+            assert fields(await refused(server.generate("hello " * 100))) == ["prompt"]
+        assert (await server.generate("hello")).text
+        assert "quota" in (await refused(server.generate("hello"))).details()
+
+
 async def test_a_prompt_too_long_for_the_tokens_in_flight_is_named(tiny_model: Path, state: State):
     async with running(tiny_model, state, limits={"max_tokens_in_flight": 65}) as server:
         assert fields(await refused(server.generate("hello there"))) == ["prompt"]

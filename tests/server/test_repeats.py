@@ -7,13 +7,15 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from sqlalchemy import Engine as Database
 
 from server.repeats import Repeats, digest_of
-from tests.refusals import refused
+from tests.refusals import detail_of, refused
 from tests.rows import ANN, BOB, interaction
 from tests.serving import Running, running, until
 from thumbloop.config import State
+from thumbloop.config.server import Limits
 from thumbloop.errors import EngineUnavailable, RequestIdTaken
 from thumbloop.store import interactions, reading
 from thumbloop.types import DEFAULT_POLICY, Interaction, Status
@@ -93,6 +95,27 @@ async def test_one_that_comes_while_the_first_runs_waits_for_its_reply(server: R
     assert heard == [(replies[0].text, replies[0])] * 5
     assert server.engine.started == 4
     assert len(rows(server)) == 1
+
+
+async def test_so_many_wait_for_one_reply_and_no_more(tiny_model: Path, state: State):
+    async with running(tiny_model, state, limits={"max_waiting_repeats": 2}) as server:
+        server.engine.may_sample.clear()
+        calls = [server.policy.Generate(request()) for _ in range(3)]
+        await until(lambda: server.application._lifecycle.in_flight == 3)
+        error = await refused(server.policy.Generate(request()))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert detail_of(error, error_details_pb2.RetryInfo).retry_delay.ToSeconds() == 1
+        server.engine.may_sample.set()
+        assert len({(await call).response_id for call in calls}) == 1
+
+
+async def test_a_repeat_counts_as_one_candidate(tiny_model: Path, state: State):
+    async with running(tiny_model, state, quotas={"per_user": "7/minute"}) as server:
+        first = await server.policy.Generate(request())  # of four candidates
+        for _ in range(3):
+            assert await server.policy.Generate(request()) == first
+        error = await refused(server.policy.Generate(request()))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.parametrize("is_running", [True, False])
@@ -248,7 +271,7 @@ async def test_a_thumb_under_the_id_of_another_is_refused(server: Running):
 
 
 async def test_ids_that_are_done_with_are_forgotten(database: Database):
-    repeats = Repeats(database)
+    repeats = Repeats(database, Limits())
 
     async def answer() -> Interaction:
         return interaction()
@@ -267,7 +290,7 @@ async def test_a_row_without_a_digest_is_no_answer(database: Database):
     async def answer() -> Interaction:
         return made
 
-    assert await Repeats(database).once(ANN, "q", "d", answer) is made
+    assert await Repeats(database, Limits()).once(ANN, "q", "d", answer) is made
 
 
 async def test_two_servers_on_one_store_answer_an_id_once(tiny_model: Path, state: State):

@@ -2,8 +2,9 @@
 
 import asyncio
 import gc
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ ENDLESS = policy_pb2.StreamGenerateRequest(
     )
 )
 OTHER = policy_pb2.GenerateRequest(text="hello")
+ALL_OF_IT = policy_pb2.StreamGenerateRequest(request=OTHER)
 
 
 class Wordy:
@@ -171,11 +173,19 @@ async def test_readers_that_stop_reading_cost_the_others_no_time(server: Running
     assert p99_ms(beside) <= 1.5 * p99_ms(alone)
 
 
-async def test_a_reader_that_takes_nothing_at_all_loses_its_stream_too(server: Running):
+@asynccontextmanager
+async def reader_without_room(
+    server: Running, request: policy_pb2.StreamGenerateRequest
+) -> AsyncIterator[Any]:
+    """Ask for a stream whose first piece does not fit before somebody reads."""
     tiny = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
-    tiny.append(("grpc.http2.lookahead_bytes", len(WORD) // 2))  # not even the first piece fits
+    tiny.append(("grpc.http2.lookahead_bytes", len(WORD) // 2))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=tiny) as channel:
-        reader = policy_pb2_grpc.PolicyServiceStub(channel).StreamGenerate(ENDLESS)
+        yield policy_pb2_grpc.PolicyServiceStub(channel).StreamGenerate(request)
+
+
+async def test_a_reader_that_takes_nothing_at_all_loses_its_stream_too(server: Running):
+    async with reader_without_room(server, ENDLESS) as reader:
         await until(lambda: server.engine.streaming == 1)
         await until(lambda: server.engine.streaming == 0)
         await until(lambda: not handlers(), 5)
@@ -183,6 +193,66 @@ async def test_a_reader_that_takes_nothing_at_all_loses_its_stream_too(server: R
             text, error = await rest_of(reader)
         assert text.startswith(WORD)
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_finished_reply_that_nobody_reads_holds_its_place_until_time_is_up(
+    tiny_model: Path, state: State
+):
+    limits = {"default_timeout_s": 1.5}
+    async with (
+        running(tiny_model, state, make_engine=wordy, limits=limits) as server,
+        reader_without_room(server, ALL_OF_IT) as reader,
+    ):
+        await until(lambda: server.engine.finished)
+        await asyncio.sleep(0.3)
+        assert server.application._lifecycle.in_flight == 1
+        await until(lambda: not handlers(), 5)
+        assert server.application._lifecycle.in_flight == 0
+        async with asyncio.timeout(5):
+            _, error = await rest_of(reader)
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_server_that_stops_lets_readers_finish(tiny_model: Path, state: State):
+    async with (
+        running(tiny_model, state, make_engine=wordy) as server,
+        reader_without_room(server, ALL_OF_IT) as reader,
+    ):
+        await until(lambda: server.engine.finished)
+        stopping = asyncio.create_task(server.application.stop())
+        await asyncio.sleep(2)
+        assert not stopping.done()
+        *deltas, last = [event async for event in reader]
+        assert "".join(event.text_delta for event in deltas) == last.response.text
+        await stopping
+
+
+def connections(port: int) -> int:
+    """Return how many connections this process has accepted at a port, and not closed."""
+    found = psutil.Process().net_connections("tcp")
+    return sum(c.laddr.port == port and c.status != psutil.CONN_LISTEN for c in found)
+
+
+async def test_over_http_a_reader_that_stops_reading_loses_stream_and_connection(
+    tiny_model: Path, state: State
+):
+    limits, http = {"max_unread_characters": UNREAD}, {"port": 0, "stuck_timeout_s": 1.0}
+    body = b'{"prompt": "endless", "stream": true, "guidance": {"num_candidates": 1}}'
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    async with running(tiny_model, state, make_engine=wordy, limits=limits, http=http) as server:
+        port, loop = server.application.http_port, asyncio.get_running_loop()
+        with socket.socket() as reader:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.setblocking(False)
+            await loop.sock_connect(reader, ("127.0.0.1", port))
+            await loop.sock_sendall(
+                reader, f"{head}Content-Type: application/json\r\n\r\n".encode() + body
+            )
+            assert b" 200 " in await loop.sock_recv(reader, 64)
+            assert server.application._lifecycle.in_flight == 1
+            await until(lambda: server.engine.said and not server.engine.streaming)
+            await until(lambda: server.application._lifecycle.in_flight == 0, 5)
+            await until(lambda: connections(port) == 0, 10)
 
 
 async def test_a_reader_that_keeps_up_hears_more_than_the_limit(server: Running):
@@ -198,7 +268,7 @@ async def test_a_reply_that_comes_at_once_may_be_longer_than_the_limit(
 ):
     limits = {"max_unread_characters": 16}
     async with running(tiny_model, state, make_engine=wordy, limits=limits) as server:
-        stream = server.policy.StreamGenerate(policy_pb2.StreamGenerateRequest(request=OTHER))
+        stream = server.policy.StreamGenerate(ALL_OF_IT)
         *deltas, last = [event async for event in stream]
         assert "".join(event.text_delta for event in deltas) == last.response.text
         assert len(last.response.text) >= len(WORD)

@@ -365,3 +365,13 @@ async def test_the_time_to_the_first_text_is_measured_by_strategy(server: Runnin
     server.engine.script = [server.engine.tokenizer.eos_token_id]
     await Stream(server, guidance=policy_pb2.GuidanceParams(strategy_name="none")).rest()
     assert (await first_texts(server))["none"] == timed["none"]  # it said nothing
+
+
+async def test_the_first_text_of_a_stream_that_is_given_up_counts_too(server: Running):
+    server.engine.script = server.engine.tokenizer.encode("xyz")
+    server.engine.may_have = 1
+    stream = Stream(server, guidance=policy_pb2.GuidanceParams(strategy_name="none"))
+    await stream.hear()
+    stream.call.cancel()
+    await until(lambda: server.application._lifecycle.in_flight == 0)
+    assert (await first_texts(server))["none"][0] == 1

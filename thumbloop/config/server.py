@@ -54,6 +54,8 @@ class Http(Section):
     """Address to bind."""
     port: int = Field(8080, ge=0, le=65535)
     """TCP port; 0 takes a free one and prints it."""
+    stuck_timeout_s: float = Field(30.0, gt=0)
+    """Seconds after which a connection whose other end takes nothing of what was sent is cut."""
 
 
 class Token(Section):
@@ -165,6 +167,8 @@ class Limits(Section):
     """Tokens that those may come to, their prompts included."""
     max_queued_candidates: int = Field(128, ge=0)
     """Candidates of all requests that wait; beyond it RESOURCE_EXHAUSTED."""
+    max_waiting_repeats: int = Field(16, ge=0)
+    """Repeats of one request, by its id, that wait while it is answered; beyond it RESOURCE_EXHAUSTED."""
     retry_after_s: float = Field(1.0, ge=0)
     """When a caller is told to come back where the queue is full, seconds."""
     default_timeout_s: float = Field(120.0, gt=0)

@@ -9,9 +9,12 @@ import asyncio
 import subprocess
 import sys
 import warnings
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import pytest_asyncio
 import torch
 import yaml
 from transformers import (
@@ -25,17 +28,19 @@ from transformers import (
 )
 
 from tests.publishing import RealSpeaker
-from tests.serving import running
+from tests.serving import Running, running
 from tests.tiny_model import build_tokenizer
 from thumbloop.config import State, Verdict
-from thumbloop.config.server import EngineSettings
 from thumbloop.config.trainer import Lora
 from thumbloop.rendering import verdict_tokens
 from thumbloop.types import Sampling
 from trainer.models import ADAPTERS, Trunk
 from trainer.probes import numbers
 
-ARCHITECTURES = ["gpt2", "llama", "opt", "qwen2", "qwen3"]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MERGED_GIB = {"gpt2": 0.0, "llama": 0.5, "opt": 0.0, "qwen2": 0.0, "qwen3": 0.5}
+"""Architectures, and the room for merged adapters: without any they are grouped, as for larger models."""
 PROMPTS = [tuple(8 + (11 * i + 5 * n) % 280 for i in range(n)) for n in (3, 17, 33, 70)]
 EQUAL = {"abs": 1e-4}
 ROOT = Path(__file__).parents[2]
@@ -108,53 +113,67 @@ def trained(folder: Path) -> Trunk:
     return trunk
 
 
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize("name", ARCHITECTURES)
-async def test_the_engine_says_what_peft_and_the_trainer_say(name: str, tmp_path: Path):
-    model = build(tmp_path / "model", name)
-    trunk = trained(model)
-    (tmp_path / "version").mkdir()
-    trunk.save(tmp_path / "version")
+class Serving(NamedTuple):
+    """A server of one architecture, and where its model and state are."""
+
+    server: Running
+    model: Path
+    state: State
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=MERGED_GIB)
+async def serving(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Serving]:
+    folder = tmp_path_factory.mktemp(request.param)
+    model, state = build(folder / "model", request.param), State(folder=folder / "state")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what vllm's imports and its start have to say of torch
-        from server.engine.vllm_engine import VllmEngine
+        from server.__main__ import make_engine
 
-        settings = EngineSettings(
-            dtype="float32",
-            max_model_len=128,
-            max_num_seqs=8,
-            kv_cache_gib=0.1,
-            max_rank=4,
-            merged_gib=0.0,  # grouped, as models of real size have it; the server below merges
+        settings = {
+            "dtype": "float32",
+            "max_model_len": 128,
+            "max_num_seqs": 8,
+            "kv_cache_gib": 0.1,
+            "max_rank": 4,
+            "merged_gib": MERGED_GIB[request.param],
+        }
+        async with running(model, state, make_engine=make_engine, engine=settings) as server:
+            yield Serving(server, model, state)
+
+
+@pytest.mark.timeout(180)
+async def test_the_engine_says_what_peft_and_the_trainer_say(serving: Serving, tmp_path: Path):
+    engine, model = serving.server.engine, serving.model
+    trunk = trained(model)
+    trunk.save(tmp_path)
+    loaded = [await engine.load(adapter, tmp_path / adapter) for adapter in ADAPTERS]
+    zero = await engine.load_zero("zero")
+    policy, reward = loaded
+    assert len(engine.lora_shapes) == len(trunk.parameters("policy")) // 2
+    samples = await asyncio.gather(
+        *(engine.sample(p, Sampling(8, seed=1), policy) for p in PROMPTS),
+        *(engine.sample(p, Sampling(8, seed=1), zero) for p in PROMPTS),
+    )
+    pairs = [(p, s.token_ids) for p, s in zip(PROMPTS * 2, samples, strict=True)]
+    verdict, of_policy = trunk.verdict, pairs[: len(PROMPTS)]
+    answers = await asyncio.gather(
+        *(
+            engine.next_logprobs(verdict.wrap(p, c), (verdict.up, verdict.down), reward)
+            for p, c in of_policy
         )
-        engine = VllmEngine(model, settings, seed=0)
-    try:
-        policy, reward = [await engine.load(a, tmp_path / "version" / a) for a in ADAPTERS]
-        zero = await engine.load_zero("zero")
-        assert len(engine.lora_shapes) == len(trunk.parameters("policy")) // 2
-        samples = await asyncio.gather(
-            *(engine.sample(p, Sampling(8, seed=1), policy) for p in PROMPTS),
-            *(engine.sample(p, Sampling(8, seed=1), zero) for p in PROMPTS),
-        )
-        pairs = [(p, s.token_ids) for p, s in zip(PROMPTS * 2, samples, strict=True)]
-        verdict, of_policy = trunk.verdict, pairs[: len(PROMPTS)]
-        answers = await asyncio.gather(
-            *(
-                engine.next_logprobs(verdict.wrap(p, c), (verdict.up, verdict.down), reward)
-                for p, c in of_policy
-            )
-        )
-    finally:
-        engine.close()
+    )
+    for adapter in (*loaded, zero):
+        await engine.unload(adapter)
     speaker = RealSpeaker(model)
-    folders = [tmp_path / "version" / "policy"] * len(PROMPTS) + [None] * len(PROMPTS)
+    folders = [tmp_path / "policy"] * len(PROMPTS) + [None] * len(PROMPTS)
     for (prompt, continuation), folder, sampled in zip(pairs, folders, samples, strict=True):
         expected = speaker.logprobs(folder, prompt, continuation)
         assert sampled.logprobs == pytest.approx(expected, **EQUAL)
     for (prompt, continuation), said in zip(of_policy, answers, strict=True):
         read = verdict.wrap(prompt, continuation)
-        judge = tmp_path / "version" / "reward"
-        expected = speaker.next_logprobs(judge, read, (verdict.up, verdict.down))
+        expected = speaker.next_logprobs(tmp_path / "reward", read, (verdict.up, verdict.down))
         assert said == pytest.approx(expected, **EQUAL)
     of_trainer = numbers(trunk, of_policy)
     for sampled, expected in zip(samples[: len(PROMPTS)], of_trainer.logprobs, strict=True):
@@ -183,38 +202,20 @@ def train(folder: Path, model: Path, state: State) -> None:
     assert "published version 1" in done.stdout, done.stdout
 
 
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("name", ARCHITECTURES)
-async def test_it_is_rewarded_trained_and_swapped(name: str, tmp_path: Path):
-    model, state = build(tmp_path / "model", name), State(folder=tmp_path / "state")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from server.__main__ import make_engine
+@pytest.mark.timeout(180)
+async def test_it_is_rewarded_trained_and_swapped(serving: Serving, tmp_path: Path):
+    server = serving.server
 
-        serving = running(
-            model,
-            state,
-            make_engine=make_engine,
-            engine={
-                "dtype": "float32",
-                "max_model_len": 128,
-                "max_num_seqs": 8,
-                "kv_cache_gib": 0.1,
-                "max_rank": 4,
-            },
-        )
-        async with serving as server:
+    async def ask_and_rate(number: int) -> None:
+        user = str(number)
+        reply = await server.generate(f"film {number}", user_id=user)
+        assert not reply.reranked
+        await server.client.rate(reply.response_id, up=number % 2 == 0, user_id=user)
 
-            async def ask_and_rate(number: int) -> None:
-                user = str(number)
-                reply = await server.generate(f"film {number}", user_id=user)
-                assert not reply.reranked
-                await server.client.rate(reply.response_id, up=number % 2 == 0, user_id=user)
-
-            await asyncio.gather(*(ask_and_rate(number) for number in range(THUMBS)))
-            await asyncio.to_thread(train, tmp_path, model, state)
-            await server.serves(1)
-            reply = await server.generate("film", include_candidates=True)
-            assert reply.policy_version == 1
-            assert reply.reranked
-            assert all(candidate.HasField("reward") for candidate in reply.candidates)
+    await asyncio.gather(*(ask_and_rate(number) for number in range(THUMBS)))
+    await asyncio.to_thread(train, tmp_path, serving.model, serving.state)
+    await server.serves(1)
+    reply = await server.generate("film", include_candidates=True)
+    assert reply.policy_version == 1
+    assert reply.reranked
+    assert all(candidate.HasField("reward") for candidate in reply.candidates)

@@ -86,10 +86,10 @@ def base_model():
 
 @pytest.mark.timeout(1200)
 def test_the_policy_learns_from_thumbs_while_it_serves(tmp_path):
-    report = run_demo(tmp_path / "run", "--rounds", "3", "--max-minutes", "10")
+    report = run_demo(tmp_path / "run", "--rounds", "2", "--max-minutes", "10")
     examined = [v for v in report["versions"] if v["policy_thumb_up_rate"] is not None]
     first, last = examined[0], examined[-1]
-    assert last["policy_version"] >= 3
+    assert last["policy_version"] >= 2
     assert last["policy_thumb_up_rate_ci"][0] > first["policy_thumb_up_rate_ci"][1]
     assert last["well_formed_share"] >= first["well_formed_share"] - 0.03
     assert last["guided_thumb_up_rate"] > last["policy_thumb_up_rate_ci"][0]
@@ -103,14 +103,14 @@ def test_the_policy_learns_from_thumbs_while_it_serves(tmp_path):
     assert report["tokens"]["generated_for_training_only"] == 0
     assert report["sampler_trainer_kl"] < 1e-3
     assert all(swap["requests_failed"] == 0 for swap in report["swaps"])
-    assert [swap["policy_version"] for swap in report["swaps"]] == [1, 2, 3]
+    assert [swap["policy_version"] for swap in report["swaps"]] == [1, 2]
     assert all(set(report[name]) >= fields for name, fields in SECTIONS.items())
     assert (tmp_path / "run" / "learning.png").stat().st_size > 10_000
 
 
 @pytest.mark.timeout(900)
 def test_shuffled_thumbs_teach_nothing(tmp_path):
-    report = run_demo(tmp_path / "run", "--shuffle-thumbs", "--rounds", "3", "--max-minutes", "2.5")
+    report = run_demo(tmp_path / "run", "--shuffle-thumbs", "--rounds", "2", "--max-minutes", "2")
     rates = [v["policy_thumb_up_rate"] for v in report["versions"]]
     examined = [rate for rate in rates if rate is not None]
     assert report["feedback"]["stored"] > 64, (

@@ -181,7 +181,7 @@ def _guidance_of(
     known = strategy in defaults.strategies
     served = ", ".join(sorted(defaults.strategies))
     field = "guidance.strategy_name" if message.strategy_name else "guidance.strategy"
-    wrong.expect(known, field, f"{strategy} is not served here; served: {served}")
+    wrong.expect(known, field, f"is not served here; served: {served}")
     strategist = defaults.strategies[strategy if known else standard.strategy]
     if strategist.name == Strategy.NONE:
         n = 1

@@ -24,9 +24,16 @@ ThumbloopError                  INTERNAL             something of ours went wron
 └── SettingsError               FAILED_PRECONDITION  the configuration cannot work
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import grpc
+
+MOST_NAMED = 16
+"""Violations that a refusal names."""
+MOST_BYTES = 1200
+"""What a refusal says, as UTF-8: a status travels in headers three times, and gRPC drops long ones."""
+_MOST_OF_FIELD, _MOST_OF_DESCRIPTION = 128, 768
 
 
 class ThumbloopError(Exception):
@@ -44,18 +51,41 @@ class FieldViolation:
 
 
 class InvalidRequest(ThumbloopError):
-    """The request breaks the contract; `violations` name the fields."""
+    """The request breaks the contract; `violations` name the fields, as many as a status has room for."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
 
     def __init__(self, *violations: FieldViolation) -> None:
-        self.violations = violations
-        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+        self.violations = tuple(_with_room(violations))
+        words = [f"{v.field}: {v.description}" for v in self.violations]
+        if len(violations) > len(words):
+            words.append(f"and {len(violations) - len(words)} more")
+        super().__init__("; ".join(words))
 
     @classmethod
     def of(cls, field: str, description: str) -> "InvalidRequest":
         """Return the error for one field."""
         return cls(FieldViolation(field, description))
+
+
+def _with_room(violations: tuple[FieldViolation, ...]) -> Iterator[FieldViolation]:
+    """Yield the first violations, clipped, until there is no room for another."""
+    room = MOST_BYTES
+    for violation in violations[:MOST_NAMED]:
+        field = clipped(violation.field, _MOST_OF_FIELD)
+        description = clipped(violation.description, _MOST_OF_DESCRIPTION)
+        room -= len(f"{field}: {description}; ".encode())
+        if room < 0:
+            break
+        yield FieldViolation(field, description)
+
+
+def clipped(text: str, most_bytes: int) -> str:
+    """Return what fits into so many bytes of UTF-8; a text that was longer ends with "..."."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= most_bytes:
+        return text
+    return encoded[: most_bytes - 3].decode(errors="ignore") + "..."
 
 
 class NotFound(ThumbloopError):

@@ -9,6 +9,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from thumbloop.errors import (
+    MOST_BYTES,
     DeadlineExceeded,
     FieldViolation,
     InvalidRequest,
@@ -21,6 +22,7 @@ from thumbloop.errors import (
     Unauthenticated,
     Unavailable,
     VersionConflict,
+    clipped,
 )
 
 M = TypeVar("M", bound=Message)
@@ -41,9 +43,10 @@ _PLAIN = {
 
 
 def status_of(error: ThumbloopError) -> status_pb2.Status:
-    """Return an error as its callers get it."""
+    """Return an error as its callers get it, its words clipped to what headers have room for."""
     code = getattr(code_pb2, error.code.name)
-    return status_pb2.Status(code=code, message=str(error), details=_details(error))
+    words = clipped(str(error), MOST_BYTES)
+    return status_pb2.Status(code=code, message=words, details=_details(error))
 
 
 def _details(error: ThumbloopError) -> list[any_pb2.Any]:
@@ -67,7 +70,9 @@ def error_of(failed: grpc.RpcError) -> ThumbloopError:
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         request = _detail(failed, error_details_pb2.BadRequest())
         violations = [FieldViolation(v.field, v.description) for v in request.field_violations]
-        return InvalidRequest(*violations or [FieldViolation("", words)])
+        invalid = InvalidRequest(*violations or [FieldViolation("", words)])
+        invalid.args = (words,)  # which also say how many were not named
+        return invalid
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         delay = _detail(failed, error_details_pb2.RetryInfo()).retry_delay
         return Overloaded(words, retry_after_s=delay.seconds + delay.nanos / 1e9)

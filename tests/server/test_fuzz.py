@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from tests.refusals import fields, refused
 from tests.serving import Running, running
 from thumbloop.config import State
 from thumbloop.v1 import admin_pb2, feedback_pb2, policy_pb2
@@ -25,7 +26,6 @@ DOCUMENTED = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.UNIMPLEMENTED,
 }
@@ -91,7 +91,9 @@ def message_of(kind: type[Message]) -> st.SearchStrategy[Message]:
 
 @pytest.fixture
 async def server(tiny_model: Path, state: State) -> AsyncIterator[Running]:
-    async with running(tiny_model, state, limits={"max_tokens": 1024}) as server:
+    """A server that turns nobody away: a RESOURCE_EXHAUSTED is gRPC's, which has dropped a status."""
+    limits = {"max_tokens": 1024, "max_queued_candidates": BATCH * 16}
+    async with running(tiny_model, state, limits=limits) as server:
         yield server
 
 
@@ -166,3 +168,27 @@ async def test_whatever_is_sent_is_answered_or_refused_with_a_documented_status(
     assert {name for name, _ in statuses} == {kind.__name__ for kind in calls}
     for kind in ("GenerateRequest", "StreamGenerateRequest", "ListPolicyVersionsRequest"):
         assert statuses[kind, grpc.StatusCode.OK] >= 10
+
+
+async def test_a_thousand_wrong_turns_are_refused_with_the_names_of_the_first(server: Running):
+    chat = policy_pb2.Chat(messages=[policy_pb2.ChatMessage()] * 1000)
+    wanted = policy_pb2.GenerateRequest(chat=chat)
+    streamed = policy_pb2.StreamGenerateRequest(request=wanted)
+    for call in (server.policy.Generate(wanted), server.policy.StreamGenerate(streamed).read()):
+        error = await refused(call)
+        assert fields(error) == [
+            f"chat.messages[{i}].{part}" for i in range(8) for part in ("role", "content")
+        ]
+        assert (error.details() or "").endswith("; and 1984 more")
+
+
+async def test_a_name_of_a_megabyte_is_refused_and_not_repeated(server: Running):
+    name = "\U0001f600" * 250_000
+    wanted = policy_pb2.GenerateRequest(text="hello")
+    wanted.guidance.strategy_name = name
+    error = await refused(server.policy.Generate(wanted))
+    assert fields(error) == ["guidance.strategy_name"] * 2
+    assert name[0] not in (error.details() or "")
+    for text in ("user_id", "session_id", "request_id"):
+        error = await refused(server.generate("hello", **{text: name}))
+        assert fields(error) == [text]

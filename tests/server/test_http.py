@@ -573,6 +573,15 @@ async def test_a_body_beyond_the_limit_is_refused_and_not_read_to_its_end(
         await writer.wait_closed()
 
 
+async def test_a_refusal_is_short_whatever_the_body_repeats(http: httpx2.AsyncClient):
+    strange = {f"{'x' * 1000}{i}": i for i in range(1000)}
+    for extra in (strange, {"messages": [{"role": "nobody"}] * 1000}):
+        refusal = await http.post("/v1/chat/completions", json={**ASK, **extra})
+        assert refusal.status_code == 400
+        assert " more" in refusal.json()["error"]["message"]
+        assert len(refusal.content) < 2000
+
+
 def head_of(size_bytes: int) -> bytes:
     """Return the head of a request whose body will have this size."""
     lines = ("POST /v1/completions HTTP/1.1", "host: x", f"content-type: {JSON}")

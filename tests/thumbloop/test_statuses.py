@@ -1,7 +1,9 @@
 """What the wire makes of our errors, and what a client makes of what came over it."""
 
 import inspect
+from base64 import b64encode
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -99,6 +101,36 @@ def test_every_field_that_was_wrong_arrives():
     arrived = error_of(sent(error))
     assert isinstance(arrived, InvalidRequest)
     assert arrived.violations == error.violations
+
+
+def test_how_many_fields_were_not_named_arrives():
+    error = InvalidRequest(*[FieldViolation(f"stop[{i}]", "is empty") for i in range(100)])
+    arrived = error_of(sent(error))
+    assert isinstance(arrived, InvalidRequest)
+    assert (str(arrived), arrived.violations) == (str(error), error.violations)
+
+
+def header_bytes(error: ThumbloopError) -> int:
+    """Return what a refusal takes of a call's headers, by HTTP/2's reckoning (RFC 9113, 6.5.2)."""
+    status = rpc_status.to_status(status_of(error))
+    message = "".join(c if " " <= c <= "~" and c != "%" else quote(c, "") for c in status.details)
+    ((key, packed),) = status.trailing_metadata
+    pairs = [("grpc-message", message), (key, b64encode(packed).decode()), ("grpc-status", "16")]
+    return sum(len(name) + len(value) + 32 for name, value in pairs)
+
+
+@pytest.mark.parametrize("letter", ["a", "%", "\n", "\u00fc", "\u4e2d", "\U0001f600"])
+@pytest.mark.parametrize("length", [1, 10, 50, 70, 100, 1_000, 100_000])
+def test_whatever_is_said_fits_into_headers(letter: str, length: int):
+    """gRPC's clients drop trailers of more than 8 KiB, and say RESOURCE_EXHAUSTED instead."""
+    words = letter * length
+    for error in (
+        InvalidRequest.of(words, words),
+        InvalidRequest(*[FieldViolation(words, words)] * 100),
+        InvalidRequest(*[FieldViolation("f", words)] * 16),
+        Overloaded(words, retry_after_s=1),
+    ):
+        assert header_bytes(error) < 8 * 1024 - 300  # content-type and what proxies add
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.25, 1.5, 3600.000001])

@@ -7,12 +7,13 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from server.access import CALLER, Doorkeeper
 from server.failures import shown
 from server.metrics import ServerMetrics
-from thumbloop.errors import ThumbloopError
+from thumbloop.errors import InvalidRequest, ThumbloopError
 from thumbloop.statuses import status_of
 
 _OURS = "/thumbloop.v1."
@@ -42,19 +43,20 @@ class Translator(grpc.aio.ServerInterceptor):
             else grpc.unary_stream_rpc_method_handler
         )
         return make(
-            self._guarded(handler.unary_unary or handler.unary_stream, details.method),
-            request_deserializer=handler.request_deserializer,
+            self._guarded(handler, details.method),
+            request_deserializer=None,  # bytes: nothing is read for who may not call
             response_serializer=handler.response_serializer,
         )
 
-    def _guarded(self, behaviour: Any, method: str) -> Any:
+    def _guarded(self, handler: Handler, method: str) -> Any:
         """Wrap a handler; those of streams write, and return nothing."""
+        behaviour, parse = handler.unary_unary or handler.unary_stream, handler.request_deserializer
 
-        async def call(request: Any, context: Any) -> Any:
+        async def call(request: bytes, context: Any) -> Any:
             with _Observed(self._metrics, method, context):
                 try:
                     self._admit(method, context)
-                    return await behaviour(request, context)
+                    return await behaviour(_read(request, parse), context)
                 except grpc.aio.AbortError:
                     raise
                 except ThumbloopError as error:
@@ -70,6 +72,14 @@ class Translator(grpc.aio.ServerInterceptor):
         """Remember, for the task that answers the call, who makes it."""
         metadata = dict(context.invocation_metadata() or ())
         CALLER.set(self._doorkeeper.admit(method, metadata.get("authorization")))
+
+
+def _read(request: bytes, parse: Callable[[bytes], Message]) -> Message:
+    """Return the message. Raises InvalidRequest: it is another one, or its text is not UTF-8."""
+    try:
+        return parse(request)
+    except DecodeError:
+        raise InvalidRequest.of("request", "is no message of this call in valid UTF-8") from None
 
 
 class _Observed:

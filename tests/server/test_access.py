@@ -9,7 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import grpc
 import httpx2
 import pytest
 import trustme
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from starlette.routing import Route
@@ -238,6 +238,27 @@ async def test_a_refusal_says_what_is_missing(guarded: Running):
         answer = (await client.get("/v1/models")).json()
     assert answer["error"]["type"] == "permission_error"
     assert "the scope generate" in answer["error"]["message"]
+
+
+def bad_texts(kind: Descriptor) -> Iterator[bytes]:
+    """Yield, for each text in a message of this kind, one that is not UTF-8 and stands alone."""
+    for field in kind.fields:
+        inner = [b"\xff"] if field.type == field.TYPE_STRING else []
+        if field.message_type is not None:
+            inner.extend(bad_texts(field.message_type))
+        for content in inner:
+            yield bytes([field.number << 3 | 2, len(content)]) + content
+
+
+@pytest.mark.parametrize("path", RPCS)
+async def test_only_who_may_call_hears_that_its_bytes_are_no_message(guarded: Running, path: str):
+    needed = bearer(NEEDED[path.removeprefix("/thumbloop.v1.")])
+    texts = list(bad_texts(RPCS[path].input_type))
+    assert texts
+    for request in (b"\xff", *texts):
+        assert await code_of(guarded, path, None, request) is grpc.StatusCode.UNAUTHENTICATED
+        code = await code_of(guarded, path, needed, request)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT, request
 
 
 async def test_nothing_is_done_for_who_may_not_call(guarded: Running):

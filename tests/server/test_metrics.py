@@ -15,7 +15,7 @@ from server.engine import Sampled
 from server.rollout import derive_seed
 from tests.fakes import FakeEngine
 from tests.publishing import FakeSpeaker, Publisher
-from tests.refusals import refused
+from tests.refusals import fields, refused
 from tests.serving import Running, running
 from thumbloop.config import State, Verdict
 from thumbloop.errors import EngineUnavailable
@@ -145,6 +145,14 @@ async def test_a_cancelled_call_is_counted_as_cancelled(server: Running):
         while (await scrape(server))["grpc_server_handled_total"].get(key) != 1:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert (await scrape(server))["thumbloop_requests_in_flight"][NO_LABELS] == 0
+
+
+async def test_bytes_that_are_no_message_are_counted_as_a_wrong_request(server: Running):
+    call = server.channel.unary_unary("/thumbloop.v1.PolicyService/Generate")
+    error = await refused(call(b"\xff"))
+    assert fields(error) == ["request"]
+    key = frozenset({"thumbloop.v1.PolicyService", "Generate", "INVALID_ARGUMENT"})
+    assert (await scrape(server))["grpc_server_handled_total"] == {key: 1}
 
 
 async def test_an_overload_is_counted_with_its_status(server: Running):

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import ipaddress
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,24 +76,24 @@ class Doorkeeper:
             for subject, token in settings.tokens.items()
         ]
 
-    def identify(self, authorization: str | None) -> Caller:
-        """Return who presents this `Authorization: Bearer ...`. Raises Unauthenticated.
+    def identify(self, authorizations: Sequence[str]) -> Caller:
+        """Return who presents these `Authorization` headers, of which there has to be one.
 
-        Every known digest is compared, each in constant time, whichever fits.
+        Raises Unauthenticated. Every known digest is compared, each in constant time, whichever fits.
         """
         if not self._known:
             return ANYBODY
-        if authorization is None or authorization[: len(_SCHEME)].lower() != _SCHEME:
-            raise Unauthenticated("send `authorization: Bearer <token>`")
-        digest = hashlib.sha256(authorization[len(_SCHEME) :].strip().encode()).digest()
+        if len(authorizations) != 1 or authorizations[0][: len(_SCHEME)].lower() != _SCHEME:
+            raise Unauthenticated("send `authorization: Bearer <token>`, once")
+        digest = hashlib.sha256(authorizations[0][len(_SCHEME) :].strip().encode()).digest()
         fitting = [caller for known, caller in self._known if hmac.compare_digest(known, digest)]
         if not fitting:
             raise Unauthenticated("this token is not known here")
         return fitting[0]
 
-    def admit(self, method: str, authorization: str | None) -> Caller:
+    def admit(self, method: str, authorizations: Sequence[str]) -> Caller:
         """Return who makes a call of `method`. Raises Unauthenticated, PermissionDenied."""
-        caller = self.identify(authorization)
+        caller = self.identify(authorizations)
         if method not in SCOPES:
             raise PermissionDenied("this call is for nobody")
         caller.require(SCOPES[method])

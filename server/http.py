@@ -89,7 +89,7 @@ class OpenAi:
 
         async def guarded(request: Request) -> Response:
             try:
-                caller = self._doorkeeper.identify(request.headers.get("authorization"))
+                caller = self._doorkeeper.identify(request.headers.getlist("authorization"))
                 caller.require(needed)
                 response = await handler(request, caller)
             except ClientDisconnect:

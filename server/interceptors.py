@@ -70,8 +70,9 @@ class Translator(grpc.aio.ServerInterceptor):
 
     def _admit(self, method: str, context: Any) -> None:
         """Remember, for the task that answers the call, who makes it."""
-        metadata = dict(context.invocation_metadata() or ())
-        CALLER.set(self._doorkeeper.admit(method, metadata.get("authorization")))
+        metadata = context.invocation_metadata() or ()
+        given = [value for key, value in metadata if key == "authorization"]
+        CALLER.set(self._doorkeeper.admit(method, given))
 
 
 def _read(request: bytes, parse: Callable[[bytes], Message]) -> Message:

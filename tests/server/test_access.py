@@ -228,6 +228,17 @@ async def test_the_scheme_may_be_written_in_any_case(guarded: Running, scheme: s
     assert await status_of(guarded, "GET /v1/models", header) == 200
 
 
+async def test_a_second_header_is_refused_on_both_wires_whichever_is_known(guarded: Running):
+    known, unknown = bearer("generate"), bearer("nobody")
+    for pair in ((known, unknown), (unknown, known), (known, known)):
+        headers = [("authorization", header) for header in pair]
+        error = await refused(guarded.channel.unary_unary(GENERATE)(b"", metadata=headers))
+        assert error.code() is grpc.StatusCode.UNAUTHENTICATED, pair
+        async with web(guarded) as client:
+            answer = await client.get("/v1/models", headers=headers)
+        assert answer.status_code == 401, pair
+
+
 async def test_a_refusal_says_what_is_missing(guarded: Running):
     with pytest.raises(Unauthenticated, match="authorization: Bearer"):
         await guarded.client.generate("hello")
@@ -281,15 +292,15 @@ def test_a_call_without_a_scope_is_for_nobody():
     everything = Doorkeeper(Access.model_validate(tokens(all=[s.value for s in Scope])))
     for doorkeeper in (everything, Doorkeeper(Access())):
         with pytest.raises(PermissionDenied, match="for nobody"):
-            doorkeeper.admit("/thumbloop.v1.PolicyService/New", bearer("all"))
+            doorkeeper.admit("/thumbloop.v1.PolicyService/New", [bearer("all")])
 
 
 def test_of_many_tokens_each_is_its_own_subject():
     names = [f"subject-{i}" for i in range(20)]
     access = Access.model_validate(tokens(**{name: ["generate"] for name in names}))
     doorkeeper = Doorkeeper(access)
-    assert [doorkeeper.identify(bearer(name)).subject for name in names] == names
-    assert Doorkeeper(Access()).identify(None) is ANYBODY
+    assert [doorkeeper.identify([bearer(name)]).subject for name in names] == names
+    assert Doorkeeper(Access()).identify([]) is ANYBODY
 
 
 async def test_health_and_reflection_are_open(guarded: Running):

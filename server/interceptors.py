@@ -18,6 +18,7 @@ from thumbloop.statuses import status_of
 
 _OURS = "/thumbloop.v1."
 _PATIENCE_S = 1.0  # with a reader that takes nothing, not even that its call has failed
+_ROUNDED_UP = 0.01  # a deadline travels in few digits: the caller's own ends earlier by this share
 Handler = Any  # grpc.RpcMethodHandler, which its stubs cannot express for aio
 
 
@@ -93,14 +94,21 @@ class _Observed:
 
     def __enter__(self) -> None:
         self._started = time.perf_counter()
+        self._time_s = self._context.time_remaining()
         self._metrics.call_started(self._method)
 
     def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
         code = self._context.code()
         if isinstance(error, asyncio.CancelledError):
-            code = grpc.StatusCode.CANCELLED
+            code = self._why_cancelled()
         name = code.name if isinstance(code, grpc.StatusCode) else _name(code)
         self._metrics.call_handled(self._method, name, time.perf_counter() - self._started)
+
+    def _why_cancelled(self) -> grpc.StatusCode:
+        """Return how the call ended for its caller: gRPC cancels ours in the same way for both."""
+        left_s = self._context.time_remaining()
+        is_late = left_s is not None and left_s <= self._time_s * _ROUNDED_UP
+        return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
 
 
 def _name(code: int | None) -> str:

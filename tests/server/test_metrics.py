@@ -140,11 +140,36 @@ async def test_a_cancelled_call_is_counted_as_cancelled(server: Running):
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    key = frozenset({"thumbloop.v1.PolicyService", "Generate", "CANCELLED"})
-    async with asyncio.timeout(10):
-        while (await scrape(server))["grpc_server_handled_total"].get(key) != 1:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await ends_as(server, "Generate", "CANCELLED")
     assert (await scrape(server))["thumbloop_requests_in_flight"][NO_LABELS] == 0
+
+
+async def ends_as(server: Running, method: str, code: str) -> None:
+    """Wait until the only call of this method, and of the server, has ended with this status."""
+    async with asyncio.timeout(10):
+        while not (ends := (await scrape(server))["grpc_server_handled_total"]):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert ends == {frozenset({"thumbloop.v1.PolicyService", method, code}): 1}
+
+
+@pytest.mark.parametrize("timeout_s", [0.1, 1.234])  # which travels as 1.24
+async def test_a_call_whose_own_deadline_passed_is_counted_as_late(
+    server: Running, timeout_s: float
+):
+    server.engine.may_sample.clear()
+    request = policy_pb2.GenerateRequest(text="hello")
+    error = await refused(server.policy.Generate(request, timeout=timeout_s))
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await ends_as(server, "Generate", "DEADLINE_EXCEEDED")
+
+
+async def test_a_stream_that_was_cancelled_long_before_its_deadline_is_not_late(server: Running):
+    server.engine.may_sample.clear()
+    request = policy_pb2.StreamGenerateRequest(request=policy_pb2.GenerateRequest(text="hello"))
+    call = server.policy.StreamGenerate(request, timeout=60)
+    await server.sampling(4)
+    call.cancel()
+    await ends_as(server, "StreamGenerate", "CANCELLED")
 
 
 async def test_bytes_that_are_no_message_are_counted_as_a_wrong_request(server: Running):

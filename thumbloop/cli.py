@@ -119,7 +119,7 @@ def converse(
         reply = _say(client.stream(turns, user_id=user, options=options))
         if reply is None:
             return
-        turns.append(Message(Role.ASSISTANT, reply.text or " "))
+        turns.append(Message(Role.ASSISTANT, reply.text))
         print(f"version {reply.policy_version}; + or - to rate, any other key to go on")
         thumb = _KEYS.get(key())
         if thumb is not None:

@@ -90,6 +90,19 @@ async def test_a_conversation_is_answered_through_the_models_template(server: Ru
     assert stored.session_id == "s"
 
 
+@pytest.mark.parametrize("words", ["", " \n"])
+async def test_a_conversation_goes_on_after_a_reply_without_words(server: Running, words: str):
+    turns = [
+        Message(Role.USER, "How was it?"),
+        Message(Role.ASSISTANT, words),
+        Message(Role.USER, "And the food?"),
+    ]
+    stored = server.stored((await server.client.generate(turns)).response_id)
+    assert stored.prompt == Prompt(messages=tuple(turns))
+    shown = server.engine.tokenizer.decode(stored.prompt_token_ids)
+    assert f"<|assistant|>{words}<|end|><|user|>And the food?<|end|>" in shown
+
+
 async def test_everything_that_learning_needs_is_stored(taught: Running):
     request = policy_pb2.GenerateRequest(
         text="hello",
@@ -426,6 +439,10 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a turn without words": (
         {"chat": {"messages": [{"role": "ROLE_USER", "content": " "}]}},
+        ["chat.messages[0].content"],
+    ),
+    "a system turn without words": (
+        {"chat": {"messages": [{"role": "ROLE_SYSTEM"}, {"role": "ROLE_USER", "content": "hi"}]}},
         ["chat.messages[0].content"],
     ),
     "an assistant's last turn": (

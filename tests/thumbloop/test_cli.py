@@ -21,6 +21,8 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
+from server.engine import Sampled
+from tests.fakes import FakeEngine
 from tests.serving import Running, running
 from thumbloop import cli
 from thumbloop.client import AsyncClient, Client, GenerateOptions
@@ -29,6 +31,7 @@ from thumbloop.errors import PermissionDenied, Unauthenticated, Unavailable
 from thumbloop.store import feedback, interactions, reading
 from thumbloop.types import (
     DEFAULT_POLICY,
+    FinishReason,
     Interaction,
     Message,
     Prompt,
@@ -210,7 +213,7 @@ async def test_a_conversation_remembers_what_was_said(
     assert first.prompt == Prompt(messages=(Message(Role.USER, "How was it?"),))
     assert second.prompt.messages == (
         Message(Role.USER, "How was it?"),
-        Message(Role.ASSISTANT, first.chosen.text or " "),
+        Message(Role.ASSISTANT, first.chosen.text),
         Message(Role.USER, "And the food?"),
     )
     assert first.user == second.user == User("", "ann")
@@ -219,6 +222,24 @@ async def test_a_conversation_remembers_what_was_said(
     assert f"{first.chosen.text}\nversion 0; + or - to rate" in shown
     assert f"{second.chosen.text}\nversion 0" in shown
     assert rated(server) == []
+
+
+class Speechless(FakeEngine):
+    """Ends every reply at once."""
+
+    def speak(self, *_arguments: Any) -> Sampled:
+        return Sampled((int(self.tokenizer.eos_token_id),), (-0.1,), FinishReason.STOP)
+
+
+async def test_a_conversation_goes_on_after_a_reply_without_words(tiny_model: Path, state: State):
+    def make_engine(model: Path, _config: ServerConfig) -> FakeEngine:
+        return Speechless(model)
+
+    async with running(tiny_model, state, make_engine=make_engine) as server:
+        await converse(server, Person(("How was it?", "\r"), ("And the food?", "\r")))
+        first, second = replies(server)
+    assert first.chosen.text == ""
+    assert [turn.content for turn in second.prompt.messages] == ["How was it?", "", "And the food?"]
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,20 @@ def test_a_conversation_is_rendered_with_the_models_own_template():
     )
 
 
+def test_a_reply_without_words_is_a_turn_like_any_other():
+    assert render(chat("hi", "", "good?"), TOKENIZER) == (
+        IDS["<|user|>"],
+        *plain("hi"),
+        IDS["<|end|>"],
+        IDS["<|assistant|>"],
+        IDS["<|end|>"],
+        IDS["<|user|>"],
+        *plain("good?"),
+        IDS["<|end|>"],
+        IDS["<|assistant|>"],
+    )
+
+
 def test_a_text_is_continued_as_it_is():
     assert render(Prompt(text="the film was"), TOKENIZER) == tuple(plain("the film was"))
 

@@ -202,7 +202,9 @@ class ChatMessage(_message.Message):
     role: Global___Role.ValueType
     """Who said it; required."""
     content: _builtins.str
-    """What was said, UTF-8; not empty. Special tokens in it are encoded as plain text."""
+    """What was said, UTF-8; only an assistant's turn may be blank. Special tokens in it are encoded as
+    plain text.
+    """
     def __init__(
         self,
         *,

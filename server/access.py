@@ -110,7 +110,7 @@ def refuse_strangers(config: ServerConfig) -> None:
     has_identity = bool(config.access.tokens) or listen.tls_client_ca is not None
     if listen.insecure or (listen.tls_key is not None and has_identity):
         return
-    hosts = [("listen.host", listen.host)]
+    hosts = [("listen.host", listen.host), ("metrics.host", config.metrics.host)]
     if config.http.enabled:
         hosts.append(("http.host", config.http.host))
     for setting, host in hosts:

@@ -415,13 +415,13 @@ SAFE: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
 """Settings of listen, of access, and whether strangers may then reach the server."""
 
 
-@pytest.mark.parametrize("section", ["listen", "http"])
+@pytest.mark.parametrize("section", ["listen", "http", "metrics"])
 @pytest.mark.parametrize(("listen", "access", "is_safe"), SAFE)
 @pytest.mark.parametrize("host", LOOPBACK + PUBLIC)
 def test_strangers_may_reach_only_a_server_that_asks_who_they_are(
     host: str, listen: dict[str, Any], access: dict[str, Any], is_safe: bool, section: str
 ):
-    values: dict[str, Any] = {"listen": listen, "access": access, "http": {}}
+    values: dict[str, Any] = {"listen": listen, "access": access, "http": {}, "metrics": {}}
     values[section] = {**values[section], "host": host}
     config = ServerConfig(**values)
     if is_safe or host in LOOPBACK:
@@ -435,7 +435,7 @@ def test_a_port_that_is_not_served_is_reached_by_nobody():
     refuse_strangers(ServerConfig(http={"host": "0.0.0.0", "enabled": False}))
 
 
-@pytest.mark.parametrize("section", ["listen", "http"])
+@pytest.mark.parametrize("section", ["listen", "http", "metrics"])
 async def test_a_server_refuses_to_start_where_strangers_are(
     tiny_model: Path, state: State, section: str
 ):
@@ -446,7 +446,7 @@ async def test_a_server_refuses_to_start_where_strangers_are(
     try:
         with pytest.raises(SettingsError, match=rf"{section}\.host"):
             await application.start()
-        assert (application.port, application.http_port) == (0, 0)
+        assert (application.port, application.http_port, application.metrics_port) == (0, 0, 0)
     finally:
         await application.stop()
 
@@ -455,9 +455,8 @@ async def test_a_server_that_was_told_not_to_ask_starts_where_strangers_are(
     tiny_model: Path, state: State
 ):
     public = {"host": "0.0.0.0", "port": 0}
-    async with running(
-        tiny_model, state, listen={**public, "insecure": True}, http=public
-    ) as server:
+    listen = {**public, "insecure": True}
+    async with running(tiny_model, state, listen=listen, http=public, metrics=public) as server:
         assert (await server.generate("hello")).text
 
 

@@ -37,6 +37,7 @@ train: setup
 
 # Calls at random moments against a server that runs: runs/loadtest holds the latencies.
 # ADDRESS=127.0.0.1:50051 RATE=4 DURATION=30 MIX=none=3,soft_best_of_n:4=1 DEADLINE=60 SWAPS=0.2 STATE=state PROMPTS=file
+# With tokens or TLS: THUMBLOOP_TOKEN, THUMBLOOP_CA, THUMBLOOP_CERT and THUMBLOOP_KEY, THUMBLOOP_TLS=1.
 loadtest: setup
 	$(PYTHON) -m loadtest $(if $(ADDRESS),--address '$(ADDRESS)') $(if $(RATE),--rate '$(RATE)') $(if $(DURATION),--duration '$(DURATION)') \
 	  $(if $(MIX),--mix '$(MIX)') $(if $(DEADLINE),--deadline '$(DEADLINE)') $(if $(SWAPS),--swaps '$(SWAPS)') $(if $(STATE),--state '$(STATE)') $(if $(PROMPTS),--prompts '$(PROMPTS)')

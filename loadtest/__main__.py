@@ -17,7 +17,7 @@ from loadtest import report
 from loadtest.ours import PLAIN, Thumbloop, guided
 from loadtest.swapping import Swapping
 from loadtest.workload import Call, arrivals, mixture, open_loop
-from thumbloop.cli import Authorities, Token, tls_of
+from thumbloop.cli import Authorities, Certificate, Key, Token, WithTls, tls_of
 from thumbloop.client import DEFAULT_ADDRESS, AsyncClient, GenerateOptions, Tls
 from thumbloop.config import State
 from thumbloop.errors import DeadlineExceeded, ThumbloopError, Unavailable
@@ -144,14 +144,17 @@ def main(
     ] = False,
     token: Token = "",
     ca: Authorities = None,
+    cert: Certificate = None,
+    key: Key = None,
+    tls: WithTls = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the moments and the mixture.")] = 0,
     folder: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("runs/loadtest"),
 ) -> None:
     """Load a server, and report latencies."""
     try:
         asked = read_prompts(prompts)
-        shares, tls = shares_of(mix), tls_of(ca)
-        load = Load(address, asked, text, shares, rate, duration, seed, deadline, token, tls)
+        shares, trust = shares_of(mix), tls_of(ca, cert, key, tls)
+        load = Load(address, asked, text, shares, rate, duration, seed, deadline, token, trust)
         calls = uvloop.run(run(load, beside(state, swaps)))
     except (Unavailable, DeadlineExceeded, TimeoutError):
         print(f"error: no server answers at {address}; start one with make serve", file=sys.stderr)

@@ -32,6 +32,24 @@ Authorities = Annotated[
         "--ca", envvar="THUMBLOOP_CA", help="PEM file of authorities to trust; turns TLS on."
     ),
 ]
+Certificate = Annotated[
+    Path | None,
+    typer.Option(
+        "--cert", envvar="THUMBLOOP_CERT", help="PEM file of a certificate to show; needs --key."
+    ),
+]
+Key = Annotated[
+    Path | None,
+    typer.Option("--key", envvar="THUMBLOOP_KEY", help="PEM file of its private key."),
+]
+WithTls = Annotated[
+    bool,
+    typer.Option(
+        "--tls",
+        envvar="THUMBLOOP_TLS",
+        help="TLS; without --ca the public authorities are trusted.",
+    ),
+]
 User = Annotated[str, typer.Option(help="The user who asks or rates.")]
 Strategy = Annotated[
     str | None, typer.Option(help="How the reply is chosen; absent: the server's.")
@@ -41,10 +59,12 @@ MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of the reply.")
 
 
 @contextmanager
-def _server(address: str, token: str, ca: Path | None) -> Iterator[Client]:
+def _server(
+    address: str, token: str, ca: Path | None, cert: Path | None, key: Path | None, tls: bool
+) -> Iterator[Client]:
     """Connect; what goes wrong is said in one line."""
     try:
-        with Client(address, token=token, tls=tls_of(ca)) as client:
+        with Client(address, token=token, tls=tls_of(ca, cert, key, tls)) as client:
             yield client
     except ThumbloopError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -53,14 +73,22 @@ def _server(address: str, token: str, ca: Path | None) -> Iterator[Client]:
         raise SystemExit(130) from None
 
 
-def tls_of(ca: Path | None) -> Tls | None:
-    """Return how to reach a server whose authorities a PEM file holds. Raises SettingsError."""
-    if ca is None:
+def tls_of(ca: Path | None, cert: Path | None, key: Path | None, tls: bool) -> Tls | None:
+    """Return how to reach a server with TLS, which each of these turns on. Raises SettingsError."""
+    if (cert is None) != (key is None):
+        raise SettingsError("--cert and --key need each other")
+    if not (tls or ca or cert):
+        return None
+    return Tls(_pem("--ca", ca), _pem("--cert", cert), _pem("--key", key))
+
+
+def _pem(option: str, path: Path | None) -> bytes | None:
+    if path is None:
         return None
     try:
-        return Tls(ca.read_bytes())
+        return path.read_bytes()
     except OSError as error:
-        raise SettingsError(f"--ca: {ca} cannot be read: {error.strerror}") from None
+        raise SettingsError(f"{option}: {path} cannot be read: {error.strerror}") from None
 
 
 @app.command()
@@ -75,10 +103,13 @@ def generate(
     address: Address = DEFAULT_ADDRESS,
     token: Token = "",
     ca: Authorities = None,
+    cert: Certificate = None,
+    key: Key = None,
+    tls: WithTls = False,
 ) -> None:
     """Answer one prompt; the reply's text goes to stdout, what to rate it by to stderr."""
     options = GenerateOptions(strategy=strategy, num_candidates=candidates, max_tokens=max_tokens)
-    with _server(address, token, ca) as client:
+    with _server(address, token, ca, cert, key, tls) as client:
         reply = _say(client.stream(prompt, is_text=text, user_id=user, options=options))
         if reply is not None:
             print(_facts(reply), file=sys.stderr)
@@ -94,13 +125,16 @@ def chat(
     address: Address = DEFAULT_ADDRESS,
     token: Token = "",
     ca: Authorities = None,
+    cert: Certificate = None,
+    key: Key = None,
+    tls: WithTls = False,
 ) -> None:
     """Talk; after each reply + or u is a thumb up, - or d one down, any other key none."""
     options = GenerateOptions(strategy=strategy, num_candidates=candidates, max_tokens=max_tokens)
     if not sys.stdin.isatty():
         print("error: chat needs a terminal; see thumbloop generate", file=sys.stderr)
         raise SystemExit(2)
-    with _server(address, token, ca) as client:
+    with _server(address, token, ca, cert, key, tls) as client:
         converse(client, options, user, ask=_ask, key=typer.getchar)
 
 
@@ -153,11 +187,14 @@ def rate(
     address: Address = DEFAULT_ADDRESS,
     token: Token = "",
     ca: Authorities = None,
+    cert: Certificate = None,
+    key: Key = None,
+    tls: WithTls = False,
 ) -> None:
     """Give a reply a thumb."""
     if thumb not in ("up", "down"):
         raise typer.BadParameter("has to be up or down", param_hint="thumb")
-    with _server(address, token, ca) as client:
+    with _server(address, token, ca, cert, key, tls) as client:
         stored = client.rate(response_id, up=thumb == "up", user_id=user, comment=comment)
         again = ", again" if stored.duplicate else ""
         print(f"feedback {stored.feedback_id} for version {stored.policy_version}{again}")
@@ -165,10 +202,16 @@ def rate(
 
 @app.command()
 def versions(
-    *, address: Address = DEFAULT_ADDRESS, token: Token = "", ca: Authorities = None
+    *,
+    address: Address = DEFAULT_ADDRESS,
+    token: Token = "",
+    ca: Authorities = None,
+    cert: Certificate = None,
+    key: Key = None,
+    tls: WithTls = False,
 ) -> None:
     """List policy versions, newest first."""
-    with _server(address, token, ca) as client:
+    with _server(address, token, ca, cert, key, tls) as client:
         listed = client.versions()
     table = Table("version", "state", "parent", "thumbs", "published (UTC)", "reason")
     for version in listed.policy_versions:

@@ -61,7 +61,11 @@ _PAGE_SIZE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """How to reach a server with TLS; PEM. Without authorities those of the system are trusted."""
+    """How to reach a server with TLS; PEM.
+
+    Without authorities the public ones are trusted: those that gRPC brings along, or those in the file
+    that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names.
+    """
 
     authorities: bytes | None = None
     certificate: bytes | None = None

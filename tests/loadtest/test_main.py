@@ -112,6 +112,7 @@ async def test_a_copy_of_a_version_is_attested_like_any_other(tiny_model: Path, 
         (["--mix", "best_of_n:x"], "--mix: 'best_of_n:x'"),
         (["--swaps", "1"], "--swaps: needs --state"),
         (["--prompts", "/no/such/file"], "--prompts: /no/such/file cannot be read"),
+        (["--cert", "/no/such/file"], "--cert and --key need each other"),
         (["--address", "127.0.0.1:9"], "no server answers at 127.0.0.1:9"),
     ],
 )
@@ -156,7 +157,9 @@ def test_the_load_runs_on_uvloop_and_calls_as_it_was_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     seen: list[object] = []
-    (tmp_path / "ca.pem").write_bytes(b"PEM")
+    pem = {option: tmp_path / f"{option}.pem" for option in ("ca", "cert", "key")}
+    for option, path in pem.items():
+        path.write_text(option)
 
     async def note(given: main.Load, _meanwhile: object) -> list[Call]:
         seen.extend((type(asyncio.get_running_loop()), given.deadline_s, given.token, given.tls))
@@ -165,7 +168,8 @@ def test_the_load_runs_on_uvloop_and_calls_as_it_was_told(
     monkeypatch.setattr(main, "run", note)
     application = main.typer.Typer()
     application.command()(main.main)
-    given = ["--deadline", "2.5", "--token", "secret", "--ca", str(tmp_path / "ca.pem")]
-    given += ["--folder", str(tmp_path)]
+    given = ["--deadline", "2.5", "--token", "secret", "--folder", str(tmp_path)]
+    for option, path in pem.items():
+        given += [f"--{option}", str(path)]
     assert CliRunner().invoke(application, given).exit_code == 0
-    assert seen == [uvloop.Loop, 2.5, "secret", Tls(b"PEM")]
+    assert seen == [uvloop.Loop, 2.5, "secret", Tls(b"ca", b"cert", b"key")]

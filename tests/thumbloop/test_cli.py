@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -46,7 +47,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ADDRESS", "TOKEN", "CA"):
+    for name in ("ADDRESS", "TOKEN", "CA", "CERT", "KEY", "TLS"):
         monkeypatch.delenv(f"THUMBLOOP_{name}", raising=False)
 
 
@@ -143,12 +144,21 @@ async def test_a_server_that_is_not_there_is_said_in_one_line(tmp_path: Path):
     assert done.stderr.count("\n") == 1
 
 
-async def test_an_authority_that_cannot_be_read_is_said_in_one_line(tmp_path: Path):
-    done = await run("versions", "--ca", str(tmp_path / "nowhere.pem"))
+@pytest.mark.parametrize("option", ["--ca", "--cert", "--key"])
+async def test_a_file_that_cannot_be_read_is_said_in_one_line(tmp_path: Path, option: str):
+    there, nowhere = tmp_path / "there.pem", tmp_path / "nowhere.pem"
+    there.touch()
+    files = {"--ca": there, "--cert": there, "--key": there, option: nowhere}
+    done = await run("versions", *(str(part) for pair in files.items() for part in pair))
     assert done.exit_code == 1
-    assert done.stderr == (
-        f"error: --ca: {tmp_path}/nowhere.pem cannot be read: No such file or directory\n"
-    )
+    assert done.stderr == f"error: {option}: {nowhere} cannot be read: No such file or directory\n"
+
+
+@pytest.mark.parametrize("option", ["--cert", "--key"])
+async def test_a_certificate_and_its_key_come_together(tmp_path: Path, option: str):
+    done = await run("versions", option, str(tmp_path / "alone.pem"))
+    assert done.exit_code == 1
+    assert done.stderr == "error: --cert and --key need each other\n"
 
 
 # Rating
@@ -374,25 +384,73 @@ async def test_a_token_is_for_something_that_is_known(arguments: tuple[str, ...]
     assert done.stdout == ""
 
 
-async def test_the_command_shows_its_token_over_tls(tiny_model: Path, state: State, tmp_path: Path):
+# TLS
+
+
+class Papers:
+    """A certificate with its key, and the authority that vouches for it, as PEM files."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.certificate, self.key, self.authority = (
+            folder / f"{name}-{what}.pem" for what in ("certificate", "key", "authority")
+        )
+        authority = trustme.CA()
+        issued = authority.issue_cert(name)
+        issued.cert_chain_pems[0].write_to_path(self.certificate)
+        issued.private_key_pem.write_to_path(self.key)
+        authority.cert_pem.write_to_path(self.authority)
+
+    @property
+    def listen(self) -> dict[str, Path]:
+        return {"tls_certificate": self.certificate, "tls_key": self.key}
+
+
+@pytest.fixture
+def papers(tmp_path: Path) -> Papers:
+    return Papers(tmp_path, "localhost")
+
+
+async def test_the_command_shows_its_token_over_tls(tiny_model: Path, state: State, papers: Papers):
     done = await run("token", "ann", "--scope", "admin")
     secret = done.stdout.strip()
-    authority = trustme.CA()
-    issued = authority.issue_cert("localhost")
-    certificate, key, ca = (tmp_path / name for name in ("c.pem", "k.pem", "ca.pem"))
-    issued.cert_chain_pems[0].write_to_path(certificate)
-    issued.private_key_pem.write_to_path(key)
-    authority.cert_pem.write_to_path(ca)
     access = yaml.safe_load(done.stderr)["access"]
-    listen = {"tls_certificate": certificate, "tls_key": key}
-    async with running(tiny_model, state, access=access, listen=listen) as server:
-        where = ("versions", "--address", f"localhost:{server.port}", "--ca", str(ca))
+    async with running(tiny_model, state, access=access, listen=papers.listen) as server:
+        where = ("versions", "--address", f"localhost:{server.port}", "--ca", str(papers.authority))
         shown = await run(*where, THUMBLOOP_TOKEN=secret)
         assert shown.exit_code == 0, shown.output
         assert "current" in shown.stdout
         refused = await run(*where)
         assert refused.exit_code == 1
         assert refused.stderr == "error: send `authorization: Bearer <token>`\n"
+
+
+async def test_the_command_shows_its_certificate(
+    tiny_model: Path, state: State, tmp_path: Path, papers: Papers
+):
+    anns = Papers(tmp_path, "ann@example.org")
+    listen = {**papers.listen, "tls_client_ca": anns.authority}
+    async with running(tiny_model, state, listen=listen) as server:
+        where = ("versions", "--address", f"localhost:{server.port}", "--ca", str(papers.authority))
+        done = await run(*where, "--cert", str(anns.certificate), "--key", str(anns.key))
+        assert done.exit_code == 0, done.output
+        named = {"THUMBLOOP_CERT": str(anns.certificate), "THUMBLOOP_KEY": str(anns.key)}
+        assert (await run(*where, **named)).exit_code == 0
+        assert (await run(*where)).exit_code == 1
+
+
+async def test_tls_without_authorities_trusts_the_public_ones(
+    tiny_model: Path, state: State, papers: Papers
+):
+    async with running(tiny_model, state, listen=papers.listen) as server:
+        command = [sys.executable, "-m", "thumbloop.cli", "versions"]
+        command += ["--address", f"localhost:{server.port}"]
+        public = os.environ | {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(papers.authority)}
+        for arguments, environment in ((["--tls"], public), ([], public | {"THUMBLOOP_TLS": "1"})):
+            done = await asyncio.create_subprocess_exec(
+                *command, *arguments, env=environment, cwd=ROOT, stdout=PIPE, stderr=PIPE
+            )
+            _, said = await done.communicate()
+            assert done.returncode == 0, said
 
 
 def test_without_arguments_the_command_explains_itself():

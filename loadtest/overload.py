@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from itertools import repeat
 from random import Random
 from statistics import median
+from typing import NamedTuple
 
-from loadtest.figures import Figure, exactly, of_repeats
+from loadtest.figures import Figure, exactly, of_repeats, ratio
 from loadtest.report import percentiles_ms
 from loadtest.setting import CallsFailed, Setting, calling, ours
 from loadtest.workload import Ask, Call, arrivals, open_loop
@@ -17,12 +18,20 @@ DURATION_S = 30.0
 AT_ONCE = 16  # as many best-of-8 calls as the server has in flight at its limit
 _CLOSED_CALLS = 160
 _KIND = "best_of_n:8"
-_REFUSED = "RESOURCE_EXHAUSTED"
+_ANSWERED, _REFUSED = "OK", "RESOURCE_EXHAUSTED"
+
+
+class Run(NamedTuple):
+    """One repeat: answers per second of the closed loop, calls at that rate, and calls far beyond it."""
+
+    capacity: float
+    at_capacity: Sequence[Call]
+    beyond: Sequence[Call]
 
 
 async def overload(setting: Setting) -> dict[str, Figure]:
-    """Return the figures of a server at its capacity, and far beyond it; best-of-8, open loop."""
-    goodput, tail, rejections, candidates = [], [], [], []
+    """Measure a server at its capacity, and far beyond it; best-of-8, open loop."""
+    runs = []
     async with ours(setting) as server:
         ask = server.asking(Strategy.BEST_OF_N, CANDIDATES)
         for number in range(setting.repeats):
@@ -31,41 +40,57 @@ async def overload(setting: Setting) -> dict[str, Figure]:
             capacity = closed.requests_per_s
             at_capacity = await _load(ask, capacity, seed=number)
             beyond = await _load(ask, TIMES * capacity, seed=number)
-            answered = _answered(beyond)
-            goodput.append(len(answered) / _span_s(beyond) / capacity)
-            tail.append(_p99_ms(answered) / _p99_ms(_answered(at_capacity)))
-            rejections.append(median(_refusals_ms(beyond)))
-            candidates += [call.answer.num_candidates for call in answered if call.answer]
-    return {
-        "overload.goodput_ratio": of_repeats(goodput),
-        "overload.p99_ratio": of_repeats(tail),
-        "overload.reject_ms_p50": of_repeats(rejections),
-        "overload.candidates": exactly(sum(candidates) / len(candidates)),
-    }
+            runs.append(Run(capacity, at_capacity, beyond))
+    return describe_overload(runs)
 
 
 async def _load(ask: Ask, rate: float, *, seed: int) -> list[Call]:
-    """Send calls at this rate. Raises CallsFailed: some were neither answered nor refused."""
     moments = arrivals(rate, DURATION_S, Random(seed))
-    calls = await open_loop({_KIND: ask}, moments, repeat(_KIND))
-    if odd := {call.status for call in calls} - {"OK", _REFUSED}:
+    return await open_loop({_KIND: ask}, moments, repeat(_KIND))
+
+
+def describe_overload(runs: Sequence[Run]) -> dict[str, Figure]:
+    """Return the figures of overload, repeat by repeat.
+
+    Raises CallsFailed: calls were neither answered nor refused, or none of a load was answered, or none
+    beyond capacity refused.
+    """
+    calls = [call for run in runs for call in (*run.at_capacity, *run.beyond)]
+    if odd := {call.status for call in calls} - {_ANSWERED, _REFUSED}:
         raise CallsFailed(f"calls ended with {', '.join(sorted(odd))}; see the logs")
-    return calls
+    answers = [call.answer for run in runs for call in _answered(run.beyond) if call.answer]
+    return {
+        "overload.goodput_ratio": ratio(
+            [_goodput(run.beyond) for run in runs], [run.capacity for run in runs]
+        ),
+        "overload.p99_ratio": ratio(
+            [_p99_ms(run.beyond) for run in runs], [_p99_ms(run.at_capacity) for run in runs]
+        ),
+        "overload.reject_ms_p50": of_repeats([_reject_ms(run.beyond) for run in runs]),
+        "overload.candidates": exactly(sum(a.num_candidates for a in answers) / len(answers)),
+    }
 
 
 def _answered(calls: Sequence[Call]) -> list[Call]:
-    return [call for call in calls if call.status == "OK"]
+    answered = [call for call in calls if call.status == _ANSWERED]
+    if not answered:
+        raise CallsFailed(f"none of {len(calls)} calls was answered; see the logs")
+    return answered
 
 
-def _refusals_ms(calls: Sequence[Call]) -> list[float]:
-    """Return how long each refusal took from when it was sent: the generator's own delay is not it."""
-    return [(call.done_s - call.sent_s) * 1000 for call in calls if call.status == _REFUSED]
-
-
-def _span_s(calls: Sequence[Call]) -> float:
-    """Return the time from the first call that was due to the last answer."""
-    return max(call.done_s for call in calls) - min(call.due_s for call in calls)
+def _goodput(calls: Sequence[Call]) -> float:
+    """Return answers per second, from the first call that was due to the end of the last one."""
+    span_s = max(call.done_s for call in calls) - min(call.due_s for call in calls)
+    return len(_answered(calls)) / span_s
 
 
 def _p99_ms(calls: Sequence[Call]) -> float:
-    return percentiles_ms(call.latency_s for call in calls)["p99"]
+    return percentiles_ms(call.latency_s for call in _answered(calls))["p99"]
+
+
+def _reject_ms(calls: Sequence[Call]) -> float:
+    """Return the median time to refuse, from when calls were sent: the generator's own delay is not it."""
+    refused = [call for call in calls if call.status == _REFUSED]
+    if not refused:
+        raise CallsFailed(f"none of {len(calls)} calls was refused: this was no overload")
+    return median((call.done_s - call.sent_s) * 1000 for call in refused)

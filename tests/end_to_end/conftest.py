@@ -13,9 +13,11 @@ import pytest
 import pytest_asyncio
 
 from server.engine import Engine
+from tests.publishing import Publisher, RealSpeaker
 from tests.serving import Running, running
-from thumbloop.config import State
+from thumbloop.config import State, Verdict
 from thumbloop.config.server import EngineSettings
+from thumbloop.rendering import VerdictTokens, verdict_tokens
 
 SETTINGS = EngineSettings(
     dtype="float32", max_model_len=256, max_num_seqs=32, kv_cache_gib=0.25, max_rank=4
@@ -127,3 +129,20 @@ def lend(vllm_engine: Engine, tiny_model: Path, state: State) -> Lend:
 async def server(lend: Lend) -> AsyncIterator[Running]:
     async with lend() as server:
         yield server
+
+
+@pytest.fixture
+def verdict(server: Running) -> VerdictTokens:
+    return verdict_tokens(Verdict(), server.engine.tokenizer)
+
+
+@pytest.fixture
+def speaker(tiny_model: Path) -> RealSpeaker:
+    return RealSpeaker(tiny_model)
+
+
+@pytest.fixture
+def publisher(
+    server: Running, tiny_model: Path, state: State, verdict: VerdictTokens, speaker: RealSpeaker
+) -> Publisher:
+    return Publisher(tiny_model, state.versions, server.database, verdict, speaker)

@@ -10,9 +10,9 @@ from tests.publishing import Publisher, RealSpeaker
 from tests.serving import Running
 from thumbloop.artifacts import WEIGHTS, folder_of
 from thumbloop.client import GenerateOptions
-from thumbloop.config import State, Verdict
+from thumbloop.config import State
 from thumbloop.errors import ThumbloopError
-from thumbloop.rendering import VerdictTokens, verdict_tokens
+from thumbloop.rendering import VerdictTokens
 from thumbloop.store import interactions, reading
 from thumbloop.types import DEFAULT_POLICY, Interaction
 from thumbloop.v1 import admin_pb2, policy_pb2
@@ -22,23 +22,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 EQUAL = {"abs": 1e-4}
 USERS = 6
 MOST_TOKENS = 200
-
-
-@pytest.fixture
-def verdict(server: Running) -> VerdictTokens:
-    return verdict_tokens(Verdict(), server.engine.tokenizer)
-
-
-@pytest.fixture
-def speaker(tiny_model: Path) -> RealSpeaker:
-    return RealSpeaker(tiny_model)
-
-
-@pytest.fixture
-def publisher(
-    server: Running, tiny_model: Path, state: State, verdict: VerdictTokens, speaker: RealSpeaker
-) -> Publisher:
-    return Publisher(tiny_model, state.versions, server.database, verdict, speaker)
 
 
 class Crowd:

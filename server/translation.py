@@ -8,7 +8,7 @@ from server.guidance import Choice
 from server.guidance import Guidance as Strategist
 from server.pipeline import Request
 from thumbloop.config.server import Guidance, Limits, SamplingDefaults
-from thumbloop.errors import FieldViolation, InvalidRequest, UnknownPolicy
+from thumbloop.errors import FieldViolation, InvalidRequest, UnknownPolicy, clipped
 from thumbloop.types import (
     DEFAULT_POLICY,
     MAX_ID,
@@ -27,6 +27,7 @@ MAX_COMMENT = 4096
 MAX_STOP = 128
 MAX_STRATEGY = 32
 
+_SHOWN = 64  # bytes of a name that a refusal repeats
 _ROLES = {
     policy_pb2.ROLE_SYSTEM: Role.SYSTEM,
     policy_pb2.ROLE_USER: Role.USER,
@@ -183,7 +184,7 @@ def _guidance_of(
     known = strategy in defaults.strategies
     served = ", ".join(sorted(defaults.strategies))
     field = "guidance.strategy_name" if message.strategy_name else "guidance.strategy"
-    wrong.expect(known, field, f"is not served here; served: {served}")
+    wrong.expect(known, field, f"{clipped(strategy, _SHOWN)} is not served here; served: {served}")
     strategist = defaults.strategies[strategy if known else standard.strategy]
     if strategist.name == Strategy.NONE:
         n = 1

@@ -421,7 +421,7 @@ async def test_the_command_shows_its_token_over_tls(tiny_model: Path, state: Sta
         assert "current" in shown.stdout
         refused = await run(*where)
         assert refused.exit_code == 1
-        assert refused.stderr == "error: send `authorization: Bearer <token>`\n"
+        assert refused.stderr == "error: send `authorization: Bearer <token>`, once\n"
 
 
 async def test_the_command_shows_its_certificate(

@@ -561,6 +561,19 @@ async def test_the_longest_prompt_that_fits_is_answered(server: Running):
     assert fields(await refused(server.generate(longest + "z"))) == ["prompt"]
 
 
+async def test_a_message_beyond_the_limit_is_refused_by_grpc_itself(tiny_model: Path, state: State):
+    """In its own words and without RetryInfo: a retry would not help."""
+    async with running(tiny_model, state, listen={"max_message_bytes": 20_000}) as server:
+        empty = policy_pb2.GenerateRequest(text="hi", user_id="x" * 1000).ByteSize() - 1000
+        longest = "x" * (20_000 - empty - 1)  # its length takes a byte more to say
+        assert policy_pb2.GenerateRequest(text="hi", user_id=longest).ByteSize() == 20_000
+        assert fields(await refused(server.generate("hi", user_id=longest))) == ["user_id"]
+        error = await refused(server.generate("hi", user_id=longest + "x"))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "larger than max (20001 vs. 20000)" in (error.details() or "")
+        assert rpc_status.from_call(error) is None
+
+
 async def test_another_policy_is_not_found(server: Running):
     assert (await server.generate("hello", policy="default")).text
     error = await refused(server.generate("hello", policy="another"))

@@ -21,7 +21,8 @@ from server.calibration import Calibration
 from server.engine import Engine
 from server.guidance import find_strategies
 from server.hotswap import Swapper
-from server.http import HttpServer, OpenAi
+from server.http import OpenAi
+from server.http_port import HttpServer
 from server.interceptors import Translator
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics

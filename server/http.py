@@ -2,14 +2,11 @@
 
 import asyncio
 import json
-import socket
-import ssl
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
-import uvicorn
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -20,16 +17,16 @@ from starlette.types import Receive, Scope, Send
 from server import openai
 from server.access import ROUTES, Caller, Doorkeeper
 from server.answers import feedback_of, response_of
+from server.bodies import ChatBody, CompletionBody, FeedbackBody, unreadable
 from server.concurrency import under_way
 from server.failures import shown
 from server.metrics import ServerMetrics
 from server.ratings import Ratings
 from server.reception import Reception
-from thumbloop.config import ServerConfig
-from thumbloop.errors import InvalidRequest, SettingsError, ThumbloopError
+from thumbloop.errors import InvalidRequest, ThumbloopError
 from thumbloop.types import Interaction
 
-B = TypeVar("B", openai.ChatBody, openai.CompletionBody, openai.FeedbackBody)
+B = TypeVar("B", ChatBody, CompletionBody, FeedbackBody)
 Handler = Callable[[Request, Caller], Awaitable[Response]]
 
 _STATUSES: Mapping[grpc.StatusCode, int] = {
@@ -46,7 +43,6 @@ _STATUSES: Mapping[grpc.StatusCode, int] = {
 }
 _HUNG_UP = 499  # nginx's word for a client that left; nobody reads it
 _PATIENCE_S = 1.0  # with a reader that takes nothing, not even that its stream has ended
-_GRACE_S = 1  # for connections that are still open when all calls have ended
 
 
 class OpenAi:
@@ -105,14 +101,14 @@ class OpenAi:
         return JSONResponse(openai.models(self._strategies))
 
     async def _chat(self, request: Request, caller: Caller) -> Response:
-        return await self._generate(request, caller, await self._read(request, openai.ChatBody))
+        return await self._generate(request, caller, await self._read(request, ChatBody))
 
     async def _completions(self, request: Request, caller: Caller) -> Response:
-        body = await self._read(request, openai.CompletionBody)
+        body = await self._read(request, CompletionBody)
         return await self._generate(request, caller, body)
 
     async def _feedback(self, request: Request, caller: Caller) -> Response:
-        body = await self._read(request, openai.FeedbackBody)
+        body = await self._read(request, FeedbackBody)
         stored = await self._ratings.rate(body.message(), caller)
         return JSONResponse(openai.feedback_answer(feedback_of(stored)))
 
@@ -133,10 +129,10 @@ class OpenAi:
         try:
             return kind.model_validate_json(bytes(body))
         except ValidationError as error:
-            raise openai.unreadable(error) from None
+            raise unreadable(error) from None
 
     async def _generate(
-        self, request: Request, caller: Caller, body: openai.ChatBody | openai.CompletionBody
+        self, request: Request, caller: Caller, body: ChatBody | CompletionBody
     ) -> Response:
         message, shape = body.message(), openai.Shape(body)
         if not message.request_id:
@@ -267,59 +263,3 @@ def _error_body(error: ThumbloopError) -> dict[str, Any]:
 
 def _status_of(error: ThumbloopError) -> int:
     return _STATUSES.get(error.code, 500)
-
-
-class HttpServer:
-    """The port and what listens on it, in the event loop of everything else."""
-
-    def __init__(self, config: ServerConfig, application: Starlette) -> None:
-        self._where = config.http
-        self._stuck_ms = round(config.http.stuck_timeout_s * 1000)
-        listen = config.listen
-        self._server = _Uvicorn(
-            uvicorn.Config(
-                application,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                ssl_certfile=listen.tls_certificate,
-                ssl_keyfile=listen.tls_key,
-                ssl_ca_certs=None if listen.tls_client_ca is None else str(listen.tls_client_ca),
-                ssl_cert_reqs=ssl.CERT_NONE if listen.tls_client_ca is None else ssl.CERT_REQUIRED,
-                timeout_graceful_shutdown=_GRACE_S,
-            )
-        )
-        self._serving: asyncio.Task[None] | None = None
-
-    async def start(self) -> int:
-        """Open the port; return its number. Raises SettingsError."""
-        host, port = self._where.host.strip("[]"), self._where.port
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            listener = socket.create_server((host, port), family=family)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._stuck_ms)
-        except OSError as error:
-            raise SettingsError(
-                f"http.port: {host}:{port} cannot be bound ({error.strerror}); stop what listens"
-                " there, choose another port (0 takes a free one), or set http.enabled to false"
-            ) from None
-        number = int(listener.getsockname()[1])
-        self._serving = asyncio.create_task(self._server.serve([listener]), name="serve http")
-        while not self._server.started and not self._serving.done():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-        return number
-
-    async def stop(self) -> None:
-        """Close the port, and connections that have not closed by themselves."""
-        self._server.should_exit = True
-        if self._serving is not None:
-            await self._serving
-
-
-class _Uvicorn(uvicorn.Server):
-    """One that leaves signals to the server it is a part of."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Take no signals."""
-        yield

@@ -1,0 +1,71 @@
+"""The HTTP port: the socket, and uvicorn on it in the event loop of everything else."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+
+from thumbloop.config import ServerConfig
+from thumbloop.errors import SettingsError
+
+_GRACE_S = 1  # for connections that are still open when all calls have ended
+
+
+class HttpServer:
+    """The port and what listens on it, in the event loop of everything else."""
+
+    def __init__(self, config: ServerConfig, application: Starlette) -> None:
+        self._where = config.http
+        self._stuck_ms = round(config.http.stuck_timeout_s * 1000)
+        listen = config.listen
+        self._server = _Uvicorn(
+            uvicorn.Config(
+                application,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ssl_certfile=listen.tls_certificate,
+                ssl_keyfile=listen.tls_key,
+                ssl_ca_certs=None if listen.tls_client_ca is None else str(listen.tls_client_ca),
+                ssl_cert_reqs=ssl.CERT_NONE if listen.tls_client_ca is None else ssl.CERT_REQUIRED,
+                timeout_graceful_shutdown=_GRACE_S,
+            )
+        )
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Open the port; return its number. Raises SettingsError."""
+        host, port = self._where.host.strip("[]"), self._where.port
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            listener = socket.create_server((host, port), family=family)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._stuck_ms)
+        except OSError as error:
+            raise SettingsError(
+                f"http.port: {host}:{port} cannot be bound ({error.strerror}); stop what listens"
+                " there, choose another port (0 takes a free one), or set http.enabled to false"
+            ) from None
+        number = int(listener.getsockname()[1])
+        self._serving = asyncio.create_task(self._server.serve([listener]), name="serve http")
+        while not self._server.started and not self._serving.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        return number
+
+    async def stop(self) -> None:
+        """Close the port, and connections that have not closed by themselves."""
+        self._server.should_exit = True
+        if self._serving is not None:
+            await self._serving
+
+
+class _Uvicorn(uvicorn.Server):
+    """One that leaves signals to the server it is a part of."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take no signals."""
+        yield

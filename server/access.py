@@ -114,7 +114,7 @@ def refuse_strangers(config: ServerConfig) -> None:
     if config.http.enabled:
         hosts.append(("http.host", config.http.host))
     for setting, host in hosts:
-        if not _is_loopback(host):
+        if not is_loopback(host):
             raise SettingsError(
                 f"{setting}: {host} can be reached by strangers; set listen.tls_certificate,"
                 " listen.tls_key and access.tokens (or listen.tls_client_ca), bind 127.0.0.1, or say"
@@ -122,7 +122,17 @@ def refuse_strangers(config: ServerConfig) -> None:
             )
 
 
-def _is_loopback(host: str) -> bool:
+def is_open_to_pages(config: ServerConfig) -> bool:
+    """Say whether a page in a browser of this machine could pass for a caller.
+
+    It could not where there are tokens, which it has not, or a certificate, which is not for its name.
+    """
+    listen = config.listen
+    return not (config.access.tokens or listen.tls_key or listen.insecure)
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host can mean nothing but this machine."""
     if host == "localhost":
         return True
     try:

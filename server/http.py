@@ -91,7 +91,7 @@ class OpenAi:
             except ClientDisconnect:
                 response = Response(status_code=_HUNG_UP)
             except Exception as error:
-                response = _refusal(shown(error, name))
+                response = refusal(shown(error, name))
             self._metrics.http_handled(name, response.status_code)
             return response
 
@@ -115,8 +115,8 @@ class OpenAi:
     async def _read(self, request: Request, kind: type[B]) -> B:
         """Return the body. Raises InvalidRequest.
 
-        It has to say that it is JSON, which no page in a browser can without asking: a server on
-        loopback answers whoever reaches it.
+        It has to say that it is JSON: a page of another site cannot have a browser send that without
+        asking us first. Pages that pass for our own site are refused before, see server.http_port.
         """
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
@@ -252,7 +252,8 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
-def _refusal(error: ThumbloopError) -> Response:
+def refusal(error: ThumbloopError) -> Response:
+    """Return an error as an answer."""
     headers = openai.retry_after(error)
     return JSONResponse(_error_body(error), _status_of(error), headers=headers)
 

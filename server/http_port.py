@@ -1,6 +1,8 @@
-"""The HTTP port: the socket, and uvicorn on it in the event loop of everything else."""
+"""The HTTP port: the socket, uvicorn on it in the event loop of everything else, and by what names it is
+reached."""
 
 import asyncio
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -8,10 +10,15 @@ from contextlib import contextmanager
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.access import is_loopback, is_open_to_pages
+from server.http import refusal
 from thumbloop.config import ServerConfig
-from thumbloop.errors import SettingsError
+from thumbloop.errors import PermissionDenied, SettingsError
 
+_HOST = re.compile(r"(\[[^]]*]|[^:]*)(:\d*)?")
 _GRACE_S = 1  # for connections that are still open when all calls have ended
 
 
@@ -24,7 +31,7 @@ class HttpServer:
         listen = config.listen
         self._server = _Uvicorn(
             uvicorn.Config(
-                application,
+                _Loopback(application) if is_open_to_pages(config) else application,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -69,3 +76,27 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Take no signals."""
         yield
+
+
+class _Loopback:
+    """Refuses requests that call this machine by any name but its own.
+
+    A page's name can be made to mean 127.0.0.1 once the page is loaded (DNS rebinding). Its browser then
+    takes us for the page's own site, and only the header `host` says otherwise.
+    """
+
+    def __init__(self, application: ASGIApp) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        parts = _HOST.fullmatch(Headers(scope=scope).get("host", "").lower())
+        answer = self._application
+        if parts is None or not is_loopback(parts[1]):
+            answer = refusal(
+                PermissionDenied(
+                    "host: without tokens this port answers to localhost, 127.0.0.1 and [::1] alone;"
+                    " set access.tokens, or listen.insecure where something in front asks who calls"
+                )
+            )
+        await answer(scope, receive, send)

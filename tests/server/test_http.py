@@ -532,7 +532,8 @@ async def test_a_body_that_is_no_object_of_json_is_refused(
 async def test_a_page_of_another_site_cannot_post_as_its_visitor(
     server: Running, http: httpx2.AsyncClient
 ):
-    """A browser asks us first before a page of another site may send JSON, and other bodies it sends."""
+    """A browser asks us first before a page of another site may send JSON, and other bodies it sends.
+    A page whose name means loopback is the same site to it: test_http_port.py has that."""
     body = json.dumps(COMPLETE).encode()
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
         answer = await http.post("/v1/completions", content=body, headers={"content-type": kind})
@@ -584,7 +585,7 @@ async def test_a_refusal_is_short_whatever_the_body_repeats(http: httpx2.AsyncCl
 
 def head_of(size_bytes: int) -> bytes:
     """Return the head of a request whose body will have this size."""
-    lines = ("POST /v1/completions HTTP/1.1", "host: x", f"content-type: {JSON}")
+    lines = ("POST /v1/completions HTTP/1.1", "host: localhost", f"content-type: {JSON}")
     return "\r\n".join([*lines, f"content-length: {size_bytes}", "", ""]).encode()
 
 

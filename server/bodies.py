@@ -1,9 +1,17 @@
 """OpenAI's JSON -> protocol buffers: what callers send, checked further where all requests are."""
 
 from abc import abstractmethod
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from thumbloop.errors import FieldViolation, InvalidRequest
 from thumbloop.types import DEFAULT_POLICY
@@ -23,14 +31,35 @@ _LEARNING = {"allowed": policy_pb2.LEARNING_ALLOWED, "excluded": policy_pb2.LEAR
 _UNKNOWN = "is not served here"
 
 UInt32 = Annotated[int, Field(ge=0, lt=2**32)]
-UInt64 = Annotated[int, Field(ge=0, lt=2**64)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]  # OpenAI's have a sign, ours have not
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class _Body(BaseModel):
-    """What a caller sends; a field that is not known is refused, not overlooked."""
+    """What a caller sends; a field that is not known is refused, not overlooked.
+
+    Clients send much that asks for nothing: null, and the fields of `neutral` with one of these values.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_asks_for_nothing(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {
+            name: value
+            for name, value in given.items()
+            if value is not None and not cls._is_neutral(name, value)
+        }
+
+    @classmethod
+    def _is_neutral(cls, name: str, value: Any) -> bool:
+        values = cls.neutral.get(name, ())
+        return any(type(value) is type(one) and value == one for one in values)  # 0 == False
 
 
 class TextPart(_Body):
@@ -43,8 +72,10 @@ class TextPart(_Body):
 class Turn(_Body):
     """One turn of a conversation."""
 
+    neutral = {"tool_calls": ([],), "annotations": ([],)}
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | list[TextPart] = ""
 
     @property
     def text(self) -> str:
@@ -65,17 +96,35 @@ class GuidanceBody(_Body):
 class StreamOptions(_Body):
     """What a stream says beside text."""
 
+    neutral = {"include_obfuscation": (False,)}
+
     include_usage: bool = False
 
 
 class _GenerateBody(_Body):
     """What both kinds of completion take: OpenAI's fields, then ours."""
 
+    neutral = {
+        "frequency_penalty": (0, 0.0),
+        "presence_penalty": (0, 0.0),
+        "logit_bias": ({},),
+        "logprobs": (False,),
+        "best_of": (1,),
+        "echo": (False,),
+        "suffix": ("",),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "parallel_tool_calls": (False, True),
+        "response_format": ({"type": "text"},),
+        "store": (False,),
+        "metadata": ({},),
+    }
+
     model: str = DEFAULT_POLICY
     max_tokens: UInt32 | None = None
     temperature: float | None = None
     top_p: float | None = None
-    seed: UInt64 | None = None
+    seed: Seed | None = None
     stop: str | list[str] | None = None
     n: Literal[1] | None = None
     stream: bool = False
@@ -106,7 +155,7 @@ class _GenerateBody(_Body):
                 temperature=self.temperature,
                 top_p=self.top_p,
                 top_k=self.top_k,
-                seed=self.seed,
+                seed=None if self.seed is None else self.seed % 2**64,
                 stop=[self.stop] if isinstance(self.stop, str) else self.stop or [],
             ),
             guidance=policy_pb2.GuidanceParams(
@@ -150,6 +199,11 @@ class CompletionBody(_GenerateBody):
     """A body of /v1/completions."""
 
     prompt: str
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_text(cls, prompt: Any) -> Any:
+        return prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
 
     def _set_prompt(self, message: policy_pb2.GenerateRequest) -> None:
         message.text = self.prompt

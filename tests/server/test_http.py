@@ -246,13 +246,6 @@ async def test_openais_fields_and_ours_are_heard(server: Running, http: httpx2.A
     assert server.stored(single["id"]).sampling.stop == ("z",)
 
 
-async def test_what_is_null_is_left_to_the_server(server: Running, http: httpx2.AsyncClient):
-    names = ["max_tokens", "temperature", "top_p", "seed", "stop", "n", "stream_options", "top_k"]
-    body = {**COMPLETE, **dict.fromkeys([*names, "policy_version"])}
-    reply = (await http.post("/v1/completions", json=body)).json()
-    assert server.stored(reply["id"]).sampling == Sampling(16)
-
-
 async def test_how_a_reply_ended_is_said_in_openais_words(http: httpx2.AsyncClient):
     reasons = set()
     for seed in range(20):
@@ -447,20 +440,36 @@ async def test_a_short_wait_is_told_in_milliseconds_too(server: Running, http: h
 
 
 WRONG: list[tuple[str, Body, str]] = [
-    ("chat/completions", {"logit_bias": {}}, "logit_bias"),
-    ("chat/completions", {"tools": []}, "tools"),
+    ("chat/completions", {"logit_bias": {"50": 1}}, "logit_bias"),
+    ("chat/completions", {"tools": [{"type": "function"}]}, "tools"),
+    ("chat/completions", {"frequency_penalty": 0.5}, "frequency_penalty"),
+    ("chat/completions", {"logprobs": True}, "logprobs"),
+    ("chat/completions", {"response_format": {"type": "json_object"}}, "response_format"),
+    ("chat/completions", {"tool_choice": "required"}, "tool_choice"),
+    ("chat/completions", {"metadata": {"a": "b"}}, "metadata"),
+    ("chat/completions", {"store": True}, "store"),
     ("chat/completions", {"guidance": {"magic": 1}}, "guidance.magic"),
     ("chat/completions", {"n": 2}, "n"),
     ("chat/completions", {"messages": None}, "messages"),
     ("chat/completions", {"messages": []}, "messages"),
     ("chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
     ("chat/completions", {"messages": [{"role": "user", "content": " "}]}, "messages[0].content"),
+    ("chat/completions", {"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+    ("chat/completions", {"messages": [{"role": "user"}]}, "messages[0].content"),
+    ("chat/completions", {"messages": [{"role": None, "content": "x"}]}, "messages.0.role"),
     ("chat/completions", {"messages": [{"role": "assistant", "content": "x"}]}, "messages[0].role"),
     ("chat/completions", {"learning": "perhaps"}, "learning"),
     ("chat/completions", {"user": "u" * 257}, "user"),
     ("chat/completions", {"request_id": "r" * 129}, "request_id"),
     ("completions", {"prompt": ""}, "prompt"),
+    ("completions", {"prompt": None}, "prompt"),
+    ("completions", {"prompt": []}, "prompt"),
+    ("completions", {"prompt": [[3, 4]]}, "prompt"),
     ("completions", {"prompt": ["several", "texts"]}, "prompt"),
+    ("completions", {"logprobs": 0}, "logprobs"),
+    ("completions", {"best_of": 2}, "best_of"),
+    ("completions", {"echo": True}, "echo"),
+    ("completions", {"suffix": "."}, "suffix"),
     ("completions", {"prompt": "x" * 200_001}, "prompt"),
     ("completions", {"prompt": "x y " * 400}, "prompt"),
     ("completions", {"messages": []}, "messages"),
@@ -471,6 +480,7 @@ WRONG: list[tuple[str, Body, str]] = [
     ("completions", {"max_tokens": 0}, "max_tokens"),
     ("completions", {"max_tokens": -1}, "max_tokens"),
     ("completions", {"seed": 2**64}, "seed"),
+    ("completions", {"seed": -(2**63) - 1}, "seed"),
     ("completions", {"stop": ["a"] * 9}, "stop"),
     ("completions", {"stop": [""]}, "stop[0]"),
     ("completions", {"policy_version": -1}, "policy_version"),
@@ -485,6 +495,7 @@ WRONG: list[tuple[str, Body, str]] = [
     ("feedback", {"thumb": "sideways"}, "thumb"),
     ("feedback", {"response_id": ""}, "response_id"),
     ("feedback", {"stars": 5}, "stars"),
+    ("feedback", {"echo": False}, "echo"),
     ("feedback", {"comment": "c" * 4097}, "comment"),
     ("feedback", {"user": "u" * 257}, "user"),
 ]
@@ -509,7 +520,7 @@ async def test_what_is_wrong_is_named_as_the_caller_wrote_it(
 
 
 async def test_a_turn_of_anything_but_text_is_refused(http: httpx2.AsyncClient):
-    for content in ([{"type": "image_url", "image_url": {"url": "x"}}], 7, None):
+    for content in ([{"type": "image_url", "image_url": {"url": "x"}}], 7):
         body = {"messages": [{"role": "user", "content": content}]}
         refusal = await http.post("/v1/chat/completions", json=body)
         assert refusal.status_code == 400

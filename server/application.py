@@ -282,6 +282,7 @@ class Application:
             self._metrics,
             names,
             max_body_bytes=self._config.listen.max_message_bytes,
+            body_timeout_s=self._config.http.body_timeout_s,
         )
         server = HttpServer(self._config, routes.application())
         self.http_port = await server.start()

@@ -23,7 +23,7 @@ from server.failures import shown
 from server.metrics import ServerMetrics
 from server.ratings import Ratings
 from server.reception import Reception
-from thumbloop.errors import InvalidRequest, ThumbloopError
+from thumbloop.errors import DeadlineExceeded, InvalidRequest, ThumbloopError
 from thumbloop.types import Interaction
 
 B = TypeVar("B", ChatBody, CompletionBody, FeedbackBody)
@@ -57,6 +57,7 @@ class OpenAi:
         strategies: tuple[str, ...],
         *,
         max_body_bytes: int,
+        body_timeout_s: float,
     ) -> None:
         self._reception = reception
         self._ratings = ratings
@@ -64,6 +65,7 @@ class OpenAi:
         self._metrics = metrics
         self._strategies = strategies
         self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
 
     def application(self) -> Starlette:
         """Return the ASGI application."""
@@ -113,7 +115,7 @@ class OpenAi:
         return JSONResponse(openai.feedback_answer(feedback_of(stored)))
 
     async def _read(self, request: Request, kind: type[B]) -> B:
-        """Return the body. Raises InvalidRequest.
+        """Return the body. Raises InvalidRequest, DeadlineExceeded.
 
         It has to say that it is JSON: a page of another site cannot have a browser send that without
         asking us first. Pages that pass for our own site are refused before, see server.http_port.
@@ -121,15 +123,25 @@ class OpenAi:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             raise InvalidRequest.of("content-type", "has to be application/json")
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                body = await self._bytes_of(request)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the body was not there within {self._body_timeout_s:.3g} s"
+            ) from None
+        try:
+            return kind.model_validate_json(body)
+        except ValidationError as error:
+            raise unreadable(error) from None
+
+    async def _bytes_of(self, request: Request) -> bytes:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
             if len(body) > self._max_body_bytes:
                 raise InvalidRequest.of("body", f"has more than {self._max_body_bytes} bytes")
-        try:
-            return kind.model_validate_json(bytes(body))
-        except ValidationError as error:
-            raise unreadable(error) from None
+        return bytes(body)
 
     async def _generate(
         self, request: Request, caller: Caller, body: ChatBody | CompletionBody

@@ -1,5 +1,5 @@
-"""The HTTP port: the socket, uvicorn on it in the event loop of everything else, and by what names it is
-reached."""
+"""The HTTP port: the socket, uvicorn on it in the event loop of everything else, how many may connect and by
+what names."""
 
 import asyncio
 import re
@@ -12,11 +12,12 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.access import is_loopback, is_open_to_pages
 from server.http import refusal
 from thumbloop.config import ServerConfig
-from thumbloop.errors import PermissionDenied, SettingsError
+from thumbloop.errors import PermissionDenied, SettingsError, Unavailable
 
 _HOST = re.compile(r"(\[[^]]*]|[^:]*)(:\d*)?")
 _GRACE_S = 1  # for connections that are still open when all calls have ended
@@ -32,6 +33,9 @@ class HttpServer:
         self._server = _Uvicorn(
             uvicorn.Config(
                 _Loopback(application) if is_open_to_pages(config) else application,
+                http=_Connection,
+                limit_concurrency=self._where.max_connections,
+                timeout_keep_alive=self._where.head_timeout_s,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -76,6 +80,52 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Take no signals."""
         yield
+
+
+class _Connection(HttpToolsProtocol):
+    """One that is closed where it sends no whole head in time, and is turned away if it is one too many.
+
+    uvicorn's own timer stops at the first byte. Its own limit, while it is passed, turns away those who
+    were here before.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection."""
+        super().connection_made(transport)
+        if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency:
+            self.app = _turn_away
+        self.limit_concurrency = None
+        self._await_head()
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request."""
+        super().on_response_complete()
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        super().connection_lost(exc)
+        self._forget_deadline()
+
+    def _await_head(self) -> None:
+        self._forget_deadline()
+        self._deadline = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
+
+    def _forget_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    def _close_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+async def _turn_away(scope: Scope, receive: Receive, send: Send) -> None:
+    answer = refusal(Unavailable("there are too many connections; try again"))
+    answer.headers["connection"] = "close"
+    await answer(scope, receive, send)
 
 
 class _Loopback:

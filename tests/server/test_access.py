@@ -80,7 +80,8 @@ def our_routes() -> list[str]:
     """Return every HTTP route as method and path."""
     nobody: Any = None
     doorkeeper = Doorkeeper(Access())
-    openai = OpenAi(nobody, nobody, doorkeeper, ServerMetrics(), (), max_body_bytes=1)
+    limits: Any = {"max_body_bytes": 1, "body_timeout_s": 1}
+    openai = OpenAi(nobody, nobody, doorkeeper, ServerMetrics(), (), **limits)
     routes = [route for route in openai.application().routes if isinstance(route, Route)]
     return [f"{m} {r.path}" for r in routes for m in (r.methods or set()) - {"HEAD"}]
 

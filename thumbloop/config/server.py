@@ -56,6 +56,12 @@ class Http(Section):
     """TCP port; 0 takes a free one and prints it."""
     stuck_timeout_s: float = Field(30.0, gt=0)
     """Seconds after which a connection whose other end takes nothing of what was sent is cut."""
+    max_connections: int = Field(1024, ge=1)
+    """Connections at once; one beyond it gets 503."""
+    head_timeout_s: int = Field(10, ge=1)
+    """Seconds a connection may stay open without the whole head of a request, after a reply too."""
+    body_timeout_s: float = Field(30.0, gt=0)
+    """Seconds a request's body may take; beyond it DEADLINE_EXCEEDED."""
 
 
 class Token(Section):

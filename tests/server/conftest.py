@@ -1,11 +1,13 @@
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from sqlalchemy import Engine as Database
 
 from server.verification import Expected
 from tests.fakes import FakeEngine
+from tests.over_http import web
 from tests.publishing import FakeSpeaker, Publisher
 from tests.serving import Running, running
 from thumbloop.base_model import identify
@@ -65,3 +67,9 @@ async def server(tiny_model: Path, state: State) -> AsyncIterator[Running]:
     """A whole server on a fake engine, with version 0."""
     async with running(tiny_model, state) as server:
         yield server
+
+
+@pytest.fixture
+async def http(server: Running) -> AsyncIterator[httpx2.AsyncClient]:
+    async with web(server) as client:
+        yield client

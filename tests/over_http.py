@@ -1,0 +1,43 @@
+"""Calling a server in this process over HTTP, and looking at what that left behind."""
+
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.serving import Running
+from thumbloop.store import feedback, interactions, reading
+from thumbloop.types import DEFAULT_POLICY, Status
+
+Body = dict[str, Any]
+
+JSON = "application/json"
+ASK: Body = {"messages": [{"role": "user", "content": "How was it?"}]}
+COMPLETE: Body = {"prompt": "The soup was"}
+ONE = {"guidance": {"num_candidates": 1}}
+WIRES = [("/v1/chat/completions", ASK), ("/v1/completions", COMPLETE)]
+
+both = pytest.mark.parametrize(("path", "body"), WIRES, ids=["chat", "completions"])
+
+
+def web(server: Running) -> httpx2.AsyncClient:
+    url = f"http://127.0.0.1:{server.application.http_port}"
+    return httpx2.AsyncClient(base_url=url, timeout=30, headers={"content-type": JSON})
+
+
+def head_of(size_bytes: int) -> bytes:
+    """Return the head of a request whose body will have this size."""
+    lines = ("POST /v1/completions HTTP/1.1", "host: localhost", f"content-type: {JSON}")
+    return "\r\n".join([*lines, f"content-length: {size_bytes}", "", ""]).encode()
+
+
+def rows(server: Running) -> list[Status]:
+    assert server.database is not None
+    with reading(server.database) as connection:
+        return [row.status for row in interactions.list_since(connection, DEFAULT_POLICY, 0)]
+
+
+def counts(server: Running) -> tuple[int, int]:
+    assert server.database is not None
+    with reading(server.database) as connection:
+        return feedback.counts(connection)

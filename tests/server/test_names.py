@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from google.protobuf.message import Message
 
-from server.openai import ChatBody, CompletionBody, FeedbackBody
+from server.bodies import ChatBody, CompletionBody, FeedbackBody
 from tests.serving import Running, running
 from thumbloop.config import State
 from thumbloop.v1 import admin_pb2, feedback_pb2, policy_pb2

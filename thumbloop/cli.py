@@ -196,8 +196,7 @@ def rate(
         raise typer.BadParameter("has to be up or down", param_hint="thumb")
     with _server(address, token, ca, cert, key, tls) as client:
         stored = client.rate(response_id, up=thumb == "up", user_id=user, comment=comment)
-        again = ", again" if stored.duplicate else ""
-        print(f"feedback {stored.feedback_id} for version {stored.policy_version}{again}")
+        print(f"feedback {stored.feedback_id} for version {stored.policy_version}")
 
 
 @app.command()

@@ -9,8 +9,8 @@ with Client("127.0.0.1:50051") as client:
         print(text, end="")
 
 Calls raise the errors of thumbloop.errors, whose cause is gRPC's own. Where a server is UNAVAILABLE a
-call is tried again, by gRPC itself, and whatever else fails is not. A call for a reply carries a request
-id, the caller's or a new one, so that what is tried again is answered once; the same thumb counts once anyway.
+call is tried again, by gRPC itself, and whatever else fails is not. Calls for replies and thumbs carry a
+request id, the caller's or a new one, so that what is tried again is answered, and counts, once.
 """
 
 import json
@@ -96,6 +96,7 @@ class RateOptions(TypedDict, total=False):
     user_id: str
     comment: str
     request_id: str
+    """Names the thumb, which counts once however often it is sent; a new one by default."""
     timeout_s: float | None
 
 
@@ -116,7 +117,7 @@ def _thumb(response_id: str, up: bool, how: RateOptions) -> feedback_pb2.SubmitF
         thumb=feedback_pb2.THUMB_UP if up else feedback_pb2.THUMB_DOWN,
         user_id=how.get("user_id", ""),
         comment=how.get("comment", ""),
-        request_id=how.get("request_id", ""),
+        request_id=how.get("request_id") or uuid.uuid4().hex,
     )
 
 

@@ -202,9 +202,10 @@ async def test_a_text_is_continued_where_it_is_said_to_be_one(server: Running, c
 
 async def test_a_thumb_is_stored(client: Talker):
     reply = await client.generate("hello", user_id="ann")
-    first = await client.rate(reply.response_id, up=True, user_id="ann", comment="lovely")
+    thumb = {"user_id": "ann", "comment": "lovely", "request_id": "q"}
+    first = await client.rate(reply.response_id, up=True, **thumb)
     assert (first.feedback_id, first.policy_version, first.duplicate) == (1, 0, False)
-    again = await client.rate(reply.response_id, up=True, user_id="ann", comment="lovely")
+    again = await client.rate(reply.response_id, up=True, **thumb)
     assert again.duplicate
     down = await client.rate(reply.response_id, up=False, user_id="ann", request_id="r")
     assert (down.feedback_id, down.duplicate) == (2, False)
@@ -413,7 +414,7 @@ async def test_what_is_unavailable_is_tried_again_under_the_same_request_id(
     assert answer
     assert len(servicer.requests) == 3
     assert all(request == servicer.requests[0] for request in servicer.requests)
-    assert name == "rate" or servicer.requests[0].request_id
+    assert servicer.requests[0].request_id
     attempts = [metadata.get("grpc-previous-rpc-attempts") for metadata in servicer.metadata]
     assert attempts == [None, "1", "2"]
 
@@ -460,10 +461,12 @@ async def test_every_request_has_an_id_of_its_own_unless_it_is_given_one(
     for _ in range(2):
         await client.generate("hello")
         await client.stream("hello")
+        await client.rate("r", up=True)
     await client.generate("hello", request_id="mine")
-    ids = [request.request_id for request in servicer.requests]
-    assert ids.pop() == "mine"
-    assert len(set(ids)) == 4
+    await client.rate("r", up=True, request_id="mine too")
+    *ids, last_but_one, last = [request.request_id for request in servicer.requests]
+    assert (last_but_one, last) == ("mine", "mine too")
+    assert len(set(ids)) == 6
     assert all(ids)
 
 

@@ -1,8 +1,13 @@
 """Fixtures of several packages: a tiny model on disk, and an engine that needs none."""
 
+import socketserver
 from pathlib import Path
 
 import pytest
+
+# The metrics' server looks so often whether it has to stop, and every test that starts ours waits for it: by
+# default it is twice a second.
+socketserver.BaseServer.serve_forever.__defaults__ = (0.02,)
 
 
 @pytest.fixture(scope="session")

@@ -182,13 +182,13 @@ async def test_a_thousand_wrong_turns_are_refused_with_the_names_of_the_first(se
         assert (error.details() or "").endswith("; and 1984 more")
 
 
-async def test_a_name_of_a_megabyte_is_refused_and_not_repeated(server: Running):
+async def test_a_name_of_a_megabyte_is_refused_and_hardly_repeated(server: Running):
     name = "\U0001f600" * 250_000
     wanted = policy_pb2.GenerateRequest(text="hello")
     wanted.guidance.strategy_name = name
     error = await refused(server.policy.Generate(wanted))
     assert fields(error) == ["guidance.strategy_name"] * 2
-    assert name[0] not in (error.details() or "")
+    assert 0 < (error.details() or "").count(name[0]) < 20
     for text in ("user_id", "session_id", "request_id"):
         error = await refused(server.generate("hello", **{text: name}))
         assert fields(error) == [text]

@@ -80,8 +80,9 @@ def publish(server: Running, model: Path, state: State) -> None:
 async def use(server: Running, model: Path, state: State) -> None:
     """Answer, rate, refuse, swap."""
     reply = await server.generate("a secret prompt", user_id="ann@example.org")
-    for up in (True, True, False):
-        await server.client.rate(reply.response_id, up=up, user_id="ann@example.org")
+    for number, up in ((1, True), (1, True), (2, False)):
+        how = {"user_id": "ann@example.org", "request_id": f"thumb {number}"}
+        await server.client.rate(reply.response_id, up=up, **how)
     await refused(server.generate(""))
     await refused(server.feedback.SubmitFeedback(feedback_pb2.SubmitFeedbackRequest()))
     publish(server, model, state)

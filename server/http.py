@@ -185,12 +185,10 @@ class _EventStream(Response):
         is_open = False
         try:
             async with under_way(self._is_begun.wait()) as begun:
-                is_open = not await _is_hung_up(receive, before=(begun, self._telling))
+                has_left = await _is_hung_up(receive, before=(begun, self._telling))
             if self._telling.done():
                 self._telling.result()
-        except BaseException:
-            is_open = False
-            raise
+            is_open = not has_left
         finally:
             if not is_open:
                 await self._stop()

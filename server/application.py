@@ -18,6 +18,7 @@ from sqlalchemy import Engine as Database
 from server.access import Doorkeeper, credentials_of, refuse_strangers
 from server.admission import Admission, Quota
 from server.calibration import Calibration
+from server.concurrency import end_all
 from server.engine import Engine
 from server.guidance import find_strategies
 from server.hotswap import Swapper
@@ -208,9 +209,7 @@ class Application:
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         if not await self._lifecycle.drain(self._config.listen.grace_s):
             log.warning("%d calls did not finish in time", self._lifecycle.in_flight)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_all(self._tasks)
         await self._stack.aclose()
 
     def _start_metrics(self, writer: GroupWriter) -> None:

@@ -1,9 +1,11 @@
-"""Waiting for many at once without leaving any behind."""
+"""Waiting for many at once without leaving any behind, and for no longer than is good."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+
+from thumbloop.errors import DeadlineExceeded
 
 T = TypeVar("T")
 
@@ -25,7 +27,24 @@ async def gather_or_cancel(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list
     try:
         return list(await asyncio.gather(*tasks))
     except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(tasks)
         raise
+
+
+async def end_all(tasks: "Sequence[asyncio.Future[Any]]") -> None:
+    """Cancel what has not ended, and wait until all have; what they raise is passed over."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def within(limit_s: float | None, otherwise: str) -> AsyncIterator[None]:
+    """Give the block so many seconds; None: any. Raises DeadlineExceeded, which says what was not so."""
+    try:
+        async with asyncio.timeout(limit_s) as scope:
+            yield
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise DeadlineExceeded(f"{otherwise} within {limit_s:.3g} s") from None

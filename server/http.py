@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -18,12 +17,12 @@ from server import openai
 from server.access import ROUTES, Caller, Doorkeeper
 from server.answers import feedback_of, response_of
 from server.bodies import ChatBody, CompletionBody, FeedbackBody, unreadable
-from server.concurrency import under_way
-from server.failures import shown
+from server.concurrency import under_way, within
+from server.failures import patience, shown
 from server.metrics import ServerMetrics
 from server.ratings import Ratings
 from server.reception import Reception
-from thumbloop.errors import DeadlineExceeded, InvalidRequest, ThumbloopError
+from thumbloop.errors import InvalidRequest, ThumbloopError
 from thumbloop.types import Interaction
 
 B = TypeVar("B", ChatBody, CompletionBody, FeedbackBody)
@@ -42,7 +41,6 @@ _STATUSES: Mapping[grpc.StatusCode, int] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
 _HUNG_UP = 499  # nginx's word for a client that left; nobody reads it
-_PATIENCE_S = 1.0  # with a reader that takes nothing, not even that its stream has ended
 
 
 class OpenAi:
@@ -123,13 +121,8 @@ class OpenAi:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             raise InvalidRequest.of("content-type", "has to be application/json")
-        try:
-            async with asyncio.timeout(self._body_timeout_s):
-                body = await self._bytes_of(request)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"the body was not there within {self._body_timeout_s:.3g} s"
-            ) from None
+        async with within(self._body_timeout_s, "the body was not there"):
+            body = await self._bytes_of(request)
         try:
             return kind.model_validate_json(body)
         except ValidationError as error:
@@ -231,12 +224,11 @@ class _EventStream(Response):
 
     async def _finish(self) -> None:
         """Say how it ended, to whoever takes it; one that takes nothing is left to the socket's limit."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE_S):
-                await self._start()
-                if isinstance(error := self._telling.exception(), Exception):
-                    await self._event(_error_body(shown(error, "a stream")))
-                await _send_text(await self._send, "data: [DONE]\n\n", is_last=True)
+        async with patience():
+            await self._start()
+            if isinstance(error := self._telling.exception(), Exception):
+                await self._event(_error_body(shown(error, "a stream")))
+            await _send_text(await self._send, "data: [DONE]\n\n", is_last=True)
 
     async def _event(self, data: Mapping[str, Any]) -> None:
         await _send_text(await self._send, f"data: {json.dumps(data)}\n\n")

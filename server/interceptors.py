@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -11,13 +10,12 @@ from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from server.access import CALLER, Doorkeeper
-from server.failures import shown
+from server.failures import patience, shown
 from server.metrics import ServerMetrics
 from thumbloop.errors import InvalidRequest, ThumbloopError
 from thumbloop.statuses import status_of
 
 _OURS = "/thumbloop.v1."
-_PATIENCE_S = 1.0  # with a reader that takes nothing, not even that its call has failed
 _ROUNDED_UP = 0.01  # a deadline travels in few digits: the caller's own ends earlier by this share
 Handler = Any  # grpc.RpcMethodHandler, which its stubs cannot express for aio
 
@@ -117,6 +115,5 @@ def _name(code: int | None) -> str:
 
 async def _abort(context: Any, *status: Any) -> None:
     """End the call. gRPC keeps the status behind what the reader has not taken, and ends the handler."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_PATIENCE_S):
-            await context.abort(*status)
+    async with patience():
+        await context.abort(*status)

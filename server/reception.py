@@ -1,6 +1,5 @@
 """Where every call for a reply comes in, whichever wire it came by, and what it has to pass."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,14 +8,13 @@ from typing import Protocol
 
 from server.access import Caller
 from server.admission import Admission, Cost, Quota
-from server.concurrency import under_way
+from server.concurrency import under_way, within
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
 from server.pipeline import Pipeline, Request
 from server.repeats import Repeats, digest_of
 from server.speech import Speech
 from server.translation import Defaults, request_of
-from thumbloop.errors import DeadlineExceeded
 from thumbloop.types import Interaction, User
 from thumbloop.v1 import policy_pb2
 
@@ -65,9 +63,7 @@ class Reception:
         Raises PermissionDenied, InvalidRequest, UnknownPolicy, Draining, EngineUnavailable,
         Overloaded, RequestIdTaken, DeadlineExceeded, and what Pipeline.respond raises.
         """
-        limit_s = self._limit_s(time_left_s)
-        request = self._understood(message, caller, limit_s)
-        async with self._inside(limit_s, time_left_s) as pipeline:
+        async with self._inside(message, caller, time_left_s) as (request, pipeline):
             return await self._once(message, request, pipeline, None)
 
     async def tell(
@@ -83,40 +79,29 @@ class Reception:
 
         Raises what `respond` raises, and ReaderTooSlow.
         """
-        limit_s = self._limit_s(time_left_s)
-        request = self._understood(message, caller, limit_s)
         speech = Speech(self._defaults.limits.max_unread_characters)
-        async with self._inside(limit_s, time_left_s) as pipeline:
+        async with self._inside(message, caller, time_left_s) as (request, pipeline):
             async with under_way(self._once(message, request, pipeline, speech)) as made:
                 await speech.first(made)
                 await reader.begin(speech.response_id)
                 reply = await speech.deliver(made, reader.write)
             await reader.end(reply)
 
-    def _limit_s(self, time_left_s: float | None) -> float:
+    @asynccontextmanager
+    async def _inside(
+        self, message: policy_pb2.GenerateRequest, caller: Caller, time_left_s: float | None
+    ) -> AsyncIterator[tuple[Request, Pipeline]]:
+        """Let a call in, understood, for as long as it may take."""
         limits = self._defaults.limits
         given_s = limits.default_timeout_s if time_left_s is None else time_left_s
-        return min(given_s, limits.max_timeout_s)
-
-    def _understood(
-        self, message: policy_pb2.GenerateRequest, caller: Caller, limit_s: float
-    ) -> Request:
-        user = caller.user(message.user_id)
-        return request_of(message, self._defaults, user, time_left_s=limit_s)
-
-    @asynccontextmanager
-    async def _inside(self, limit_s: float, time_left_s: float | None) -> AsyncIterator[Pipeline]:
-        """Let a call in for as long as it may take."""
+        limit_s = min(given_s, limits.max_timeout_s)
         # The caller's own deadline is kept by gRPC, which cancels this: two would race.
         ours_s = None if limit_s == time_left_s else limit_s
+        user = caller.user(message.user_id)
+        request = request_of(message, self._defaults, user, time_left_s=limit_s)
         with self._lifecycle.admit() as pipeline:
-            try:
-                async with asyncio.timeout(ours_s) as scope:
-                    yield pipeline
-            except TimeoutError:
-                if not scope.expired():
-                    raise
-                raise DeadlineExceeded(f"there was no reply within {limit_s:.3g} s") from None
+            async with within(ours_s, "there was no reply"):
+                yield request, pipeline
 
     async def _once(
         self,

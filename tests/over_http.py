@@ -1,13 +1,20 @@
 """Calling a server in this process over HTTP, and looking at what that left behind."""
 
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from server.engine import Adapter, Sampled
+from server.engine.protocol import REPLY_PRIORITY
+from tests.fakes import FakeEngine
 from tests.serving import Running
 from thumbloop.store import feedback, interactions, reading
-from thumbloop.types import DEFAULT_POLICY, Status
+from thumbloop.types import DEFAULT_POLICY, Sampling, Status
 
 Body = dict[str, Any]
 
@@ -18,6 +25,31 @@ ONE = {"guidance": {"num_candidates": 1}}
 WIRES = [("/v1/chat/completions", ASK), ("/v1/completions", COMPLETE)]
 
 both = pytest.mark.parametrize(("path", "body"), WIRES, ids=["chat", "completions"])
+
+
+class Halting(FakeEngine):
+    """Streams the first token of a response, and the rest when it may go on."""
+
+    def __init__(self, model: Path) -> None:
+        super().__init__(model)
+        self.may_go_on = asyncio.Event()
+        self.failure: Exception | None = None
+
+    async def stream(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        adapter: Adapter | None,
+        *,
+        priority: int = REPLY_PRIORITY,
+    ) -> AsyncGenerator[Sampled, None]:
+        async with aclosing(super().stream(prompt, sampling, adapter, priority=priority)) as parts:
+            async for part in parts:
+                yield part
+                await self.may_go_on.wait()
+                if self.failure is not None:
+                    raise self.failure
+                self._raise_if_unwell(is_full=False)
 
 
 def web(server: Running) -> httpx2.AsyncClient:

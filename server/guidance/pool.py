@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
 
+from server.concurrency import end_all, under_way
 from server.guidance.fallback import most_likely
 from server.guidance.outcome import (
     Choice,
@@ -138,26 +138,15 @@ async def _wave(
     try:
         is_late = not await _all_done(tasks, end)
         if is_late and is_first and not ready:
-            await _either(one_is_ready, tasks)
+            async with under_way(one_is_ready.wait()) as one:
+                await asyncio.wait((one, *tasks), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(tasks)
     _raise_failed(tasks)
     candidates = tuple(ready[i] for i in sorted(ready))
     if is_late:
         return Pool(candidates, Extent.DEADLINE, "deadline")
     return Pool(candidates, Extent.REQUESTED, problems[0] if problems else "")
-
-
-async def _either(event: asyncio.Event, tasks: Sequence["asyncio.Future[None]"]) -> None:
-    """Wait until something has happened, or one of the tasks has ended."""
-    happening = asyncio.ensure_future(event.wait())
-    ends: set[asyncio.Future[Any]] = {happening, *tasks}
-    try:
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        happening.cancel()
 
 
 async def _all_done(tasks: Sequence["asyncio.Future[None]"], end: float | None) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from server.concurrency import gather_or_cancel
+from server.concurrency import end_all, gather_or_cancel
 from server.guidance.best_of_n import BestOfN
 from server.guidance.fallback import most_likely
 from server.guidance.outcome import (
@@ -168,9 +168,7 @@ async def _first_success(ends: Sequence[Coroutine[Any, Any, Candidate]]) -> None
             else:
                 return
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(tasks)
     raise failure
 
 

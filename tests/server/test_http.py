@@ -4,8 +4,8 @@ import asyncio
 import json
 import socket
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,22 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.application import Application
-from server.engine import Adapter, Sampled
-from server.engine.protocol import REPLY_PRIORITY
 from server.failures import UNEXPECTED
 from tests.fakes import FakeEngine
-from tests.over_http import ASK, COMPLETE, JSON, ONE, WIRES, Body, both, counts, head_of, rows, web
+from tests.over_http import (
+    ASK,
+    COMPLETE,
+    JSON,
+    ONE,
+    WIRES,
+    Body,
+    Halting,
+    both,
+    counts,
+    head_of,
+    rows,
+    web,
+)
 from tests.serving import Running, config_of, running, until
 from thumbloop.config import State
 from thumbloop.errors import SettingsError
@@ -35,31 +46,6 @@ from thumbloop.types import (
     User,
 )
 from thumbloop.v1 import policy_pb2
-
-
-class Halting(FakeEngine):
-    """Streams the first token of a response, and the rest when it may go on."""
-
-    def __init__(self, model: Path) -> None:
-        super().__init__(model)
-        self.may_go_on = asyncio.Event()
-        self.failure: Exception | None = None
-
-    async def stream(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        adapter: Adapter | None,
-        *,
-        priority: int = REPLY_PRIORITY,
-    ) -> AsyncGenerator[Sampled, None]:
-        async with aclosing(super().stream(prompt, sampling, adapter, priority=priority)) as parts:
-            async for part in parts:
-                yield part
-                await self.may_go_on.wait()
-                if self.failure is not None:
-                    raise self.failure
-                self._raise_if_unwell(is_full=False)
 
 
 @pytest.fixture

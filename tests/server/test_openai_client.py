@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,11 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
-from server.engine import Adapter, Sampled
-from server.engine.protocol import REPLY_PRIORITY
-from tests.fakes import FakeEngine
+from tests.over_http import Halting
 from tests.serving import Running, running
 from thumbloop.config import State
-from thumbloop.types import Message, Role, Sampling, Status, Strategy
+from thumbloop.errors import EngineUnavailable
+from thumbloop.types import Message, Role, Status, Strategy
 
 TOKEN = "the-token-of-a-backend"
 ASK: ChatCompletionUserMessageParam = {"role": "user", "content": "How was it?"}
@@ -36,23 +35,6 @@ async def listen(stream: openai.AsyncStream[Any], heard: list[Any]) -> None:
     """Add what is heard to a list, so that it is kept where the stream breaks."""
     async for chunk in stream:
         heard.append(chunk)  # noqa: PERF401
-
-
-class Breaking(FakeEngine):
-    """Dies after the first token of a stream."""
-
-    async def stream(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        adapter: Adapter | None,
-        *,
-        priority: int = REPLY_PRIORITY,
-    ) -> AsyncGenerator[Sampled, None]:
-        async for part in super().stream(prompt, sampling, adapter, priority=priority):
-            yield part
-            self.is_dead = True
-            self._raise_if_unwell(is_full=False)
 
 
 # Answers
@@ -227,14 +209,15 @@ async def test_who_comes_too_often_is_told_when_to_come_back(tiny_model: Path, s
 
 async def test_what_fails_in_the_middle_of_a_stream_is_an_error(tiny_model: Path, state: State):
     async with (
-        running(tiny_model, state, make_engine=lambda model, _config: Breaking(model)) as server,
+        running(tiny_model, state, make_engine=lambda model, _config: Halting(model)) as server,
         talker(server) as client,
     ):
+        server.engine.failure = EngineUnavailable("the engine stopped")
+        server.engine.may_go_on.set()
         for create, asked in (
             (client.chat.completions.create, {"messages": [ASK]}),
             (client.completions.create, {"prompt": "The soup was"}),
         ):
-            server.engine.is_dead = False
             stream = await create(model="default:none", stream=True, **asked)
             heard: list[Any] = []
             with pytest.raises(openai.APIError, match="the engine stopped") as raised:

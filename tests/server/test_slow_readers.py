@@ -16,6 +16,7 @@ from google.rpc import error_details_pb2
 from server.engine import Sampled
 from tests.fakes import FakeEngine
 from tests.neighbours import MODEST, UnhurriedEngine, calls, p99_ms, success
+from tests.over_http import head_of
 from tests.refusals import detail_of
 from tests.serving import Running, running, until
 from thumbloop.config import State
@@ -238,16 +239,13 @@ async def test_over_http_a_reader_that_stops_reading_loses_stream_and_connection
 ):
     limits, http = {"max_unread_characters": UNREAD}, {"port": 0, "stuck_timeout_s": 1.0}
     body = b'{"prompt": "endless", "stream": true, "guidance": {"num_candidates": 1}}'
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     async with running(tiny_model, state, make_engine=wordy, limits=limits, http=http) as server:
         port, loop = server.application.http_port, asyncio.get_running_loop()
         with socket.socket() as reader:
             reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             reader.setblocking(False)
             await loop.sock_connect(reader, ("127.0.0.1", port))
-            await loop.sock_sendall(
-                reader, f"{head}Content-Type: application/json\r\n\r\n".encode() + body
-            )
+            await loop.sock_sendall(reader, head_of(len(body)) + body)
             assert b" 200 " in await loop.sock_recv(reader, 64)
             assert server.application._lifecycle.in_flight == 1
             await until(lambda: server.engine.said and not server.engine.streaming)

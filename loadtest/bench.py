@@ -110,7 +110,9 @@ def main(
                 console.print(f"{each}: {name}")
                 work = folder / each / name
                 setting = Setting(found, each, repeats, work, folder.parent / "peers")
-                results.keep(work, under, uvloop.run(measure(setting, name)))
+                commit = results.checked_out()  # before: while it runs another may come
+                measured = uvloop.run(measure(setting, name))
+                results.keep(work, under, measured, commit=commit)
     except (
         NotMidway,
         NotTaken,

@@ -40,17 +40,19 @@ class Kept(NamedTuple):
     figures: dict[str, Figure]
 
 
-def commit() -> str:
-    """Return what is checked out, `-dirty` where files were changed since; unknown outside of git."""
+def checked_out() -> str:
+    """Return which commit is checked out, `-dirty` where files were changed since; unknown outside of git."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 
 
-def keep(folder: Path, under: Mapping[str, Any], measured: Mapping[str, Figure]) -> None:
+def keep(
+    folder: Path, under: Mapping[str, Any], measured: Mapping[str, Figure], *, commit: str
+) -> None:
     """Write a part's figures into its folder, in the place of older ones."""
     content = {
-        "commit": commit(),
+        "commit": commit,
         "at": time.strftime("%Y-%m-%d", time.gmtime()),
         "conditions": under,
         "figures": {key: figure.rounded() for key, figure in measured.items()},

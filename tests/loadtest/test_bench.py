@@ -1,6 +1,7 @@
 """What a benchmark makes of its measurements; the measurements themselves are no tests."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +136,14 @@ def test_the_table_is_written_once_every_part_is_there(
     document.write_text(f"{bench._BEGIN}\n{bench._END}\n")
     monkeypatch.setattr(bench, "TABLE", document)
     commits = iter(["abc", *["def"] * 99])
-    monkeypatch.setattr(results, "commit", lambda: next(commits))
     under = {"cpu": "one"}
     for dtype in bench.DTYPES:
         for number, part in enumerate(bench.PARTS):
             bench.summarise(tmp_path, under)
             assert document.read_text() == f"{bench._BEGIN}\n{bench._END}\n"
             (tmp_path / dtype / part).mkdir(parents=True)
-            results.keep(tmp_path / dtype / part, under, {part: figures.exactly(number)})
+            measured = {part: figures.exactly(number)}
+            results.keep(tmp_path / dtype / part, under, measured, commit=next(commits))
     bench.summarise(tmp_path, under)
     assert "| `swap` |  | 3 | 3 |" in document.read_text()
     assert "cpu one, commit abc and def." in document.read_text()
@@ -161,9 +162,10 @@ def test_figures_that_a_part_did_not_have_when_it_was_measured_are_absent(
     for dtype in bench.DTYPES:
         for part in bench.PARTS:
             (tmp_path / dtype / part).mkdir(parents=True)
-            results.keep(tmp_path / dtype / part, under, older if part == "swap" else {})
+            measured = older if part == "swap" else {}
+            results.keep(tmp_path / dtype / part, under, measured, commit="abc")
     newer = older | {"swap.swaps_per_s": figures.Figure(1.0, 0.9, 1.0)}
-    results.keep(tmp_path / "bfloat16" / "swap", under, newer)
+    results.keep(tmp_path / "bfloat16" / "swap", under, newer, commit="abc")
     bench.summarise(tmp_path, under)
     assert "| `swap.swaps_per_s` |  | not measured | 1 (0.9 to 1) |" in document.read_text()
     assert "| `pruned.tokens_share` | at most 0.7 | 0.6 | 0.6 |" in document.read_text()
@@ -172,9 +174,11 @@ def test_figures_that_a_part_did_not_have_when_it_was_measured_are_absent(
 
 def test_figures_of_another_machine_or_policy_are_not_mixed_in(tmp_path: Path):
     assert results.kept(tmp_path, {"cpu": "one"}) is None
-    results.keep(tmp_path, {"cpu": "one"}, {"a": figures.Figure(1, 0.5, 2)})
+    commit = results.checked_out()
+    assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?|unknown", commit)
+    results.keep(tmp_path, {"cpu": "one"}, {"a": figures.Figure(1, 0.5, 2)}, commit=commit)
     kept = results.kept(tmp_path, {"cpu": "one"})
-    assert kept == (results.commit(), {"a": figures.Figure(1, 0.5, 2)})
+    assert kept == (commit, {"a": figures.Figure(1, 0.5, 2)})
     assert results.kept(tmp_path, {"cpu": "two"}) is None
 
 

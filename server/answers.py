@@ -12,6 +12,7 @@ from thumbloop.types import (
     FinishReason,
     Interaction,
     PolicyVersion,
+    Preference,
     VersionState,
 )
 from thumbloop.v1 import admin_pb2, feedback_pb2, policy_pb2
@@ -59,6 +60,13 @@ def feedback_of(stored: Feedback) -> feedback_pb2.SubmitFeedbackResponse:
         feedback_id=stored.feedback_id,
         policy_version=stored.policy_version,
         duplicate=stored.duplicate,
+    )
+
+
+def preference_of(stored: Preference) -> feedback_pb2.SubmitPreferenceResponse:
+    """Return what the caller gets for a preference."""
+    return feedback_pb2.SubmitPreferenceResponse(
+        preference_id=stored.preference_id, duplicate=stored.duplicate
     )
 
 

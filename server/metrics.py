@@ -10,7 +10,7 @@ from prometheus_client import (
 )
 
 from server.hotswap import Swap
-from thumbloop.types import Feedback, FinishReason, Interaction
+from thumbloop.types import Feedback, FinishReason, Interaction, Preference
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REWARDS = (-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8)
@@ -77,6 +77,9 @@ class ServerMetrics:
         )
         self._feedback = Counter(
             "thumbloop_feedback", "Thumbs, by value and result.", ["thumb", "result"], registry=r
+        )
+        self._preferences = Counter(
+            "thumbloop_preferences", "Preferences, by result.", ["result"], registry=r
         )
         self._swaps = Counter(
             "thumbloop_swaps", "Published versions tried, by result.", ["result"], registry=r
@@ -145,6 +148,10 @@ class ServerMetrics:
         """Count a thumb."""
         result = "duplicate" if feedback.duplicate else "accepted"
         self._feedback.labels("up" if feedback.value else "down", result).inc()
+
+    def observe_preference(self, preference: Preference) -> None:
+        """Count a preference."""
+        self._preferences.labels("duplicate" if preference.duplicate else "accepted").inc()
 
     def observe_swap(self, swap: Swap) -> None:
         """Count a version that was tried."""

@@ -1,4 +1,4 @@
-"""Where every thumb comes in, whichever wire it came by. It never waits for the engine."""
+"""Where thumbs and preferences come in, whichever wire they came by. It never waits for the engine."""
 
 import time
 
@@ -6,14 +6,14 @@ from sqlalchemy import Connection
 
 from server.access import Caller
 from server.metrics import ServerMetrics
-from server.translation import thumb_of
-from thumbloop.store import GroupWriter, feedback
-from thumbloop.types import Feedback
+from server.translation import preference_of, thumb_of
+from thumbloop.store import GroupWriter, feedback, preferences
+from thumbloop.types import Feedback, Preference
 from thumbloop.v1 import feedback_pb2
 
 
 class Ratings:
-    """Stores thumbs; each is durable when it is answered."""
+    """Stores thumbs and preferences; each is durable when it is answered."""
 
     def __init__(self, writer: GroupWriter, metrics: ServerMetrics) -> None:
         self._writer = writer
@@ -39,4 +39,28 @@ class Ratings:
 
         stored = await self._writer.run(change)
         self._metrics.observe_feedback(stored)
+        return stored
+
+    async def compare(
+        self, message: feedback_pb2.SubmitPreferenceRequest, caller: Caller
+    ) -> Preference:
+        """Store that one candidate was better than another.
+
+        Raises PermissionDenied, InvalidRequest, UnknownResponse, RequestIdTaken, StoreUnavailable.
+        """
+        given, now = preference_of(message, caller.user(message.user_id)), time.time()
+
+        def change(connection: Connection) -> Preference:
+            return preferences.submit_preference(
+                connection,
+                given.response_id,
+                given.better,
+                given.worse,
+                given.user,
+                request_id=given.request_id,
+                at=now,
+            )
+
+        stored = await self._writer.run(change)
+        self._metrics.observe_preference(stored)
         return stored

@@ -7,7 +7,7 @@ import grpc
 from sqlalchemy import Engine as Database
 
 from server.access import CALLER
-from server.answers import feedback_of, response_of, version_of
+from server.answers import feedback_of, preference_of, response_of, version_of
 from server.ratings import Ratings
 from server.reception import Reception
 from server.routes import Routes
@@ -76,7 +76,7 @@ class _Reader:
 
 
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
-    """Thumbs."""
+    """Thumbs and preferences."""
 
     def __init__(self, ratings: Ratings) -> None:
         self._ratings = ratings
@@ -90,8 +90,8 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
     async def SubmitPreference(
         self, request: feedback_pb2.SubmitPreferenceRequest, context: Context
     ) -> feedback_pb2.SubmitPreferenceResponse:
-        """Store a preference; in a later release."""
-        await _not_yet(context)
+        """Store a preference; it is durable when this returns."""
+        return preference_of(await self._ratings.compare(request, CALLER.get()))
 
     async def DeleteUserData(
         self, request: feedback_pb2.DeleteUserDataRequest, context: Context

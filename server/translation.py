@@ -238,3 +238,28 @@ def thumb_of(message: feedback_pb2.SubmitFeedbackRequest, user: User) -> GivenTh
         message.comment,
         message.request_id,
     )
+
+
+class GivenPreference(NamedTuple):
+    """A preference as a caller sent it: candidates by index."""
+
+    response_id: str
+    better: int
+    worse: int
+    user: User
+    request_id: str
+
+
+def preference_of(message: feedback_pb2.SubmitPreferenceRequest, user: User) -> GivenPreference:
+    """Return the user's preference. Raises InvalidRequest."""
+    wrong = _Violations()
+    wrong.expect(bool(message.response_id), "response_id", "is missing")
+    wrong.no_longer(message.response_id, MAX_ID, "response_id")
+    is_another = message.better_index != message.worse_index
+    wrong.expect(is_another, "worse_index", "has to be another candidate than better_index")
+    wrong.no_longer(message.user_id, MAX_ID, "user_id")
+    wrong.no_longer(message.request_id, MAX_REQUEST_ID, "request_id")
+    wrong.raise_if_any()
+    return GivenPreference(
+        message.response_id, message.better_index, message.worse_index, user, message.request_id
+    )

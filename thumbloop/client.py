@@ -14,15 +14,22 @@ request id, the caller's or a new one, so that what is tried again is answered, 
 """
 
 import json
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypedDict, TypeVar, Unpack
+from typing import Any, ClassVar, Self, TypeVar, Unpack
 
 import grpc
 
-from thumbloop.messages import GenerateOptions, generate_request, prompt_of
+from thumbloop.messages import (
+    CallOptions,
+    GenerateOptions,
+    PreferOptions,
+    RateOptions,
+    call_message,
+    preference_message,
+    thumb_message,
+)
 from thumbloop.statuses import error_of
 from thumbloop.types import Message
 from thumbloop.v1 import (
@@ -76,51 +83,6 @@ class Tls:
         return grpc.ssl_channel_credentials(self.authorities, self.key, self.certificate)
 
 
-class CallOptions(TypedDict, total=False):
-    """What a call for a reply may say beside the prompt."""
-
-    is_text: bool
-    """A string is a text to continue, as models without a chat template need it."""
-    user_id: str
-    session_id: str
-    request_id: str
-    """Names the request, which is answered once however often it is sent; a new one by default."""
-    options: GenerateOptions
-    timeout_s: float | None
-    """Instead of the client's own."""
-
-
-class RateOptions(TypedDict, total=False):
-    """What a thumb may say beside its value."""
-
-    user_id: str
-    comment: str
-    request_id: str
-    """Names the thumb, which counts once however often it is sent; a new one by default."""
-    timeout_s: float | None
-
-
-def _generate(prompt: str | Sequence[Message], how: CallOptions) -> policy_pb2.GenerateRequest:
-    request = generate_request(
-        prompt_of(prompt, is_text=how.get("is_text", False)),
-        how.get("options", GenerateOptions()),
-    )
-    request.user_id = how.get("user_id", "")
-    request.session_id = how.get("session_id", "")
-    request.request_id = how.get("request_id") or uuid.uuid4().hex
-    return request
-
-
-def _thumb(response_id: str, up: bool, how: RateOptions) -> feedback_pb2.SubmitFeedbackRequest:
-    return feedback_pb2.SubmitFeedbackRequest(
-        response_id=response_id,
-        thumb=feedback_pb2.THUMB_UP if up else feedback_pb2.THUMB_DOWN,
-        user_id=how.get("user_id", ""),
-        comment=how.get("comment", ""),
-        request_id=how.get("request_id") or uuid.uuid4().hex,
-    )
-
-
 class _Connection:
     """What both clients are made of: a channel, its stubs, and what goes along with every call."""
 
@@ -149,7 +111,7 @@ class _Connection:
     def _stream(self, prompt: str | Sequence[Message], how: CallOptions) -> Any:
         """Begin a streamed call."""
         return self._policy.StreamGenerate(
-            policy_pb2.StreamGenerateRequest(request=_generate(prompt, how)),
+            policy_pb2.StreamGenerateRequest(request=call_message(prompt, how)),
             timeout=how.get("timeout_s") or self._timeout_s,
             metadata=self._metadata,
         )
@@ -182,7 +144,9 @@ class AsyncClient(_Connection):
         self, prompt: str | Sequence[Message], **how: Unpack[CallOptions]
     ) -> policy_pb2.GenerateResponse:
         """Answer a conversation, or a plain string taken as a user's only turn."""
-        return await self._call(self._policy.Generate, _generate(prompt, how), how.get("timeout_s"))
+        return await self._call(
+            self._policy.Generate, call_message(prompt, how), how.get("timeout_s")
+        )
 
     def stream(
         self, prompt: str | Sequence[Message], **how: Unpack[CallOptions]
@@ -195,8 +159,18 @@ class AsyncClient(_Connection):
     ) -> feedback_pb2.SubmitFeedbackResponse:
         """Give a thumb; it is durable when this returns."""
         return await self._call(
-            self._feedback.SubmitFeedback, _thumb(response_id, up, how), how.get("timeout_s")
+            self._feedback.SubmitFeedback, thumb_message(response_id, up, how), how.get("timeout_s")
         )
+
+    async def prefer(
+        self, response_id: str, *, better: int, worse: int, **how: Unpack[PreferOptions]
+    ) -> feedback_pb2.SubmitPreferenceResponse:
+        """Say that one candidate of a reply was better than another; durable when this returns.
+
+        Candidates are named by their place in the reply's `candidates`, which have to be asked for.
+        """
+        message = preference_message(response_id, better, worse, how)
+        return await self._call(self._feedback.SubmitPreference, message, how.get("timeout_s"))
 
     async def versions(self) -> admin_pb2.ListPolicyVersionsResponse:
         """Return the latest versions, newest first, and which one is current."""
@@ -265,7 +239,7 @@ class Client(_Connection):
         self, prompt: str | Sequence[Message], **how: Unpack[CallOptions]
     ) -> policy_pb2.GenerateResponse:
         """Answer; see AsyncClient."""
-        return self._call(self._policy.Generate, _generate(prompt, how), how.get("timeout_s"))
+        return self._call(self._policy.Generate, call_message(prompt, how), how.get("timeout_s"))
 
     def stream(self, prompt: str | Sequence[Message], **how: Unpack[CallOptions]) -> "ReplyStream":
         """Answer in pieces; see AsyncClient."""
@@ -276,8 +250,15 @@ class Client(_Connection):
     ) -> feedback_pb2.SubmitFeedbackResponse:
         """Give a thumb; see AsyncClient."""
         return self._call(
-            self._feedback.SubmitFeedback, _thumb(response_id, up, how), how.get("timeout_s")
+            self._feedback.SubmitFeedback, thumb_message(response_id, up, how), how.get("timeout_s")
         )
+
+    def prefer(
+        self, response_id: str, *, better: int, worse: int, **how: Unpack[PreferOptions]
+    ) -> feedback_pb2.SubmitPreferenceResponse:
+        """Compare two candidates; see AsyncClient."""
+        message = preference_message(response_id, better, worse, how)
+        return self._call(self._feedback.SubmitPreference, message, how.get("timeout_s"))
 
     def versions(self) -> admin_pb2.ListPolicyVersionsResponse:
         """Return the latest versions; see AsyncClient."""

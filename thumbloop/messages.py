@@ -1,10 +1,12 @@
 """What clients send, as protocol buffers. Needs neither torch nor vllm."""
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from thumbloop.types import Message, Prompt, Role, Strategy
-from thumbloop.v1 import policy_pb2
+from thumbloop.v1 import feedback_pb2, policy_pb2
 
 _ROLES = {
     Role.SYSTEM: policy_pb2.ROLE_SYSTEM,
@@ -32,6 +34,35 @@ class GenerateOptions:
     policy_version: int | None = None
     is_excluded: bool = False
     include_candidates: bool = False
+
+
+class CallOptions(TypedDict, total=False):
+    """What a call for a reply may say beside the prompt."""
+
+    is_text: bool
+    """A string is a text to continue, as models without a chat template need it."""
+    user_id: str
+    session_id: str
+    request_id: str
+    """Names the request, which is answered once however often it is sent; a new one by default."""
+    options: GenerateOptions
+    timeout_s: float | None
+    """Instead of the client's own."""
+
+
+class PreferOptions(TypedDict, total=False):
+    """What feedback may say beside its value."""
+
+    user_id: str
+    request_id: str
+    """Names the feedback, which counts once however often it is sent; a new one by default."""
+    timeout_s: float | None
+
+
+class RateOptions(PreferOptions, total=False):
+    """What a thumb may say beside its value."""
+
+    comment: str
 
 
 def prompt_of(prompt: str | Sequence[Message], *, is_text: bool) -> Prompt:
@@ -74,3 +105,41 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> policy_pb2.Gen
     if options.is_excluded:
         request.learning = policy_pb2.LEARNING_EXCLUDED
     return request
+
+
+def call_message(prompt: str | Sequence[Message], how: CallOptions) -> policy_pb2.GenerateRequest:
+    """Return the wire message of a call for a reply."""
+    request = generate_request(
+        prompt_of(prompt, is_text=how.get("is_text", False)),
+        how.get("options", GenerateOptions()),
+    )
+    request.user_id = how.get("user_id", "")
+    request.session_id = how.get("session_id", "")
+    request.request_id = how.get("request_id") or uuid.uuid4().hex
+    return request
+
+
+def thumb_message(
+    response_id: str, up: bool, how: RateOptions
+) -> feedback_pb2.SubmitFeedbackRequest:
+    """Return the wire message of a thumb."""
+    return feedback_pb2.SubmitFeedbackRequest(
+        response_id=response_id,
+        thumb=feedback_pb2.THUMB_UP if up else feedback_pb2.THUMB_DOWN,
+        user_id=how.get("user_id", ""),
+        comment=how.get("comment", ""),
+        request_id=how.get("request_id") or uuid.uuid4().hex,
+    )
+
+
+def preference_message(
+    response_id: str, better: int, worse: int, how: PreferOptions
+) -> feedback_pb2.SubmitPreferenceRequest:
+    """Return the wire message of a preference."""
+    return feedback_pb2.SubmitPreferenceRequest(
+        response_id=response_id,
+        better_index=better,
+        worse_index=worse,
+        user_id=how.get("user_id", ""),
+        request_id=how.get("request_id") or uuid.uuid4().hex,
+    )

@@ -239,7 +239,40 @@ class RatedReply:
     status: Status
     arm: Arm
     prompt_token_ids: tuple[int, ...]
+    sampling: Sampling
     candidate: Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A preference as it is stored: of two candidates, by index, one was better."""
+
+    preference_id: int
+    response_id: str
+    policy_version: int
+    better: int
+    worse: int
+    user: User
+    created_at: float
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedReply:
+    """An effective preference beside the candidates it is about; `is_new`, `is_seen`: see RatedReply."""
+
+    preference_id: int
+    response_id: str
+    created_at: float
+    is_new: bool
+    is_seen: bool
+    user: User
+    policy_version: int
+    learning: Learning
+    status: Status
+    prompt_token_ids: tuple[int, ...]
+    better: Candidate
+    worse: Candidate
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,4 +311,6 @@ class Round:
     metrics: Mapping[str, Any]
     new_feedback: tuple[int, ...] = ()
     replayed_feedback: tuple[int, ...] = ()
+    new_preferences: tuple[int, ...] = ()
+    replayed_preferences: tuple[int, ...] = ()
     rollouts: tuple[str, ...] = ()

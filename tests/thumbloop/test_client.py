@@ -40,6 +40,9 @@ class Talker(Protocol):
     async def rate(self, response_id: str, **how: Any) -> feedback_pb2.SubmitFeedbackResponse:
         """Give a thumb."""
 
+    async def prefer(self, response_id: str, **how: Any) -> feedback_pb2.SubmitPreferenceResponse:
+        """Compare two candidates."""
+
     async def versions(self) -> Any:
         """Return the versions."""
 
@@ -51,6 +54,7 @@ class Async:
         self.client = AsyncClient(address, **how)
         self.generate = self.client.generate
         self.rate = self.client.rate
+        self.prefer = self.client.prefer
         self.versions = self.client.versions
 
     async def stream(self, prompt: Any, **how: Any) -> tuple[list[str], Any]:
@@ -73,6 +77,9 @@ class Threaded:
 
     async def rate(self, response_id: str, **how: Any) -> feedback_pb2.SubmitFeedbackResponse:
         return await asyncio.to_thread(self.client.rate, response_id, **how)
+
+    async def prefer(self, response_id: str, **how: Any) -> feedback_pb2.SubmitPreferenceResponse:
+        return await asyncio.to_thread(self.client.prefer, response_id, **how)
 
     async def versions(self) -> Any:
         return await asyncio.to_thread(self.client.versions)
@@ -209,6 +216,16 @@ async def test_a_thumb_is_stored(client: Talker):
     assert again.duplicate
     down = await client.rate(reply.response_id, up=False, user_id="ann", request_id="r")
     assert (down.feedback_id, down.duplicate) == (2, False)
+
+
+async def test_a_preference_is_stored(client: Talker):
+    reply = await client.generate("hello", user_id="ann", options=GenerateOptions(num_candidates=2))
+    said = {"better": 1, "worse": 0, "user_id": "ann", "request_id": "q"}
+    first = await client.prefer(reply.response_id, **said)
+    assert (first.preference_id, first.duplicate) == (1, False)
+    assert (await client.prefer(reply.response_id, **said)).duplicate
+    with pytest.raises(NotFound):
+        await client.prefer(reply.response_id, better=1, worse=0, user_id="bob")
 
 
 async def test_versions_are_listed(client: Talker):

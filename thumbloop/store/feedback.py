@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, RowMapping, String, cast, delete, func, insert, select
+from sqlalchemy import Connection, RowMapping, String, cast, delete, func, insert, not_, select
 
 from thumbloop.errors import RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import candidate_of
+from thumbloop.store.interactions import candidate_of, may_teach, sampling_of
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, feedback, interactions, round_inputs, thumbs
 from thumbloop.types import Arm, Feedback, Learning, RatedReply, Status, User
@@ -132,6 +132,7 @@ def list_rated(
             interactions.c.status,
             interactions.c.arm,
             interactions.c.prompt_token_ids,
+            interactions.c.sampling,
             candidates,
         )
         .select_from(thumbs)
@@ -155,23 +156,22 @@ def list_rated(
             status=Status(row["status"]),
             arm=Arm(row["arm"]),
             prompt_token_ids=unpack_ids(row["prompt_token_ids"]),
+            sampling=sampling_of(row["sampling"]),
             candidate=candidate_of(row),
         )
         for row in connection.execute(query).mappings()
     ]
 
 
-def count_new(connection: Connection, policy: str, learned_by: Iterable[str]) -> int:
-    """Return how many effective thumbs on replies that may be learned from are new."""
+def count_new(
+    connection: Connection, policy: str, learned_by: Iterable[str], *, is_usable: bool = True
+) -> int:
+    """Return how many effective thumbs are new, on replies that may be learned from or on the others."""
     effective = connection.execute(
         select(feedback.c.response_id, feedback.c.value)
         .join(thumbs, thumbs.c.feedback_id == feedback.c.id)
         .join(interactions, interactions.c.response_id == thumbs.c.response_id)
-        .where(
-            interactions.c.policy == policy,
-            interactions.c.learning == Learning.ALLOWED.value,
-            interactions.c.status == Status.COMPLETED.value,
-        )
+        .where(interactions.c.policy == policy, may_teach() if is_usable else not_(may_teach()))
     )
     return len(
         {(row.response_id, row.value) for row in effective} - _learned(connection, learned_by)

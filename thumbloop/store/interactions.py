@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from thumbloop.errors import RequestIdTaken
 from thumbloop.store.packing import pack_floats, pack_ids, unpack_floats, unpack_ids
-from thumbloop.store.schema import candidates, interactions, round_inputs
+from thumbloop.store.schema import candidates, interactions, round_inputs, thumbs
 from thumbloop.types import (
     Arm,
     Candidate,
@@ -90,14 +90,44 @@ def list_since(connection: Connection, policy: str, min_version: int) -> list[In
     return _load(connection, ids)
 
 
-def count_before(connection: Connection, policy: str, version: int) -> int:
-    """Return how many candidates were sampled for requests that an earlier version answered."""
+def may_teach() -> ColumnElement[bool]:
+    """Return the condition that something may be learned from what is said of an interaction."""
+    return and_(
+        interactions.c.learning == Learning.ALLOWED.value,
+        interactions.c.status == Status.COMPLETED.value,
+    )
+
+
+def count(connection: Connection, policy: str) -> int:
+    """Return how many interactions there are."""
+    query = select(func.count()).select_from(interactions).where(interactions.c.policy == policy)
+    return int(connection.scalar(query) or 0)
+
+
+def count_unrated(connection: Connection, policy: str) -> list[tuple[Learning, Status, int]]:
+    """Return how many interactions nobody gave a thumb, by whether they may be learned from."""
+    query = (
+        select(interactions.c.learning, interactions.c.status, func.count())
+        .outerjoin(thumbs, thumbs.c.response_id == interactions.c.response_id)
+        .where(interactions.c.policy == policy, thumbs.c.response_id.is_(None))
+        .group_by(interactions.c.learning, interactions.c.status)
+    )
+    return [
+        (Learning(learning), Status(status), number)
+        for learning, status, number in connection.execute(query)
+    ]
+
+
+def count_candidates(connection: Connection, policy: str, *, before: int | None = None) -> int:
+    """Return how many candidates there are, or only those of requests that earlier versions answered."""
     query = (
         select(func.count())
         .select_from(candidates)
         .join(interactions, interactions.c.response_id == candidates.c.response_id)
-        .where(interactions.c.policy == policy, interactions.c.policy_version < version)
+        .where(interactions.c.policy == policy)
     )
+    if before is not None:
+        query = query.where(interactions.c.policy_version < before)
     return int(connection.scalar(query) or 0)
 
 
@@ -176,8 +206,12 @@ def candidate_of(row: RowMapping) -> Candidate:
     )
 
 
+def sampling_of(stored: Mapping[str, Any]) -> Sampling:
+    """Return the settings in a column `sampling`."""
+    return Sampling(**{**stored, "stop": tuple(stored["stop"])})
+
+
 def _interaction_of(row: RowMapping, of_it: list[Candidate]) -> Interaction:
-    sampling = row["sampling"]
     return Interaction(
         response_id=row["response_id"],
         policy=row["policy"],
@@ -188,7 +222,7 @@ def _interaction_of(row: RowMapping, of_it: list[Candidate]) -> Interaction:
         request_digest=row["request_digest"],
         prompt=_prompt_of(row["prompt"]),
         prompt_token_ids=unpack_ids(row["prompt_token_ids"]),
-        sampling=Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
+        sampling=sampling_of(row["sampling"]),
         strategy=row["strategy"],
         arm=Arm(row["arm"]),
         reranked=row["reranked"],

@@ -166,7 +166,8 @@ round_inputs = Table(  # exactly which rows a round used, and as what
     "round_inputs",
     metadata,
     Column("round_id", ForeignKey("rounds.round_id", ondelete="CASCADE"), primary_key=True),
-    Column("role", String(16), primary_key=True),  # new, replay: feedback.id; rollout: response_id
+    # new, replay: feedback.id; preference, old_preference: preferences.id; rollout: response_id
+    Column("role", String(16), primary_key=True),
     Column("row", String(36), primary_key=True),
 )
 

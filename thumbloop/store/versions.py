@@ -97,6 +97,8 @@ def finish_round(connection: Connection, done: Round, published: PolicyVersion |
     inputs: list[tuple[str, Iterable[int | str]]] = [
         ("new", done.new_feedback),
         ("replay", done.replayed_feedback),
+        ("preference", done.new_preferences),
+        ("old_preference", done.replayed_preferences),
         ("rollout", done.rollouts),
     ]
     rows = [

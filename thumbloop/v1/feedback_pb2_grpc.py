@@ -66,7 +66,9 @@ class FeedbackServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SubmitPreference(self, request, context):
-        """Stores that one candidate of a reply was better than another.
+        """Stores that one candidate of a reply was better than another, durable before the answer. The last
+        word of a user on two candidates counts. Errors: as SubmitFeedback; INVALID_ARGUMENT too for a
+        candidate that the reply has not, or that was aborted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

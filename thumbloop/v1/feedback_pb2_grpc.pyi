@@ -39,7 +39,10 @@ class FeedbackServiceStub:
     ALREADY_EXISTS (request_id of other feedback).
     """
     SubmitPreference: _grpc.UnaryUnaryMultiCallable[_feedback_pb2.SubmitPreferenceRequest, _feedback_pb2.SubmitPreferenceResponse]
-    """Stores that one candidate of a reply was better than another."""
+    """Stores that one candidate of a reply was better than another, durable before the answer. The last
+    word of a user on two candidates counts. Errors: as SubmitFeedback; INVALID_ARGUMENT too for a
+    candidate that the reply has not, or that was aborted.
+    """
     DeleteUserData: _grpc.UnaryUnaryMultiCallable[_feedback_pb2.DeleteUserDataRequest, _feedback_pb2.DeleteUserDataResponse]
     """Erases a user's prompts, replies and feedback, and names the versions that learned from them."""
 
@@ -54,7 +57,10 @@ class FeedbackServiceAsyncStub(FeedbackServiceStub):
     ALREADY_EXISTS (request_id of other feedback).
     """
     SubmitPreference: _aio.UnaryUnaryMultiCallable[_feedback_pb2.SubmitPreferenceRequest, _feedback_pb2.SubmitPreferenceResponse]  # type: ignore[assignment]
-    """Stores that one candidate of a reply was better than another."""
+    """Stores that one candidate of a reply was better than another, durable before the answer. The last
+    word of a user on two candidates counts. Errors: as SubmitFeedback; INVALID_ARGUMENT too for a
+    candidate that the reply has not, or that was aborted.
+    """
     DeleteUserData: _aio.UnaryUnaryMultiCallable[_feedback_pb2.DeleteUserDataRequest, _feedback_pb2.DeleteUserDataResponse]  # type: ignore[assignment]
     """Erases a user's prompts, replies and feedback, and names the versions that learned from them."""
 
@@ -78,7 +84,10 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _feedback_pb2.SubmitPreferenceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_feedback_pb2.SubmitPreferenceResponse, _abc.Awaitable[_feedback_pb2.SubmitPreferenceResponse]]:
-        """Stores that one candidate of a reply was better than another."""
+        """Stores that one candidate of a reply was better than another, durable before the answer. The last
+        word of a user on two candidates counts. Errors: as SubmitFeedback; INVALID_ARGUMENT too for a
+        candidate that the reply has not, or that was aborted.
+        """
 
     @_abc_1.abstractmethod
     def DeleteUserData(

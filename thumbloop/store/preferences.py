@@ -1,0 +1,219 @@
+"""Preferences: one candidate of a reply was better than another. Append-only; the last word counts."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    RowMapping,
+    Select,
+    String,
+    case,
+    cast,
+    func,
+    insert,
+    not_,
+    select,
+)
+
+from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
+from thumbloop.store.interactions import candidate_of, may_teach
+from thumbloop.store.packing import unpack_ids
+from thumbloop.store.schema import candidates, interactions, preferences, round_inputs
+from thumbloop.types import ComparedReply, FinishReason, Learning, Preference, Status, User
+
+_UNKNOWN = (
+    "there is no such response; compare candidates of one that Generate returned to this user"
+)
+
+
+def submit_preference(
+    connection: Connection,
+    response_id: str,
+    better: int,
+    worse: int,
+    user: User,
+    *,
+    request_id: str = "",
+    at: float,
+) -> Preference:
+    """Store that candidate `better` beat candidate `worse`; a repeated request changes nothing.
+
+    Raises UnknownResponse: no such reply, or it was given to another user. InvalidRequest: no such
+    candidate, or one that was aborted. RequestIdTaken: by another preference.
+    """
+    version = connection.scalar(
+        select(interactions.c.policy_version).where(
+            interactions.c.response_id == response_id,
+            interactions.c.subject == user.subject,
+            interactions.c.user_id == user.user_id,
+        )
+    )
+    if version is None:
+        raise UnknownResponse(_UNKNOWN)
+    _check_candidates(connection, response_id, better, worse)
+    said = (response_id, better, worse)
+    earlier = (
+        _same_request(connection, user, request_id, said)
+        if request_id
+        else _last_word(connection, *said)
+    )
+    if earlier is not None and (earlier["better"], earlier["worse"]) == (better, worse):
+        number, at = earlier["id"], earlier["created_at"]
+        return Preference(number, response_id, version, better, worse, user, at, duplicate=True)
+    number = connection.execute(
+        insert(preferences)
+        .values(
+            response_id=response_id,
+            better=better,
+            worse=worse,
+            subject=user.subject,
+            user_id=user.user_id,
+            request_id=request_id or None,
+            created_at=at,
+        )
+        .returning(preferences.c.id)
+    ).scalar_one()
+    return Preference(number, response_id, version, better, worse, user, at)
+
+
+def _check_candidates(connection: Connection, response_id: str, better: int, worse: int) -> None:
+    """Make sure that both were there to be read, to their end."""
+    query = select(candidates.c.position, candidates.c.finish_reason)
+    found = connection.execute(query.where(candidates.c.response_id == response_id))
+    reasons = {row.position: row.finish_reason for row in found}
+    for field, index in (("better_index", better), ("worse_index", worse)):
+        if index not in reasons:
+            raise InvalidRequest.of(field, f"has to be in [0, {len(reasons) - 1}] for this reply")
+        if reasons[index] == FinishReason.ABORTED.value:
+            raise InvalidRequest.of(field, "names a candidate that was aborted on its way")
+
+
+def _same_request(
+    connection: Connection, user: User, request_id: str, said: tuple[str, int, int]
+) -> RowMapping | None:
+    """Return what a user's request stored, if it came before."""
+    query = select(preferences).where(
+        preferences.c.subject == user.subject,
+        preferences.c.user_id == user.user_id,
+        preferences.c.request_id == request_id,
+    )
+    same = connection.execute(query).mappings().one_or_none()
+    if same is not None and (same["response_id"], same["better"], same["worse"]) != said:
+        raise RequestIdTaken(
+            "request_id: was used for another preference; a new preference needs a new one"
+        )
+    return same
+
+
+def _last_word(
+    connection: Connection, response_id: str, better: int, worse: int
+) -> RowMapping | None:
+    """Return what was said last of two candidates."""
+    query = (
+        select(preferences)
+        .where(
+            preferences.c.response_id == response_id,
+            preferences.c.better.in_((better, worse)),
+            preferences.c.worse.in_((better, worse)),
+        )
+        .order_by(preferences.c.id.desc())
+        .limit(1)
+    )
+    return connection.execute(query).mappings().one_or_none()
+
+
+def _effective(policy: str) -> Select[Any]:
+    """Select the ids of the last words on every two candidates of the policy's replies."""
+    is_ordered = preferences.c.better < preferences.c.worse
+    low = case((is_ordered, preferences.c.better), else_=preferences.c.worse)
+    high = case((is_ordered, preferences.c.worse), else_=preferences.c.better)
+    return (
+        select(func.max(preferences.c.id))
+        .join(interactions, interactions.c.response_id == preferences.c.response_id)
+        .where(interactions.c.policy == policy)
+        .group_by(preferences.c.response_id, low, high)
+    )
+
+
+def list_compared(
+    connection: Connection, policy: str, learned_by: Iterable[str] = ()
+) -> list[ComparedReply]:
+    """Return every effective preference with the two candidates it is about, oldest first.
+
+    `learned_by` names the rounds whose preferences are no longer new.
+    """
+    learned = _learned(connection, learned_by)
+    seen = {frozenset(said) for said in learned}
+    query = (
+        select(
+            preferences,
+            interactions.c.policy_version,
+            interactions.c.learning,
+            interactions.c.status,
+            interactions.c.prompt_token_ids,
+        )
+        .join(interactions, interactions.c.response_id == preferences.c.response_id)
+        .where(preferences.c.id.in_(_effective(policy)))
+        .order_by(preferences.c.id)
+    )
+    rows = connection.execute(query).mappings().all()
+    read = {
+        (row["response_id"], row["position"]): candidate_of(row)
+        for row in connection.execute(
+            select(candidates).where(
+                candidates.c.response_id.in_(
+                    select(preferences.c.response_id).where(
+                        preferences.c.id.in_(_effective(policy))
+                    )
+                )
+            )
+        ).mappings()
+    }
+    return [
+        ComparedReply(
+            preference_id=row["id"],
+            response_id=row["response_id"],
+            created_at=row["created_at"],
+            is_new=(said := _said(row)) not in learned,
+            is_seen=frozenset(said) in seen,
+            user=User(row["subject"], row["user_id"]),
+            policy_version=row["policy_version"],
+            learning=Learning(row["learning"]),
+            status=Status(row["status"]),
+            prompt_token_ids=unpack_ids(row["prompt_token_ids"]),
+            better=read[row["response_id"], row["better"]],
+            worse=read[row["response_id"], row["worse"]],
+        )
+        for row in rows
+    ]
+
+
+def count_new(
+    connection: Connection, policy: str, learned_by: Iterable[str], *, is_usable: bool = True
+) -> int:
+    """Return how many effective preferences are new, on replies that may be learned from or on others."""
+    query = (
+        select(preferences.c.response_id, preferences.c.better, preferences.c.worse)
+        .join(interactions, interactions.c.response_id == preferences.c.response_id)
+        .where(
+            preferences.c.id.in_(_effective(policy)),
+            may_teach() if is_usable else not_(may_teach()),
+        )
+    )
+    effective = {_said(row) for row in connection.execute(query).mappings()}
+    return len(effective - _learned(connection, learned_by))
+
+
+def _learned(connection: Connection, learned_by: Iterable[str]) -> set[tuple[str, int, int]]:
+    """Return what these rounds learned as new."""
+    query = (
+        select(preferences.c.response_id, preferences.c.better, preferences.c.worse)
+        .join(round_inputs, round_inputs.c.row == cast(preferences.c.id, String))
+        .where(round_inputs.c.role == "preference", round_inputs.c.round_id.in_(list(learned_by)))
+    )
+    return {_said(row) for row in connection.execute(query).mappings()}
+
+
+def _said(row: RowMapping) -> tuple[str, int, int]:
+    return row["response_id"], row["better"], row["worse"]

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from server.engine import Engine
-from server.scoring import LengthScorer, Mixture, Scorer, VerdictScorer, Weighted
-from thumbloop.config.server import RewardComponent
+from server.scoring import FormatScorer, LengthScorer, Mixture, Scorer, VerdictScorer, Weighted
+from thumbloop.config.shared import RewardComponent
 from thumbloop.rendering import VerdictTokens
 
 
@@ -20,6 +20,8 @@ def make_scorer(
                 return VerdictScorer(engine, verdict)
             case "length":
                 return LengthScorer(component.target_tokens, component.scale_tokens)
+            case "format":
+                return FormatScorer(component.pattern)
             case "classifier":
                 from server.engine.classifier import ClassifierScorer  # seconds of imports
 

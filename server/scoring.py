@@ -12,6 +12,7 @@ from server.concurrency import gather_or_cancel
 from server.engine import REPLY_PRIORITY, Adapter, Engine
 from server.reading import Reading
 from thumbloop.rendering import VerdictTokens
+from thumbloop.rewards import format_reward, length_reward
 
 FORGED_REWARD = -100.0
 """Of a response that holds a verdict token, whatever else is said of it."""
@@ -72,7 +73,26 @@ class LengthScorer:
         self, reading: Reading, _adapter: Adapter | None, _priority: int = REPLY_PRIORITY
     ) -> float:
         """Return the reward, at most 0; see Scorer."""
-        return -abs(len(reading.token_ids) - self._target) / self._scale
+        return length_reward(
+            len(reading.token_ids), target_tokens=self._target, scale_tokens=self._scale
+        )
+
+
+class FormatScorer:
+    """Wants replies of a form: that of a regular expression."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+
+    def can_score(self, _adapter: Adapter | None) -> bool:
+        """Always."""
+        return True
+
+    async def score(
+        self, reading: Reading, _adapter: Adapter | None, _priority: int = REPLY_PRIORITY
+    ) -> float:
+        """Return the reward, at most 0; see Scorer."""
+        return format_reward(reading.text, self._pattern)
 
 
 class Score(NamedTuple):

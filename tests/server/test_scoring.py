@@ -5,10 +5,17 @@ import pytest
 from server.engine import Adapter
 from server.reading import Reading
 from server.rewards import make_scorer
-from server.scoring import FORGED_REWARD, LengthScorer, Mixture, VerdictScorer, Weighted
+from server.scoring import (
+    FORGED_REWARD,
+    FormatScorer,
+    LengthScorer,
+    Mixture,
+    VerdictScorer,
+    Weighted,
+)
 from tests.fakes import FakeEngine
 from thumbloop.config import ServerConfig, Verdict
-from thumbloop.config.server import RewardComponent
+from thumbloop.config.shared import RewardComponent
 from thumbloop.errors import SettingsError
 from thumbloop.rendering import verdict_tokens
 from thumbloop.types import Prompt
@@ -53,6 +60,13 @@ async def test_who_has_no_opinion_of_the_base_model_is_left_out():
     assert mixture.can_score(None)
     assert not Mixture({"thumbs": thumbs}).can_score(None)
     assert Mixture({"thumbs": thumbs}).can_score(ADAPTER)
+
+
+async def test_a_form_is_that_of_the_whole_reply():
+    wants_words = FormatScorer("[a-z ]+")
+    assert await wants_words.score(reading(), None) == 0
+    assert await FormatScorer("was").score(reading(), None) == -1
+    assert wants_words.can_score(None)
 
 
 @pytest.mark.parametrize("other", [99.0, -9999.0])

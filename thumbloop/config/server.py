@@ -1,7 +1,6 @@
 """Settings of `python -m server`."""
 
 import itertools
-import math
 import re
 from pathlib import Path
 from typing import Literal, Self
@@ -9,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from thumbloop.config.shared import Metrics, Section, ThumbloopSettings
+from thumbloop.config.shared import Metrics, Rewards, Section, ThumbloopSettings, thumbs_alone
 from thumbloop.types import MAX_ID, Scope, Strategy
 
 QUOTA = re.compile(r"[1-9]\d*/(second|minute|hour|day)")
@@ -186,29 +185,6 @@ class Limits(Section):
     RESOURCE_EXHAUSTED."""
 
 
-class RewardComponent(Section):
-    """One part of the reward."""
-
-    kind: Literal["thumbs", "length", "classifier"]
-    """thumbs: what the versions learn; length: a length that is wanted; classifier: a model of yours."""
-    weight: float = Field(gt=0, le=1)
-    """Its share of the reward; all shares together are 1."""
-    target_tokens: int = Field(0, ge=0)
-    """length: the length that is wanted, tokens."""
-    scale_tokens: float = Field(32.0, gt=0)
-    """length: tokens off the target that cost one unit of reward, a logit."""
-    path: str = ""
-    """classifier: folder of a sequence-classification model in Hugging Face layout."""
-    threads: int = Field(1, ge=1)
-    """classifier: CPU threads; the engine's are engine.threads."""
-
-    @model_validator(mode="after")
-    def _classifier_has_a_folder(self) -> Self:
-        if (self.kind == "classifier") != bool(self.path):
-            raise ValueError("path: a classifier needs a folder, and nothing else takes one")
-        return self
-
-
 class Checkpoint(Section):
     """Where speculative rejection looks at partial replies."""
 
@@ -295,21 +271,9 @@ class ServerConfig(ThumbloopSettings):
     """What one request may ask for."""
     delivery: Delivery = Delivery()
     """How a published version comes to answer."""
-    rewards: dict[str, RewardComponent] = Field(
-        default_factory=lambda: {"thumbs": RewardComponent(kind="thumbs", weight=1.0)}
-    )
+    rewards: Rewards = Field(default_factory=thumbs_alone)
     """What candidates are ranked by: components by name, each with `kind`, `weight` and what its kind
-    takes (`target_tokens`, `scale_tokens`, `path`, `threads`). Weights sum to 1."""
-
-    @field_validator("rewards")
-    @classmethod
-    def _weights_sum_to_1(cls, rewards: dict[str, RewardComponent]) -> dict[str, RewardComponent]:
-        total = sum(component.weight for component in rewards.values())
-        if not math.isclose(total, 1.0, abs_tol=1e-6):
-            raise ValueError(f"the weights sum to {total:g}, they have to sum to 1")
-        if sum(component.kind == "thumbs" for component in rewards.values()) > 1:
-            raise ValueError("there is one reward model of thumbs; name it once")
-        return rewards
+    takes (`target_tokens`, `scale_tokens`, `pattern`, `path`, `threads`). Weights sum to 1."""
 
     @model_validator(mode="after")
     def _defaults_within_limits(self) -> Self:

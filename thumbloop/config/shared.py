@@ -1,8 +1,11 @@
 """Settings that server and trainer share."""
 
+import math
+import re
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 
@@ -62,6 +65,63 @@ class Metrics(Section):
     """Address to bind."""
     port: int = Field(9464, ge=0, le=65535)
     """TCP port; 0 takes a free one and prints it."""
+
+
+class RewardComponent(Section):
+    """One part of the reward."""
+
+    kind: Literal["thumbs", "length", "format", "classifier"]
+    """thumbs: what the versions learn; length: a length that is wanted; format: a form that is wanted;
+    classifier: a model of yours."""
+    weight: float = Field(gt=0, le=1)
+    """Its share of the reward; all shares together are 1."""
+    target_tokens: int = Field(0, ge=0)
+    """length: the length that is wanted, tokens."""
+    scale_tokens: float = Field(32.0, gt=0)
+    """length: tokens off the target that cost one unit of reward, a logit."""
+    pattern: str = ""
+    """format: regular expression that the whole reply has to match; one that does not costs one logit."""
+    path: str = ""
+    """classifier: folder of a sequence-classification model in Hugging Face layout."""
+    threads: int = Field(1, ge=1)
+    """classifier: CPU threads; the engine's are engine.threads."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_an_expression(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+        return pattern
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_takes(self) -> Self:
+        if (self.kind == "classifier") != bool(self.path):
+            raise ValueError("path: a classifier needs a folder, and nothing else takes one")
+        if (self.kind == "format") != bool(self.pattern):
+            raise ValueError("pattern: a format needs one, and nothing else takes one")
+        return self
+
+
+def check_weights(rewards: dict[str, RewardComponent]) -> dict[str, RewardComponent]:
+    """Return the rewards. Raises ValueError: weights that do not sum to 1, or thumbs named twice."""
+    total = sum(component.weight for component in rewards.values())
+    if not math.isclose(total, 1.0, abs_tol=1e-6):
+        raise ValueError(f"the weights sum to {total:g}, they have to sum to 1")
+    for name, component in rewards.items():
+        if (component.kind == "thumbs") != (name == "thumbs"):
+            raise ValueError("there is one reward model of thumbs, and it alone is named thumbs")
+    return rewards
+
+
+Rewards = Annotated[dict[str, RewardComponent], AfterValidator(check_weights)]
+"""Components of the reward by name."""
+
+
+def thumbs_alone() -> dict[str, RewardComponent]:
+    """Return the reward that is nothing but the thumbs' own model."""
+    return {"thumbs": RewardComponent(kind="thumbs", weight=1.0)}
 
 
 class ThumbloopSettings(BaseSettings):

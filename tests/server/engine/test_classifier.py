@@ -25,7 +25,7 @@ from server.engine.classifier import MAX_BATCH, ClassifierScorer
 from server.reading import Reading
 from server.rewards import make_scorer
 from tests.serving import until
-from thumbloop.config.server import RewardComponent
+from thumbloop.config.shared import RewardComponent
 from thumbloop.errors import ScorerUnavailable, SettingsError
 from thumbloop.types import Message, Prompt, Role
 

@@ -143,7 +143,7 @@ def _feedback(run: Run, stored: Stored) -> dict[str, Any]:
     kept = sum(1 for key, value in acknowledged.items() if effective.get(key) == value)
     discarded: Counter[str] = Counter()
     for row in stored.rounds[-1:]:
-        discarded.update(row["metrics"].get("feedback_left_out", {}))
+        discarded.update(row["metrics"].get("left_out", {}).get("thumb", {}))
     return {
         "sent": run.ledger.sent,
         "unacknowledged": len(run.ledger.failed_thumbs),

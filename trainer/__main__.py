@@ -7,26 +7,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import time
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import torch
 import typer
-from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
-from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from thumbloop import artifacts
-from thumbloop.base_model import identify, locate
+from thumbloop.base_model import locate
 from thumbloop.config import State, TrainerConfig, load
 from thumbloop.errors import SettingsError, ThumbloopError
-from thumbloop.rendering import verdict_tokens
-from thumbloop.store import open_store, reading, versions
-from thumbloop.types import DEFAULT_POLICY
-from trainer.loop import Loop
+from thumbloop.store import open_store
+from trainer.assembly import assemble
 from trainer.metrics import TrainerMetrics
-from trainer.models import Trunk
 
 
 class Stopped(BaseException):
@@ -40,30 +33,11 @@ def train(config: TrainerConfig) -> None:
     disable_progress_bar()
     torch.set_num_threads(resources.threads)
     folder = locate(config.model)
-    base = identify(folder)
     engine = open_store(config.state)
     with only_trainer(config.state):
-        prepare_versions(engine, config, base)
         metrics = TrainerMetrics(config.tensorboard or config.state.folder / "tensorboard")
         port = metrics.serve(config.metrics)
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        trunk = Trunk.open(
-            folder,
-            config.lora,
-            verdict_tokens(config.verdict, tokenizer),
-            device=resources.device,
-            dtype=resources.dtype,
-        )
-        special = set(tokenizer.all_special_ids)
-        loop = Loop(
-            config,
-            engine,
-            trunk,
-            base,
-            metrics,
-            vocabulary=[i for i in range(len(tokenizer)) if i not in special],
-            end=end_tokens(folder, trunk, tokenizer),
-        )
+        loop, trunk, *_ = assemble(config, folder, engine, metrics)
         metrics.say(f"training on {trunk.device}, metrics on {port}")
         loop.run()
 
@@ -79,26 +53,6 @@ def only_trainer(state: State) -> Iterator[None]:
                 f"state.folder: another trainer works on {state.folder}; stop it first"
             ) from None
         yield
-
-
-def prepare_versions(
-    engine: Engine, config: TrainerConfig, base: artifacts.BaseModelIdentity
-) -> None:
-    """Write version 0's folder where it is missing, and remove what a killed trainer left behind."""
-    artifacts.claim_base(config.state.versions, DEFAULT_POLICY, base, time())
-    with reading(engine) as connection:
-        published = [v.version for v in versions.list_versions(connection, DEFAULT_POLICY)]
-    artifacts.remove_unpublished(config.state.versions, DEFAULT_POLICY, published)
-
-
-def end_tokens(folder: Path, trunk: Trunk, tokenizer: Any) -> list[int]:
-    """Return every token that ends a reply, by tokenizer, model and generation settings."""
-    sources = [tokenizer.eos_token_id, trunk.causal.config.eos_token_id]
-    if (folder / "generation_config.json").is_file():
-        sources.append(GenerationConfig.from_pretrained(str(folder)).eos_token_id)
-    return sorted(
-        {i for ids in sources for i in (ids if isinstance(ids, list) else [ids]) if i is not None}
-    )
 
 
 def stop(_signal: int, _frame: object) -> NoReturn:

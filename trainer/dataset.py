@@ -1,61 +1,110 @@
 """Store -> what a round learns from. Whatever is left out is counted, by reason."""
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy import Connection
 
 from thumbloop.config.trainer import Round
-from thumbloop.store import feedback, interactions, versions
+from thumbloop.store import feedback, interactions, preferences, versions
 from thumbloop.types import (
     Candidate,
+    ComparedReply,
     FinishReason,
     Interaction,
     Learning,
     PolicyVersion,
     RatedReply,
+    Sampling,
     Status,
+    User,
 )
-from trainer.rollouts import Rollout, Thumb
+from trainer.rollouts import Comparison, Judgement, Rollout, Thumb
+
+Judged = TypeVar("Judged", RatedReply, ComparedReply)
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """How many of a kind came in, and how many of them were left out, by reason."""
+
+    came_in: int
+    left_out: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What a round may learn from, oldest first.
+    """What a round may learn from, oldest first; `new` is what no ancestor has learned.
 
-    Every effective thumb is in `new`, in `older` or counted in `thumbs_left_out`; every candidate is
-    in `rollouts` or counted in `rollouts_left_out`.
+    Of each kind all that came in is used, or left out and counted: a `reply` for want of a thumb, a
+    `thumb`, a `preference` and a `candidate` for what they are.
     """
 
-    new: tuple[Thumb, ...]
-    older: tuple[Thumb, ...]
+    new: tuple[Judgement, ...]
+    older: tuple[Judgement, ...]
     rollouts: tuple[Rollout, ...]
-    thumbs_left_out: Mapping[str, int]
-    rollouts_left_out: Mapping[str, int]
+    intake: Mapping[str, Intake]
+
+    @property
+    def num_new(self) -> int:
+        """Return how much feedback is new, that over a user's cap included."""
+        waiting = (reasons.get("over_user_cap", 0) for reasons in self.left_out.values())
+        return len(self.new) + sum(waiting)
+
+    @property
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """Return how many were left out, by kind and reason."""
+        return {kind: dict(intake.left_out) for kind, intake in self.intake.items()}
 
 
-def read(connection: Connection, policy: str, parent: PolicyVersion, settings: Round) -> Dataset:
-    """Read what is new to the parent's lineage, and what its policy may be trained on."""
+def read(
+    connection: Connection,
+    policy: str,
+    parent: PolicyVersion,
+    settings: Round,
+    *,
+    logged: Set[str] = frozenset(),
+    now: float | None = None,
+) -> Dataset:
+    """Read what is new to the parent's lineage, and what its policy may be trained on.
+
+    `logged` names rewards that only the server can have computed.
+    """
     learned_by = versions.learned_by(connection, policy, parent.version)
+    oldest = (time.time() if now is None else now) - (settings.max_feedback_age_s or float("inf"))
     rated = feedback.list_rated(connection, policy, learned_by)
-    no_thumbs = Counter(reason for r in rated if (reason := thumb_left_out(r)))
-    thumbs = [(r.is_new, _thumb(r)) for r in rated if thumb_left_out(r) is None]
+    thumbs, no_thumbs = _sift(rated, settings.max_user_feedback, oldest)
+    no_replies: Counter[str] = Counter()
+    for learning, status, count in interactions.count_unrated(connection, policy):
+        no_replies[reply_left_out(learning, status) or "unrated"] += count
+    compared = preferences.list_compared(connection, policy, learned_by)
+    pairs, no_pairs = _sift(compared, settings.max_user_feedback, oldest)
+    judged = [(t.is_new, _thumb(t)) for t in thumbs] + [(p.is_new, _comparison(p)) for p in pairs]
 
     usable = usable_versions(
         versions.list_versions(connection, policy), parent, settings.max_staleness
     )
     stored = interactions.list_since(connection, policy, min(usable))
     used = interactions.used_as_rollouts(connection, learned_by)
-    no_rollouts = Counter(too_old=interactions.count_before(connection, policy, min(usable)))
-    rollouts = list(_eligible(stored, usable, used, no_rollouts))
+    before = interactions.count_candidates(connection, policy, before=min(usable))
+    no_rollouts = Counter(too_old=before)
+    rollouts = list(_eligible(stored, usable, used, logged, settings, no_rollouts))
     no_rollouts["over_limit"] = max(0, len(rollouts) - settings.max_rollouts)
     return Dataset(
-        new=tuple(thumb for is_new, thumb in thumbs if is_new),
-        older=tuple(thumb for is_new, thumb in thumbs if not is_new),
+        new=tuple(each for is_new, each in judged if is_new),
+        older=tuple(each for is_new, each in judged if not is_new),
         rollouts=tuple(rollouts[-settings.max_rollouts :]),
-        thumbs_left_out=dict(no_thumbs),
-        rollouts_left_out=dict(+no_rollouts),
+        intake={
+            "reply": Intake(interactions.count(connection, policy), dict(+no_replies)),
+            "thumb": Intake(len(rated), dict(+no_thumbs)),
+            "preference": Intake(len(compared), dict(+no_pairs)),
+            "candidate": Intake(
+                interactions.count_candidates(connection, policy), dict(+no_rollouts)
+            ),
+        },
     )
 
 
@@ -72,31 +121,41 @@ def usable_versions(
     return usable
 
 
-def thumb_left_out(rated: RatedReply) -> str | None:
-    """Return why a thumb may not be learned from."""
-    if rated.learning is Learning.EXCLUDED:
+def reply_left_out(learning: Learning, status: Status) -> str | None:
+    """Return why nothing that is said of a reply may be learned from."""
+    if learning is Learning.EXCLUDED:
         return "learning_excluded"
-    if rated.status is not Status.COMPLETED:
+    if status is not Status.COMPLETED:
         return "cancelled"
-    if not rated.prompt_token_ids or not rated.candidate.token_ids:
-        return "empty"
     return None
 
 
-def interaction_left_out(interaction: Interaction) -> str | None:
+def feedback_left_out(judged: RatedReply | ComparedReply, oldest: float) -> str | None:
+    """Return why a thumb or a preference may not be learned from; `oldest` is in unix seconds."""
+    if reason := reply_left_out(judged.learning, judged.status):
+        return reason
+    if judged.created_at < oldest:
+        return "too_old"
+    if isinstance(judged, RatedReply):
+        responses = [judged.candidate.token_ids]
+    else:
+        responses = [judged.better.token_ids, judged.worse.token_ids]
+    return "empty" if not judged.prompt_token_ids or not all(responses) else None
+
+
+def interaction_left_out(interaction: Interaction, settings: Round) -> str | None:
     """Return why none of an interaction's candidates may train the policy."""
-    if interaction.learning is Learning.EXCLUDED:
-        return "learning_excluded"
-    if interaction.status is not Status.COMPLETED:
-        return "cancelled"
-    if not interaction.trainable:
-        return interaction.untrainable_reason or "untrainable"
+    if reason := reply_left_out(interaction.learning, interaction.status):
+        return reason
+    reason = interaction.untrainable_reason
+    if not interaction.trainable and (reason != "pruned" or settings.pruned == "exclude"):
+        return reason or "untrainable"
     if not interaction.prompt_token_ids:
         return "empty"
     return None
 
 
-def candidate_left_out(candidate: Candidate, usable: Set[int]) -> str | None:
+def candidate_left_out(candidate: Candidate, usable: Set[int], settings: Round) -> str | None:
     """Return why one candidate may not train the policy."""
     if candidate.policy_version not in usable:
         return "other_lineage"
@@ -104,16 +163,47 @@ def candidate_left_out(candidate: Candidate, usable: Set[int]) -> str | None:
         return "empty"
     if len(candidate.logprobs) != len(candidate.token_ids):
         return "no_logprobs"
+    if settings.candidates == "chosen" and not candidate.chosen:
+        return "not_chosen"
+    if settings.pruned == "survivors" and candidate.finish_reason is FinishReason.ABORTED:
+        return "aborted"
     return None
 
 
+def _sift(
+    judged: Sequence[Judged], most_of_a_user: int, oldest: float
+) -> tuple[list[Judged], Counter[str]]:
+    """Return what may be learned from, and how much may not, by reason.
+
+    Of a user's new feedback the newest is taken, as far as the cap goes; the rest stays new.
+    """
+    kept: list[Judged] = []
+    reasons: Counter[str] = Counter()
+    new_of: Counter[User] = Counter()
+    for each in reversed(judged):
+        reason = feedback_left_out(each, oldest)
+        if reason is None and each.is_new:
+            new_of[each.user] += 1
+            reason = "over_user_cap" if new_of[each.user] > most_of_a_user else None
+        if reason is None:
+            kept.append(each)
+        else:
+            reasons[reason] += 1
+    return kept[::-1], reasons
+
+
 def _eligible(
-    stored: Sequence[Interaction], usable: Set[int], used: Set[str], reasons: Counter[str]
+    stored: Sequence[Interaction],
+    usable: Set[int],
+    used: Set[str],
+    logged: Set[str],
+    settings: Round,
+    reasons: Counter[str],
 ) -> Iterator[Rollout]:
     """Yield what may train the policy; add the rest to `reasons`."""
     seen: set[object] = set()
     for interaction in stored:
-        reason = interaction_left_out(interaction)
+        reason = interaction_left_out(interaction, settings)
         if reason is None and interaction.sampling.seed is not None:
             draw = (interaction.policy_version, interaction.prompt_token_ids, interaction.sampling)
             reason = "repeated" if draw in seen else None  # the same draw again is no new sample
@@ -121,32 +211,75 @@ def _eligible(
         if reason is None and interaction.response_id in used:
             reason = "used"
         for candidate in interaction.candidates:
-            if why := reason or candidate_left_out(candidate, usable):
+            why = reason or candidate_left_out(candidate, usable, settings)
+            if why is None and not logged <= candidate.reward_components.keys():
+                why = "no_reward"
+            if why is not None:
                 reasons[why] += 1
             else:
                 yield _rollout(interaction, candidate)
 
 
 def _rollout(interaction: Interaction, candidate: Candidate) -> Rollout:
+    return _sampled(
+        candidate,
+        interaction.response_id,
+        interaction.user,
+        interaction.prompt_token_ids,
+        interaction.sampling,
+    )
+
+
+def _sampled(
+    candidate: Candidate,
+    response_id: str,
+    user: User,
+    prompt: tuple[int, ...],
+    sampling: Sampling,
+) -> Rollout:
+    components = candidate.reward_components
     return Rollout(
-        response_id=interaction.response_id,
+        response_id=response_id,
         policy_version=candidate.policy_version,
-        prompt=interaction.prompt_token_ids,
+        prompt=prompt,
         response=candidate.token_ids,
         logprobs=candidate.logprobs,
-        temperature=interaction.sampling.temperature,
+        temperature=sampling.temperature,
         is_finished=candidate.finish_reason is not FinishReason.ABORTED,
         has_eos=candidate.finish_reason is FinishReason.STOP,
+        user=_name(user),
+        reward=components.get("thumbs") if components else candidate.reward,
+        components=components,
     )
 
 
 def _thumb(rated: RatedReply) -> Thumb:
+    candidate = rated.candidate
+    is_plain = rated.sampling.untrainable_reason is None
+    is_complete = len(candidate.logprobs) == len(candidate.token_ids)
+    reply = (rated.response_id, rated.user, rated.prompt_token_ids, rated.sampling)
     return Thumb(
         feedback_id=rated.feedback_id,
-        user=f"{rated.user.subject}\0{rated.user.user_id}",
+        user=_name(rated.user),
         is_up=bool(rated.value),
         prompt=rated.prompt_token_ids,
-        response=rated.candidate.token_ids,
-        propensity=rated.candidate.propensity,
+        response=candidate.token_ids,
+        propensity=candidate.propensity,
         is_seen=rated.is_seen,
+        sample=_sampled(candidate, *reply) if is_plain and is_complete else None,
     )
+
+
+def _comparison(compared: ComparedReply) -> Comparison:
+    return Comparison(
+        preference_id=compared.preference_id,
+        user=_name(compared.user),
+        prompt=compared.prompt_token_ids,
+        better=compared.better.token_ids,
+        worse=compared.worse.token_ids,
+        is_seen=compared.is_seen,
+    )
+
+
+def _name(user: User) -> str:
+    return f"{user.subject}\0{user.user_id}"

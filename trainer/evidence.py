@@ -1,4 +1,4 @@
-"""Evidence that the reward model learned something: the AUROC of scores on thumbs it was not fitted on."""
+"""Evidence that the reward model learned something: how it ranks what it was not fitted on."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -40,6 +40,17 @@ def held_out_auroc(scores: Sequence[float], ups: Sequence[bool]) -> Evidence:
         variance=(up + down + 1) / (12 * pairs),
         pairs=float(pairs),
     )
+
+
+def ordered_right(margins: Sequence[float]) -> Evidence:
+    """Judge comparisons by the better one's score minus the worse one's; ties count half.
+
+    Each is a pair of its own, so that under the null hypothesis the number of right ones is binomial.
+    """
+    if not margins:
+        return Evidence()
+    right = sum(0.5 * (1 + (margin > 0) - (margin < 0)) for margin in margins)
+    return Evidence(right / len(margins), 1 / (4 * len(margins)), float(len(margins)))
 
 
 def pool(parts: Sequence[Evidence]) -> Evidence:

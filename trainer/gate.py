@@ -5,11 +5,13 @@ is 0.17); superiority is for delivery to prove.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from thumbloop.config.trainer import Gate
-from trainer.evidence import Evidence
+from trainer.evidence import Evidence, held_out_auroc
+from trainer.harm import Values
+from trainer.rollouts import Thumb
 
 CHANCE = 0.5
 
@@ -30,23 +32,42 @@ class GateResult(NamedTuple):
         return "; ".join(self.reasons)
 
 
-def check_reward(proven: Evidence, latest: Evidence, settings: Gate) -> GateResult:
-    """Ask for evidence that the reward model ranks thumbs it was not fitted on, and for none against.
+def all_of(*results: GateResult) -> GateResult:
+    """Return several results as one."""
+    return GateResult(tuple(reason for result in results for reason in result.reasons))
 
-    `proven` is the strongest evidence of the lineage, `latest` that of this round alone. Once a
-    policy is good nearly all replies shown are, and the few thumbs down are noise: no round alone
-    could then prove anything, so what was proven holds until a round contradicts it.
+
+def proof_confidence(look: int, error_rate: float) -> float:
+    """Return the level at which the look of this number, from 1, has to prove that something was learned.
+
+    The errors of all looks, 1 / (k (k + 1)) of the rate each, sum to the rate however many there are
+    (alpha spending: Foster & Stine 2008, JRSS B 70), so that it holds for a run and not for a round.
     """
-    reasons = []
-    bound = proven.lower_bound(settings.confidence)
-    if bound <= settings.min_auroc_bound:
-        reasons.append(
-            f"auroc: {proven.auroc:.3f} on held-out thumbs, lower bound {bound:.3f}"
-            f" not above {settings.min_auroc_bound:.3f}"
+    return 1 - error_rate / (look * (look + 1))
+
+
+def check_reward(latest: Evidence, settings: Gate, *, look: int, is_proven: bool) -> GateResult:
+    """Ask for evidence that the reward model ranks feedback it was not fitted on, and for none against.
+
+    `is_proven`: the parent has a reward model, which passed. Once a policy is good nearly all replies
+    shown are, and the few thumbs down are noise: no round could then prove anything, so what was proven
+    holds until a round contradicts it.
+    """
+    if is_proven:
+        if latest.upper_bound(settings.harm_confidence) >= CHANCE:
+            return GateResult(())
+        return GateResult(
+            (f"auroc_reversed: {latest.auroc:.3f} on new thumbs, clearly below {CHANCE}",)
         )
-    if latest.upper_bound(settings.confidence) < CHANCE:
-        reasons.append(f"auroc_reversed: {latest.auroc:.3f} on new thumbs, clearly below {CHANCE}")
-    return GateResult(tuple(reasons))
+    bound = latest.lower_bound(proof_confidence(look, settings.error_rate))
+    if bound > settings.min_auroc_bound:
+        return GateResult(())
+    return GateResult(
+        (
+            f"auroc: {latest.auroc:.3f} on held-out thumbs, lower bound {bound:.3f}"
+            f" not above {settings.min_auroc_bound:.3f}",
+        )
+    )
 
 
 def check_fit(fitted: Evidence, before: Evidence, settings: Gate) -> GateResult:
@@ -55,22 +76,29 @@ def check_fit(fitted: Evidence, before: Evidence, settings: Gate) -> GateResult:
     `before` is held-out evidence on the same thumbs. Ranking what one was taught proves nothing, and
     failing at it is the sign of a fit that went astray.
     """
-    bound = before.lower_bound(settings.confidence)
+    bound = before.lower_bound(settings.harm_confidence)
     if fitted.auroc >= bound:
         return GateResult(())
     reason = f"fit: {fitted.auroc:.3f} on the thumbs it was fitted on, {before.auroc:.3f} before"
     return GateResult((reason,))
 
 
+def check_finite(metrics: Mapping[str, float], norms: Mapping[str, float]) -> GateResult:
+    """Ask that all numbers are finite."""
+    return GateResult(
+        tuple(
+            f"not_finite: {name} is {value}"
+            for name, value in {**metrics, **norms}.items()
+            if not math.isfinite(value)
+        )
+    )
+
+
 def check_update(
     metrics: Mapping[str, float], norms: Mapping[str, float], settings: Gate
 ) -> GateResult:
-    """Ask that all numbers are finite, every module's update bounded, the divergence affordable."""
-    reasons = [
-        f"not_finite: {name} is {value}"
-        for name, value in {**metrics, **norms}.items()
-        if not math.isfinite(value)
-    ]
+    """Ask that every module's update is bounded, and the divergence affordable."""
+    reasons = []
     module, norm = max(norms.items(), key=lambda item: item[1])
     if norm > settings.max_update_norm:
         reasons.append(f"update_norm: {norm:.3g} in {module}, above {settings.max_update_norm:g}")
@@ -78,3 +106,74 @@ def check_update(
     if kl > settings.max_kl:
         reasons.append(f"kl: {kl:.3g} nats per reply, above {settings.max_kl:g}")
     return GateResult(tuple(reasons))
+
+
+def check_values(values: Mapping[str, Values], settings: Gate) -> GateResult:
+    """Ask that no estimate of the thumb rate says that the child is worse than its parent."""
+    reasons = []
+    for name, each in values.items():
+        _, upper = each.gain.bounds(2 * settings.harm_confidence - 1)
+        if upper < 0:
+            reasons.append(
+                f"harm: {name} estimates {each.child.value:.3f} of thumbs up after"
+                f" {each.parent.value:.3f}, clearly fewer"
+            )
+    return GateResult(tuple(reasons))
+
+
+def check_collapse(metrics: Mapping[str, float], settings: Gate) -> GateResult:
+    """Ask that the child still has something to say, says it once, and comes to an end."""
+    reasons = []
+    share = metrics["child_entropy"] / max(metrics["reference_entropy"], 1e-9)
+    if share < settings.min_entropy_share:
+        reasons.append(
+            f"entropy: {share:.2f} of the reference's, below {settings.min_entropy_share:g}"
+        )
+    for name, most in (
+        ("repetition", settings.max_repetition_rise),
+        ("unended_share", settings.max_unended_rise),
+    ):
+        rise = metrics.get(f"child_{name}", 0.0) - metrics.get(f"base_{name}", 0.0)
+        if rise > most:
+            reasons.append(f"{name}: {rise:.2f} above the base model's, at most {most:g} allowed")
+    return GateResult(tuple(reasons))
+
+
+def check_length(
+    metrics: Mapping[str, float], thumbs: Sequence[Thumb], settings: Gate
+) -> GateResult:
+    """Ask that replies grow or shrink only where thumbs, which nobody trained on, ask for it.
+
+    The drift is from the length that was justified last, so that it cannot creep; brevity is a
+    legitimate wish.
+    """
+    if not has_drifted(metrics, settings):
+        return GateResult(())
+    drift = _length_drift(metrics)
+    wish = length_evidence(thumbs, is_longer=drift > 1)
+    if wish.lower_bound(settings.length_confidence) > CHANCE:
+        return GateResult(())
+    return GateResult(
+        (
+            f"length: {drift:.2f} times what it was, and thumbs do not rise with it ({wish.auroc:.2f})",
+        )
+    )
+
+
+def has_drifted(metrics: Mapping[str, float], settings: Gate) -> bool:
+    """Say whether replies have grown or shrunk more than they may without being asked to."""
+    drift = _length_drift(metrics)
+    return max(drift, 1 / drift) > settings.max_length_drift
+
+
+def _length_drift(metrics: Mapping[str, float]) -> float:
+    """Return the child's length over that which was justified last; 1 where no reply was whole."""
+    if "child_reply_tokens" not in metrics:
+        return 1.0
+    return metrics["child_reply_tokens"] / metrics["justified_reply_tokens"]
+
+
+def length_evidence(thumbs: Sequence[Thumb], *, is_longer: bool) -> Evidence:
+    """Return how well longer replies, or shorter ones, are told from the others by their thumbs."""
+    sign = 1.0 if is_longer else -1.0
+    return held_out_auroc([sign * len(t.response) for t in thumbs], [t.is_up for t in thumbs])

@@ -1,187 +1,207 @@
-"""What one round does between reading and publishing: evidence, reward fit, rescoring, PPO, gate."""
+"""What one round does between reading and publishing: evidence, reward fit, policy, gate."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from thumbloop.config import TrainerConfig
 from thumbloop.types import PolicyVersion
 from trainer import reward
+from trainer.calibration import (
+    Calibration,
+    calibration_error,
+    calibration_noise,
+    fit_temperature,
+)
+from trainer.components import Decode
 from trainer.dataset import Dataset
 from trainer.epochs import RatioMismatch
-from trainer.evidence import Evidence, pool
-from trainer.gate import GateResult, check_fit, check_reward, check_update
+from trainer.evidence import Evidence, held_out_auroc, pool
+from trainer.gate import (
+    GateResult,
+    all_of,
+    check_collapse,
+    check_finite,
+    check_fit,
+    check_length,
+    check_reward,
+    check_update,
+    check_values,
+    has_drifted,
+    proof_confidence,
+)
 from trainer.metrics import TrainerMetrics
 from trainer.models import ADAPTERS, Trunk
-from trainer.ppo import NotFinite, adapt_kl_coef
-from trainer.rollouts import Rollout, Thumb
-from trainer.update import update
+from trainer.objective import Objective
+from trainer.policy import PolicyStage
+from trainer.ppo import NotFinite
+from trainer.reward import Trial
+from trainer.rollouts import Judgement, Thumb
 
 
 class Learned(NamedTuple):
-    """What a round learned: whether to publish it, its numbers, and the older thumbs it used."""
+    """What a round learned: whether to publish it, its numbers, and the older feedback it used."""
 
     gate: GateResult
     metrics: dict[str, float]
-    replayed: tuple[int, ...] = ()
+    replayed: tuple[Judgement, ...] = ()
 
 
-def learn(
-    trunk: Trunk,
-    data: Dataset,
-    parent: PolicyVersion,
-    config: TrainerConfig,
-    metrics: TrainerMetrics,
-    generator: torch.Generator,
-) -> Learned:
-    """Turn the parent's adapters in the trunk into a child's, as far as the gate lets them.
+class Learner:
+    """Turns a parent's adapters in the trunk into a child's, as far as the gate lets them."""
 
-    Numbers that break down block the round like anything else that speaks against it.
-    """
-    try:
-        return _learn(trunk, data, parent, config, metrics, generator)
-    except (NotFinite, RatioMismatch) as error:
-        gate = GateResult((f"broken: {error}",))
-        return Learned(gate, {"feedback_used": float(len(data.new))})
+    def __init__(
+        self,
+        trunk: Trunk,
+        objective: Objective,
+        decode: Decode,
+        config: TrainerConfig,
+        metrics: TrainerMetrics,
+    ) -> None:
+        self._trunk = trunk
+        self._config = config
+        self._metrics = metrics
+        self._policy = PolicyStage(trunk, objective, decode, config, metrics)
+
+    def learn(
+        self, data: Dataset, parent: PolicyVersion, generator: torch.Generator, *, look: int
+    ) -> Learned:
+        """Learn from a dataset; `look` numbers the rounds of the parent's line, from 1.
+
+        Numbers that break down block the round like anything else that speaks against it.
+        """
+        try:
+            return self._learn(data, parent, generator, look)
+        except (NotFinite, RatioMismatch) as error:
+            gate = GateResult((f"broken: {error}",))
+            return Learned(gate, describe_feedback(data))
+
+    def _learn(
+        self, data: Dataset, parent: PolicyVersion, generator: torch.Generator, look: int
+    ) -> Learned:
+        rewarded = self.learn_reward(data, parent, generator, look=look)
+        if not rewarded.gate.passed:
+            return rewarded
+        calibration = Calibration.of(rewarded.metrics)
+        improved = self._policy.improve(data, parent, calibration, generator)
+        norms = {n: x for a in ADAPTERS for n, x in self._trunk.update_norms(a).items()}
+        numbers = rewarded.metrics | improved.metrics | {"largest_update_norm": max(norms.values())}
+        gate, settings = check_finite(numbers, norms), self._config.gate
+        if settings.enabled:
+            thumbs = [j for j in data.new if isinstance(j, Thumb)]
+            gate = all_of(
+                gate,
+                check_update(numbers, norms, settings),
+                check_values(improved.values, settings),
+                check_collapse(numbers, settings),
+                check_length(numbers, thumbs, settings),
+            )
+        if has_drifted(numbers, settings):  # and the gate, which is asked before, lets it
+            numbers["justified_reply_tokens"] = numbers["child_reply_tokens"]
+        return Learned(gate, numbers, rewarded.replayed)
+
+    def learn_reward(
+        self, data: Dataset, parent: PolicyVersion, generator: torch.Generator, *, look: int
+    ) -> Learned:
+        """Fit the reward adapter, if it is proven that feedback like this can be learned from."""
+        settings, is_proven = self._config.gate, bool(parent.reward_digest)
+        with self._metrics.stage("evidence"):
+            trials = self._try(data, parent, generator)
+        latest = pool([trial.evidence for trial in trials])
+        numbers = {
+            **describe_feedback(data),
+            **describe_evidence(latest, parent, settings.error_rate, look=look),
+            **describe_claims(trials, data, Calibration.of(parent.metrics).temperature),
+        }
+        gate = check_reward(latest, settings, look=look, is_proven=is_proven)
+        if settings.enabled and not gate.passed:
+            return Learned(gate, numbers)
+        with self._metrics.stage("reward fit"):
+            replay = draw_replay(data, self._config.reward.replay_share, generator)
+            used = [*data.new, *replay]
+            fitted = reward.fit(self._trunk, used, self._config.reward, generator)
+            again = reward.try_on(self._trunk, data.new).evidence
+        numbers |= {
+            "reward_loss": fitted.loss,
+            "reward_auroc_fitted": again.auroc,
+            "reward_temperature": fit_temperature([trial.claims for trial in trials]),
+            "reward_offset": fitted.offset,
+        }
+        gate = check_fit(again, latest, settings) if settings.enabled else GateResult(())
+        return Learned(gate, numbers, tuple(replay))
+
+    def _try(self, data: Dataset, parent: PolicyVersion, generator: torch.Generator) -> list[Trial]:
+        """Try a reward model on feedback that it was not fitted on.
+
+        The parent's has never seen what is new, but for replies about which somebody changed their mind;
+        where there is none yet, fits on some users are tried on the others.
+        """
+        if not parent.reward_digest:
+            return reward.cross_fit(self._trunk, data.new, self._config.reward, generator)
+        unseen = [j for j in data.new if not j.is_seen]
+        return [reward.try_on(self._trunk, unseen, Calibration.of(parent.metrics).offset)]
 
 
-def _learn(
-    trunk: Trunk,
-    data: Dataset,
-    parent: PolicyVersion,
-    config: TrainerConfig,
-    metrics: TrainerMetrics,
-    generator: torch.Generator,
-) -> Learned:
-    learned = learn_reward(trunk, data, parent, config, metrics, generator)
-    if not learned.gate.passed:
-        return learned
-    numbers = learned.metrics | learn_policy(trunk, data, parent, config, metrics, generator)
-    norms = {name: n for a in ADAPTERS for name, n in trunk.update_norms(a).items()}
-    numbers["largest_update_norm"] = max(norms.values())
-    return Learned(check_update(numbers, norms, config.gate), numbers, learned.replayed)
-
-
-def learn_reward(
-    trunk: Trunk,
-    data: Dataset,
-    parent: PolicyVersion,
-    config: TrainerConfig,
-    metrics: TrainerMetrics,
-    generator: torch.Generator,
-) -> Learned:
-    """Fit the reward adapter, if it is proven that thumbs like these can be learned from."""
-    with metrics.stage("evidence"):
-        latest = gather_evidence(trunk, data.new, parent, config, generator)
-        proven = strongest(parent, latest, config.gate.confidence)
-    numbers = {
+def describe_feedback(data: Dataset) -> dict[str, float]:
+    """Return how much feedback is new, how much of it is used, and how much of that speaks well."""
+    thumbs = [j for j in data.new if isinstance(j, Thumb)]
+    return {
+        "feedback_new": float(data.num_new),
         "feedback_used": float(len(data.new)),
-        "thumb_up_rate": sum(t.is_up for t in data.new) / len(data.new),
-        "reward_auroc": proven.auroc,
-        "reward_auroc_bound": proven.lower_bound(config.gate.confidence),
-        "reward_auroc_variance": proven.variance,
-        "reward_auroc_pairs": proven.pairs,
+        "preferences_used": float(len(data.new) - len(thumbs)),
+        "thumb_up_rate": sum(t.is_up for t in thumbs) / len(thumbs) if thumbs else 0.5,
+    }
+
+
+def describe_evidence(
+    latest: Evidence, parent: PolicyVersion, error_rate: float, *, look: int
+) -> dict[str, float]:
+    """Return this round's evidence, and the strongest of the line, pooled round by round."""
+    strongest = latest
+    if parent.reward_digest:
+        earlier = Evidence(
+            parent.metrics["reward_auroc"],
+            parent.metrics["reward_auroc_variance"],
+            parent.metrics["reward_auroc_pairs"],
+        )
+        both = (earlier, pool([earlier, latest]))
+        strongest = max(both, key=lambda e: (e.auroc - 0.5) / e.variance**0.5)
+    return {
+        "reward_auroc": strongest.auroc,
+        "reward_auroc_bound": strongest.lower_bound(proof_confidence(look, error_rate)),
+        "reward_auroc_variance": strongest.variance,
+        "reward_auroc_pairs": strongest.pairs,
         "reward_auroc_latest": latest.auroc,
     }
-    gate = check_reward(proven, latest, config.gate)
-    if not gate.passed:
-        return Learned(gate, numbers)
-    with metrics.stage("reward fit"):
-        replay = draw_replay(data, config.reward.replay_share, generator)
-        numbers["reward_loss"] = fit_reward(trunk, [*data.new, *replay], config, generator)
-        fitted = reward.evidence_on(trunk, data.new)
-    numbers["reward_auroc_fitted"] = fitted.auroc
-    replayed = tuple(t.feedback_id for t in replay)
-    return Learned(check_fit(fitted, latest, config.gate), numbers, replayed)
 
 
-def learn_policy(
-    trunk: Trunk,
-    data: Dataset,
-    parent: PolicyVersion,
-    config: TrainerConfig,
-    metrics: TrainerMetrics,
-    generator: torch.Generator,
-) -> dict[str, float]:
-    """Improve the policy adapter by the fitted reward model; return the numbers."""
-    with metrics.stage("rescore"):
-        rewards = rescore(trunk, data.rollouts)
-    kl_coef = parent.metrics.get("next_kl_coef", config.ppo.kl_coef)
-    with metrics.stage("ppo"):
-        numbers = update(
-            trunk,
-            data.rollouts,
-            rewards,
-            config.ppo,
-            kl_coef=kl_coef,
-            parent=parent.version,
-            generator=generator,
+def describe_claims(trials: Sequence[Trial], data: Dataset, temperature: float) -> dict[str, float]:
+    """Return how far off the claims about unseen thumbs were, and how well unknown users were ranked."""
+    known = {j.user for j in data.older}
+    strangers = [
+        held_out_auroc(
+            [r for t, r in zip(trial.thumbs, trial.rewards, strict=True) if t.user not in known],
+            [t.is_up for t in trial.thumbs if t.user not in known],
         )
-    next_kl_coef = adapt_kl_coef(
-        kl_coef,
-        numbers["kl_to_reference"],
-        target=config.ppo.reference_kl_target,
-        gain=config.ppo.kl_coef_gain,
-    )
-    return numbers | {"rollouts": float(len(data.rollouts)), "next_kl_coef": next_kl_coef}
+        for trial in trials
+    ]
+    claimed = [
+        p for t in trials for p in Calibration(temperature, t.offset).probabilities(t.rewards)
+    ]
+    if not claimed:
+        return {}
+    return {
+        "reward_auroc_new_users": pool(strangers).auroc,
+        "reward_calibration_error": calibration_error(
+            claimed, [float(t.is_up) for trial in trials for t in trial.thumbs]
+        ),
+        "reward_calibration_noise": calibration_noise(claimed),
+    }
 
 
-def gather_evidence(
-    trunk: Trunk,
-    new: Sequence[Thumb],
-    parent: PolicyVersion,
-    config: TrainerConfig,
-    generator: torch.Generator,
-) -> Evidence:
-    """Try a reward model on thumbs it was not fitted on.
-
-    The parent's has never seen the new ones, but for replies about which somebody changed their mind;
-    where there is none yet, fits on some users are tried on the others.
-    """
-    if not parent.reward_digest:
-        return reward.cross_fitted(trunk, new, config.reward, generator)
-    return reward.evidence_on(trunk, [t for t in new if not t.is_seen])
-
-
-def strongest(parent: PolicyVersion, latest: Evidence, confidence: float) -> Evidence:
-    """Return the strongest evidence along the lineage: the parent's, or pooled with this round's."""
-    if not parent.reward_digest:
-        return latest
-    earlier = Evidence(
-        parent.metrics["reward_auroc"],
-        parent.metrics["reward_auroc_variance"],
-        parent.metrics["reward_auroc_pairs"],
-    )
-    return max(earlier, pool([earlier, latest]), key=lambda e: e.lower_bound(confidence))
-
-
-def draw_replay(data: Dataset, share: float, generator: torch.Generator) -> list[Thumb]:
-    """Draw older thumbs, at most `share` times as many as there are new ones."""
+def draw_replay(data: Dataset, share: float, generator: torch.Generator) -> list[Judgement]:
+    """Draw older feedback, at most `share` times as much as there is new."""
     size = min(len(data.older), int(share * len(data.new)))
     chosen = torch.randperm(len(data.older), generator=generator)[:size].tolist()
     return [data.older[i] for i in sorted(chosen)]
-
-
-def fit_reward(
-    trunk: Trunk, thumbs: Sequence[Thumb], config: TrainerConfig, generator: torch.Generator
-) -> float:
-    """Fit the reward adapter on weighted thumbs; return the loss."""
-    weights = reward.thumb_weights(
-        thumbs,
-        max_weight=config.reward.max_weight,
-        max_user_share=config.reward.max_user_share,
-    )
-    return reward.fit(trunk, thumbs, weights, config.reward, generator)
-
-
-def rescore(trunk: Trunk, rollouts: Sequence[Rollout]) -> Tensor:
-    """Return every rollout's reward (B,) by the round's own reward model.
-
-    The logged reward explains why a reply was shown, nothing else. One that holds a verdict token
-    gets the lowest reward of all.
-    """
-    rewards = reward.score(trunk, rollouts)
-    forged = torch.tensor([trunk.verdict.is_forged_in(r.response) for r in rollouts])
-    return torch.where(forged, rewards.min(), rewards)

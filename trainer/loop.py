@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter, sleep, time
+from typing import NamedTuple
 
 import torch
 import uuid_utils
@@ -12,15 +13,31 @@ from sqlalchemy import Engine
 from thumbloop.artifacts import BaseModelIdentity
 from thumbloop.config import TrainerConfig
 from thumbloop.errors import StoreUnavailable
-from thumbloop.store import feedback, reading, versions
+from thumbloop.store import feedback, preferences, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion
-from trainer import dataset, probes, publishing
+from trainer import components, dataset, probes, publishing
+from trainer.components import Decode
 from trainer.dataset import Dataset
-from trainer.learning import learn
+from trainer.learning import Learner
 from trainer.metrics import TrainerMetrics
 from trainer.models import ADAPTERS, Trunk
+from trainer.objective import Objective
 from trainer.publishing import Attempt
-from trainer.schedule import awaited, needed_feedback
+from trainer.schedule import awaited, looks, needed_feedback
+from trainer.update import PpoObjective
+
+OBJECTIVES: Mapping[str, Callable[[TrainerConfig], Objective]] = {
+    "ppo": lambda config: PpoObjective(config.ppo)
+}
+"""What may move the policy, by its name in the settings."""
+
+
+class Due(NamedTuple):
+    """A round to come: its parent, its number, and how often evidence was looked at along the parent's line."""
+
+    parent: PolicyVersion
+    number: int
+    look: int
 
 
 class Loop:
@@ -36,9 +53,13 @@ class Loop:
         *,
         vocabulary: Sequence[int],
         end: Sequence[int],
+        decode: Decode,
         policy: str = DEFAULT_POLICY,
     ) -> None:
         self._config = config
+        self._learner = Learner(
+            trunk, OBJECTIVES[config.objective](config), decode, config, metrics
+        )
         self._engine = engine
         self._trunk = trunk
         self._base = base
@@ -70,22 +91,25 @@ class Loop:
         due = self._due()
         if due is None:
             return False
-        parent, number = due
-        data = self._read(parent)
+        data = self._read(due.parent)
         if data is None:
             return False
         self._waiting_for = ""
-        self._round(parent, number, data)
+        self._round(due, data)
         return True
 
-    def _due(self) -> tuple[PolicyVersion, int] | None:
-        """Return the parent and the number of the next round, once there are thumbs for it."""
+    def _due(self) -> Due | None:
+        """Return what the next round is about, once there is feedback for it."""
         with reading(self._engine) as connection:
             parent = versions.current(connection, self._policy)
             known = versions.list_versions(connection, self._policy)
             rounds = versions.list_rounds(connection, self._policy)
             learned_by = versions.learned_by(connection, self._policy, parent.version)
-            new = feedback.count_new(connection, self._policy, learned_by)
+            new, unusable = (
+                feedback.count_new(connection, self._policy, learned_by, is_usable=is_usable)
+                + preferences.count_new(connection, self._policy, learned_by, is_usable=is_usable)
+                for is_usable in (True, False)
+            )
         self._metrics.parent.set(parent.version)
         self._metrics.new_feedback.set(new)
         if child := awaited(known, parent):
@@ -93,34 +117,46 @@ class Loop:
             return None
         needed = needed_feedback(rounds, parent, self._config.round.min_feedback)
         if new < needed:
-            self._wait(f"waiting for {needed} new thumbs; version {parent.version} is current")
+            words = f"waiting for {needed} new thumbs; version {parent.version} is current"
+            if unusable and new + unusable >= needed:
+                words += f"; there are {new}, and {unusable} that nothing may be learned from"
+            self._wait(words)
             return None
-        return parent, len(rounds) + 1
+        return Due(parent, len(rounds) + 1, look=1 + looks(rounds, known, parent))
 
     def _read(self, parent: PolicyVersion) -> Dataset | None:
-        """Read what the round learns from, once there is enough of it."""
+        """Read what the round learns from, once there is enough of it; else say what there is."""
         with reading(self._engine) as connection:
-            data = dataset.read(connection, self._policy, parent, self._config.round)
+            data = dataset.read(
+                connection,
+                self._policy,
+                parent,
+                self._config.round,
+                logged=components.logged(self._config.rewards),
+            )
         if data.new and len(data.rollouts) >= self._config.round.min_rollouts:
             return data
+        seen = "; ".join(
+            f"{kind}: {intake.came_in} came in, left out {dict(intake.left_out)}"
+            for kind, intake in data.intake.items()
+        )
         self._wait(
-            f"waiting for {self._config.round.min_rollouts} candidates: there are"
-            f" {len(data.rollouts)} and {len(data.new)} new thumbs;"
-            f" left out: thumbs {dict(data.thumbs_left_out)},"
-            f" candidates {dict(data.rollouts_left_out)}"
+            f"waiting for {self._config.round.min_rollouts} candidates and new feedback: there are"
+            f" {len(data.rollouts)} and {len(data.new)} to learn from; {seen}"
         )
         return None
 
-    def _round(self, parent: PolicyVersion, number: int, data: Dataset) -> None:
+    def _round(self, due: Due, data: Dataset) -> None:
         """Learn from the data, then publish a version or record why there is none."""
         started, started_at = perf_counter(), time()
+        parent, number = due.parent, due.number
         self._metrics.say(
             f"round {number}: {len(data.new)} new thumbs and {len(data.rollouts)} candidates"
             f" on version {parent.version}"
         )
         generator = self._take(parent, number)
         before = {adapter: self._trunk.snapshot(adapter) for adapter in ADAPTERS}
-        learned = learn(self._trunk, data, parent, self._config, self._metrics, generator)
+        learned = self._learner.learn(data, parent, generator, look=due.look)
         attempt = Attempt(str(uuid_utils.uuid7()), self._policy, parent, started_at, data, learned)
         child = None
         if learned.gate.passed:
@@ -170,8 +206,7 @@ class Loop:
             f" reward AUROC {numbers.get('reward_auroc', math.nan):.3f},"
             f" KL to the reference {numbers.get('kl_to_reference', 0.0):.2f} nats per reply"
         )
-        left_out = {"thumb": data.thumbs_left_out, "candidate": data.rollouts_left_out}
-        self._metrics.round_ended(number, outcome, seconds, numbers, left_out)
+        self._metrics.round_ended(number, outcome, seconds, numbers, data.left_out)
 
     def _wait(self, words: str) -> None:
         """Say what is missing, once."""

@@ -22,6 +22,7 @@ class Fixed(NamedTuple):
     prox_logprobs: Tensor
     ref_logprobs: Tensor
     prox_kl: Tensor  # of the proximal policy from the reference, exact in each state
+    ref_entropy: Tensor  # exact in each state, nats
     hidden: Tensor  # (B, T + 1, H), the reference's
 
 
@@ -30,7 +31,7 @@ def measure(trunk: Trunk, rollouts: Sequence[Rollout]) -> Fixed:
     """Compute the reference's and the proximal policy's numbers, in micro-batches of like length."""
     whole = collate([(r.prompt, r.response) for r in rollouts]).to(trunk.device)
     temperature = torch.tensor([[r.temperature] for r in rollouts], device=trunk.device)
-    prox, ref, kl = (torch.zeros(whole.mask.shape, device=trunk.device) for _ in range(3))
+    prox, ref, kl, entropy = (torch.zeros(whole.mask.shape, device=trunk.device) for _ in range(4))
     hidden = None
     for rows, part in micro_batches(whole, torch.arange(len(rollouts))):
         width = part.mask.shape[1]
@@ -40,25 +41,51 @@ def measure(trunk: Trunk, rollouts: Sequence[Rollout]) -> Fixed:
             hidden = torch.zeros(shape, device=trunk.device)
         hidden[rows, : width + 1] = reference.hidden.float()
         ref[rows, :width] = reference.logprobs
+        entropy[rows, :width] = ppo.exact_entropy(reference.logits, temperature[rows])
         policy = trunk.respond(part, temperature[rows], "policy")
         prox[rows, :width] = policy.logprobs
         kl[rows, :width] = ppo.exact_kl(policy.logits, reference.logits, temperature[rows])
     assert hidden is not None
     old = pad([r.logprobs for r in rollouts]).to(trunk.device, torch.float32)
-    return Fixed(whole, temperature, old, prox, ref, kl, hidden)
+    return Fixed(whole, temperature, old, prox, ref, kl, entropy, hidden)
+
+
+class Moved(NamedTuple):
+    """What has become of the policy in the states of the rollouts; (B, T), 0 in padding."""
+
+    logprobs: Tensor
+    kl: Tensor  # from the reference, exact in each state
+    entropy: Tensor  # exact in each state, nats
 
 
 @torch.no_grad()
-def kl_to_reference(trunk: Trunk, fixed: Fixed) -> Tensor:
-    """Return how far the policy is from the reference now, exact in each state (B, T), 0 in padding."""
-    kl = torch.zeros_like(fixed.ref_logprobs)
-    for rows, part in micro_batches(fixed.batch, torch.arange(len(kl))):
+def measure_policy(trunk: Trunk, fixed: Fixed) -> Moved:
+    """Return where the policy is now."""
+    moved = Moved(*(torch.zeros_like(fixed.ref_logprobs) for _ in range(3)))
+    for rows, part in micro_batches(fixed.batch, torch.arange(len(fixed.ref_logprobs))):
         width, temperature = part.mask.shape[1], fixed.temperature[rows]
         policy = trunk.respond(part, temperature, "policy")
         ref_logits = trunk.logits(fixed.hidden[rows, :width])
-        divergence = ppo.exact_kl(policy.logits, ref_logits, temperature)
-        kl[rows, :width] = divergence.masked_fill(~part.mask, 0.0)
-    return kl
+        measured = Moved(
+            policy.logprobs,
+            ppo.exact_kl(policy.logits, ref_logits, temperature),
+            ppo.exact_entropy(policy.logits, temperature),
+        )
+        for whole, of_part in zip(moved, measured, strict=True):
+            whole[rows, :width] = of_part.masked_fill(~part.mask, 0.0)
+    return moved
+
+
+@torch.no_grad()
+def response_logprobs(trunk: Trunk, rollouts: Sequence[Rollout]) -> Tensor:
+    """Return the policy's log-probability of each whole response (B,), on the CPU."""
+    batch = collate([(r.prompt, r.response) for r in rollouts]).to(trunk.device)
+    temperature = torch.tensor([[r.temperature] for r in rollouts], device=trunk.device)
+    total = torch.zeros(len(rollouts))
+    for rows, part in micro_batches(batch, torch.arange(len(rollouts))):
+        policy = trunk.respond(part, temperature[rows], "policy")
+        total[rows] = policy.logprobs.masked_fill(~part.mask, 0.0).sum(dim=1).cpu()
+    return total
 
 
 def micro_batches(batch: Batch, rows: Tensor) -> Iterator[tuple[Tensor, Batch]]:

@@ -62,6 +62,12 @@ def exact_kl(logits: Tensor, ref_logits: Tensor, temperature: Tensor) -> Tensor:
     return (logprobs.exp() * (logprobs - ref_logprobs)).sum(dim=-1)
 
 
+def exact_entropy(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Entropy of each state (B, T) in nats, from logits (B, T, V) at temperature (B, 1)."""
+    logprobs = (logits.float() / temperature.unsqueeze(-1)).log_softmax(dim=-1)
+    return -(logprobs.exp() * logprobs).sum(dim=-1)
+
+
 def entropy_estimate(logprobs: Tensor, mask: Tensor) -> Tensor:
     """Mean entropy per token in nats, from the log-probabilities (B, T) of the policy's samples."""
     return -masked_mean(logprobs, mask)

@@ -1,6 +1,7 @@
 """A round's end: the version's folder first, then one transaction that says what the round used."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copytree, rmtree
@@ -28,8 +29,19 @@ from trainer.dataset import Dataset
 from trainer.learning import Learned
 from trainer.models import Trunk
 from trainer.probes import Probes
+from trainer.rollouts import Comparison, Judgement, Thumb
 
-RECORDED_SETTINGS = {"seed", "round", "lora", "reward", "ppo", "gate"}
+RECORDED_SETTINGS = {
+    "seed",
+    "round",
+    "lora",
+    "reward",
+    "rewards",
+    "supervised",
+    "objective",
+    "ppo",
+    "gate",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +71,13 @@ class Attempt:
             reason=self.learned.gate.reason or "published",
             metrics={
                 **numbers,
-                "feedback_left_out": dict(self.data.thumbs_left_out),
-                "candidates_left_out": dict(self.data.rollouts_left_out),
+                "came_in": {kind: each.came_in for kind, each in self.data.intake.items()},
+                "left_out": self.data.left_out,
             },
-            new_feedback=tuple(t.feedback_id for t in self.data.new),
-            replayed_feedback=self.learned.replayed,
+            new_feedback=_thumbs(self.data.new),
+            replayed_feedback=_thumbs(self.learned.replayed),
+            new_preferences=_preferences(self.data.new),
+            replayed_preferences=_preferences(self.learned.replayed),
             rollouts=tuple(sorted({r.response_id for r in self.data.rollouts})),
         )
 
@@ -115,7 +129,7 @@ def describe(
     config: TrainerConfig,
 ) -> Manifest:
     """Return the manifest of the adapters in a folder."""
-    ids = [t.feedback_id for t in attempt.data.new]
+    ids = _thumbs(attempt.data.new)
     return Manifest(
         policy=attempt.policy,
         version=number,
@@ -131,9 +145,9 @@ def describe(
         probes=probes.probes,
         lineage=Lineage(
             round_id=attempt.round_id,
-            feedback_count=len(ids),
-            first_feedback_id=min(ids),
-            last_feedback_id=max(ids),
+            feedback_count=len(attempt.data.new),
+            first_feedback_id=min(ids, default=0),
+            last_feedback_id=max(ids, default=0),
             rollout_candidates=len(attempt.data.rollouts),
         ),
         settings=config.model_dump(mode="json", include=RECORDED_SETTINGS),
@@ -154,3 +168,11 @@ def adapter_facts(folder: Path, trunk: Trunk, distance: float | None) -> Adapter
 
 def _copy(source: Path, folder: Path) -> None:
     copytree(source, folder, dirs_exist_ok=True)
+
+
+def _thumbs(judgements: Iterable[Judgement]) -> tuple[int, ...]:
+    return tuple(j.feedback_id for j in judgements if isinstance(j, Thumb))
+
+
+def _preferences(judgements: Iterable[Judgement]) -> tuple[int, ...]:
+    return tuple(j.preference_id for j in judgements if isinstance(j, Comparison))

@@ -1,91 +1,133 @@
-"""Fitting the reward model to thumbs: binary cross-entropy on the verdict logit.
+"""Fitting the reward model to thumbs and comparisons: cross-entropy on the verdict logit.
 
-`sigmoid(reward)` is the probability of a thumb up. Only shown replies are rated, so thumbs are
-weighted by the inverse of the probability with which their reply was shown.
+`sigmoid(reward)` is the probability of a thumb up; of two replies the better one's reward is to be the
+higher.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from thumbloop.config.trainer import RewardFit
-from trainer.evidence import Evidence, held_out_auroc, pool
+from trainer.calibration import Claims, log_odds
+from trainer.evidence import Evidence, held_out_auroc, ordered_right, pool
 from trainer.models import Trunk
 from trainer.ppo import NotFinite
-from trainer.rollouts import Batch, Rollout, Thumb, by_length, collate
+from trainer.rollouts import Batch, Comparison, Judgement, Thumb, by_length, collate
+from trainer.weights import weigh
 
 MICRO_BATCH = 32
 FOLDS = 4
 
-
-def thumb_weights(thumbs: Sequence[Thumb], *, max_weight: float, max_user_share: float) -> Tensor:
-    """Weigh thumbs (N,) by inverse propensity: self-normalised, clipped, no user above a share.
-
-    The mean is 1 before the clip and the cap, at most 1 after: neither is scaled up again.
-
-    Clipped and self-normalised as in Swaminathan & Joachims 2015 (NeurIPS, eq. 8). A thumb without
-    propensity weighs 1: no correction is claimed for it.
-    """
-    known = [1 / t.propensity for t in thumbs if t.propensity is not None]
-    mean = sum(known) / len(known) if known else 1.0
-    weights = [
-        1.0 if t.propensity is None else min(1 / t.propensity / mean, max_weight) for t in thumbs
-    ]
-    totals: dict[str, float] = defaultdict(float)
-    for thumb, weight in zip(thumbs, weights, strict=True):
-        totals[thumb.user] += weight
-    cap = user_cap(list(totals.values()), max_user_share)
-    capped = [w * min(1.0, cap / totals[t.user]) for t, w in zip(thumbs, weights, strict=True)]
-    return torch.tensor(capped)
+Reply = tuple[tuple[int, ...], tuple[int, ...]]
+"""Token ids of a prompt and of a response."""
 
 
-def user_cap(totals: Sequence[float], share: float) -> float:
-    """Return the largest total weight of one user that is at most a share of what is then left.
+class Fit(NamedTuple):
+    """How a fit went: the last pass's mean loss, and the offset under which it was made, logits."""
 
-    With fewer than 1 / share users no such total exists: then all users weigh the same.
-    """
-    largest_first = sorted(totals, reverse=True)
-    for capped, total in enumerate(largest_first):
-        if capped * share >= 1:
-            break
-        cap = share * sum(largest_first[capped:]) / (1 - capped * share)
-        if total <= cap:
-            return cap
-    return largest_first[-1]
+    loss: float
+    offset: float
+
+
+class Trial(NamedTuple):
+    """What a reward model says of feedback that it was not fitted on."""
+
+    thumbs: tuple[Thumb, ...]
+    rewards: tuple[float, ...]  # one for each thumb
+    margins: tuple[float, ...]  # one for each comparison: better minus worse
+    offset: float = 0.0  # the model's, see Fit
+
+    @property
+    def evidence(self) -> Evidence:
+        """Return how well it ranks."""
+        thumbs = held_out_auroc(self.rewards, [t.is_up for t in self.thumbs])
+        return pool([thumbs, ordered_right(self.margins)])
+
+    @property
+    def claims(self) -> Claims:
+        """Return what it says as probabilities."""
+        return Claims(self.rewards, [t.is_up for t in self.thumbs], self.offset)
 
 
 def fit(
     trunk: Trunk,
-    thumbs: Sequence[Thumb],
-    weights: Tensor,
+    judgements: Sequence[Judgement],
     settings: RewardFit,
     generator: torch.Generator,
-) -> float:
-    """Train the reward adapter from where it stands; return the last epoch's mean loss."""
+) -> Fit:
+    """Train the reward adapter from where it stands."""
+    weights = weigh(judgements, settings)
+    offset = balance(judgements, weights) if settings.class_balance else 0.0
     parameters = list(trunk.parameters("reward").values())
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
     loss = torch.tensor(0.0)
     for _ in range(settings.epochs):
-        order = torch.randperm(len(thumbs), generator=generator)
+        order = torch.randperm(len(judgements), generator=generator)
         losses = [
-            _step(trunk, optimizer, [thumbs[int(i)] for i in rows], weights[rows])
+            _step(trunk, optimizer, [judgements[int(i)] for i in rows], weights[rows], offset)
             for rows in order.split(settings.batch_size)
         ]
         loss = torch.stack(losses).mean()
-    return float(loss)
+    return Fit(float(loss), offset)
+
+
+def balance(judgements: Sequence[Judgement], weights: Tensor) -> float:
+    """Return the weighted log-odds of a thumb up among judgements (N,).
+
+    As the offset of a logit it says how many thumbs are up, and leaves to the reward what tells good
+    from bad: logit adjustment (Menon et al. 2021, arXiv 2007.07314, eq. 10).
+    """
+    ups = downs = 0.0
+    for each, weight in zip(judgements, weights.tolist(), strict=True):
+        if isinstance(each, Thumb):
+            ups, downs = ups + weight * each.is_up, downs + weight * (not each.is_up)
+    return log_odds(ups, downs)
+
+
+def loss_of(judgements: Sequence[Judgement], rewards: Tensor, offset: float) -> Tensor:
+    """Return each judgement's loss (N,), from the rewards of its `replies_of`, in their order.
+
+    A thumb: binary cross-entropy of sigmoid(reward + offset). A comparison: -log sigmoid(better - worse)
+    (Bradley & Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, eq. 1).
+    """
+    losses, at = [], 0
+    for each in judgements:
+        if isinstance(each, Thumb):
+            logit = rewards[at] + offset
+            losses.append(F.softplus(-logit if each.is_up else logit))
+            at += 1
+        else:
+            losses.append(F.softplus(rewards[at + 1] - rewards[at]))
+            at += 2
+    return torch.stack(losses)
+
+
+def replies_of(judgements: Sequence[Judgement]) -> list[Reply]:
+    """Return the replies that are judged: a thumb's one, a comparison's better and worse one."""
+    replies: list[Reply] = []
+    for each in judgements:
+        if isinstance(each, Thumb):
+            replies.append((each.prompt, each.response))
+        else:
+            replies += [(each.prompt, each.better), (each.prompt, each.worse)]
+    return replies
 
 
 def _step(
-    trunk: Trunk, optimizer: torch.optim.Optimizer, thumbs: Sequence[Thumb], weights: Tensor
+    trunk: Trunk,
+    optimizer: torch.optim.Optimizer,
+    judgements: Sequence[Judgement],
+    weights: Tensor,
+    offset: float,
 ) -> Tensor:
-    """Descend once on one batch of thumbs."""
-    rewards = trunk.rewards(_verdict_batch(trunk, thumbs).to(trunk.device))
-    targets = torch.tensor([float(t.is_up) for t in thumbs], device=trunk.device)
-    losses = F.binary_cross_entropy_with_logits(rewards, targets, reduction="none")
+    """Descend once on one batch."""
+    batch = _verdict_batch(trunk, replies_of(judgements)).to(trunk.device)
+    losses = loss_of(judgements, trunk.rewards(batch), offset)
     loss = (losses * weights.to(trunk.device)).mean()
     optimizer.zero_grad()
     loss.backward()
@@ -97,52 +139,61 @@ def _step(
 
 
 @torch.no_grad()
-def score(trunk: Trunk, replies: Sequence[Thumb | Rollout]) -> Tensor:
+def score(trunk: Trunk, replies: Sequence[Reply]) -> Tensor:
     """Return the reward of each reply (N,), in logits, on the CPU."""
     rewards = torch.zeros(len(replies))
-    lengths = [len(reply.prompt) + len(reply.response) for reply in replies]
+    lengths = [len(prompt) + len(response) for prompt, response in replies]
     for rows in by_length(lengths, MICRO_BATCH):
         batch = _verdict_batch(trunk, [replies[i] for i in rows])
         rewards[rows] = trunk.rewards(batch.to(trunk.device)).cpu()
     return rewards
 
 
-def evidence_on(trunk: Trunk, thumbs: Sequence[Thumb]) -> Evidence:
-    """Return how well the reward model ranks thumbs; held out if it was not fitted on them."""
-    return held_out_auroc(score(trunk, thumbs).tolist(), [t.is_up for t in thumbs])
+def try_on(trunk: Trunk, judgements: Sequence[Judgement], offset: float = 0.0) -> Trial:
+    """Return what the reward model says of judgements; held out if it was not fitted on them."""
+    thumbs = tuple(j for j in judgements if isinstance(j, Thumb))
+    pairs = [j for j in judgements if isinstance(j, Comparison)]
+    rewards = score(trunk, replies_of([*thumbs, *pairs])).tolist()
+    better, worse = rewards[len(thumbs) :: 2], rewards[len(thumbs) + 1 :: 2]
+    return Trial(
+        thumbs,
+        tuple(rewards[: len(thumbs)]),
+        tuple(b - w for b, w in zip(better, worse, strict=True)),
+        offset,
+    )
 
 
-def cross_fitted(
-    trunk: Trunk, thumbs: Sequence[Thumb], settings: RewardFit, generator: torch.Generator
-) -> Evidence:
+def cross_fit(
+    trunk: Trunk,
+    judgements: Sequence[Judgement],
+    settings: RewardFit,
+    generator: torch.Generator,
+) -> list[Trial]:
     """Try what a fit learns where there is no parent to try: users in folds, each held out once.
 
     Leaves the reward adapter as it was.
     """
     start = trunk.snapshot("reward")
-    folds = user_folds(thumbs)
-    parts = []
+    folds = user_folds(judgements)
+    trials = []
     for held_out in range(FOLDS):
-        rest = [t for t, fold in zip(thumbs, folds, strict=True) if fold != held_out]
-        unseen = [t for t, fold in zip(thumbs, folds, strict=True) if fold == held_out]
+        rest = [j for j, fold in zip(judgements, folds, strict=True) if fold != held_out]
+        unseen = [j for j, fold in zip(judgements, folds, strict=True) if fold == held_out]
         if rest and unseen:
-            weights = thumb_weights(
-                rest, max_weight=settings.max_weight, max_user_share=settings.max_user_share
-            )
-            fit(trunk, rest, weights, settings, generator)
-            parts.append(evidence_on(trunk, unseen))
+            fitted = fit(trunk, rest, settings, generator)
+            trials.append(try_on(trunk, unseen, fitted.offset))
             trunk.restore("reward", start)
-    return pool(parts)
+    return trials
 
 
-def user_folds(thumbs: Sequence[Thumb]) -> list[int]:
-    """Split thumbs in folds, users kept whole; too few users' thumbs are dealt out one by one."""
-    users = sorted({t.user for t in thumbs}, key=lambda user: sha256(user.encode()).digest())
+def user_folds(judgements: Sequence[Judgement]) -> list[int]:
+    """Split judgements in folds, users kept whole; too few users' are dealt out one by one."""
+    users = sorted({j.user for j in judgements}, key=lambda user: sha256(user.encode()).digest())
     if len(users) < FOLDS:
-        return [i % FOLDS for i in range(len(thumbs))]
+        return [i % FOLDS for i in range(len(judgements))]
     fold = {user: i % FOLDS for i, user in enumerate(users)}
-    return [fold[t.user] for t in thumbs]
+    return [fold[j.user] for j in judgements]
 
 
-def _verdict_batch(trunk: Trunk, replies: Sequence[Thumb | Rollout]) -> Batch:
-    return collate([(r.prompt, (*r.response, *trunk.verdict.prompt)) for r in replies])
+def _verdict_batch(trunk: Trunk, replies: Sequence[Reply]) -> Batch:
+    return collate([(prompt, (*response, *trunk.verdict.prompt)) for prompt, response in replies])

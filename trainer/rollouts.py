@@ -1,7 +1,7 @@
-"""What is learned from, as tensors: rollouts for PPO, thumbs for the reward model, padded batches of both."""
+"""What is learned from: rollouts for PPO, thumbs and comparisons for the reward model, padded batches."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,8 @@ class Rollout:
     """One sampled candidate: what the policy saw, said and how likely the sampler found it.
 
     `is_finished` is False for a truncated candidate, whose score is unknown; `has_eos` is False for
-    one that reached its token limit. `reward` is the new reward model's, in logits.
+    one that reached its token limit. `components` are rewards that the server logged by name, `reward`
+    the thumbs' part of them, None where there was none.
     """
 
     response_id: str
@@ -24,6 +25,9 @@ class Rollout:
     temperature: float
     is_finished: bool = True
     has_eos: bool = True
+    user: str = ""
+    reward: float | None = None
+    components: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,7 @@ class Thumb:
     """One rated reply; `propensity` is None where no claim about the choice can be made.
 
     `is_seen`: the parent's reward model was fitted on this reply, whatever was thought of it then.
+    `sample` is the reply as its policy sampled it, None where it is no plain sample of it.
     """
 
     feedback_id: int
@@ -40,6 +45,22 @@ class Thumb:
     response: tuple[int, ...]
     propensity: float | None = None
     is_seen: bool = False
+    sample: Rollout | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two candidates of one prompt, of which a user found one better; `is_seen`: see Thumb."""
+
+    preference_id: int
+    user: str
+    prompt: tuple[int, ...]
+    better: tuple[int, ...]
+    worse: tuple[int, ...]
+    is_seen: bool = False
+
+
+Judgement = Thumb | Comparison
 
 
 class Batch(NamedTuple):

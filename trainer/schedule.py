@@ -24,6 +24,21 @@ def needed_feedback(
     the same ones again would end the same way, so half a round's worth has to join them.
     """
     tried = [
-        int(r["metrics"].get("feedback_used", 0)) for r in rounds if r["parent"] == current.version
+        int(r["metrics"].get("feedback_new", r["metrics"].get("feedback_used", 0)))
+        for r in rounds
+        if r["parent"] == current.version
     ]
     return max(tried) + math.ceil(min_feedback / 2) if tried else min_feedback
+
+
+def looks(
+    rounds: Iterable[Mapping[Any, Any]], known: Iterable[PolicyVersion], parent: PolicyVersion
+) -> int:
+    """Return how many rounds there were from the parent and its ancestors, published or not."""
+    parents = {v.version: v.parent for v in known}
+    line: set[int] = set()
+    ancestor: int | None = parent.version
+    while ancestor is not None:
+        line.add(ancestor)
+        ancestor = parents[ancestor]
+    return sum(r["parent"] in line for r in rounds)

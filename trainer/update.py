@@ -1,4 +1,4 @@
-"""One PPO update, told in order: measure, estimate, improve, report."""
+"""PPO as an objective: score, estimate, improve, report."""
 
 from collections.abc import Sequence
 
@@ -6,81 +6,78 @@ import torch
 from torch import Tensor
 
 from thumbloop.config.trainer import Ppo
+from thumbloop.types import PolicyVersion
 from trainer import ppo
 from trainer.advantages import estimate, normalise
 from trainer.epochs import Progress, improve
-from trainer.measure import Fixed, kl_to_reference, measure
+from trainer.measure import Fixed
 from trainer.models import Trunk
 from trainer.rollouts import Rollout
 
 MIN_EFFECTIVE_SHARE = 0.5
 
 
-def update(
-    trunk: Trunk,
-    rollouts: Sequence[Rollout],
-    rewards: Tensor,
-    settings: Ppo,
-    *,
-    kl_coef: float,
-    parent: int,
-    generator: torch.Generator,
-) -> dict[str, float]:
-    """Improve the policy adapter and the critic on rollouts with rewards (B,); return the metrics.
+class PpoObjective:
+    """Proximal policy optimisation with a critic; see Objective."""
 
-    The policy stays as it was where the sampler was too far from it for the weights to correct. Where
-    the replies hardly differ in reward, whitening makes large advantages of noise and Adam full steps:
-    there both shrink, and the leash to the reference weighs more.
-    """
-    fixed = measure(trunk, rollouts)
-    scores, signal = normalise(rewards, rollouts, settings)
-    estimated = estimate(
-        trunk.value_head,
-        rollouts,
-        fixed,
-        scores.to(trunk.device),
-        settings,
-        kl_coef=kl_coef,
-        generator=generator,
-    )
-    trunk.value_head = estimated.head
-    weights = ppo.importance_weights(fixed.prox_logprobs, fixed.old_logprobs, fixed.batch.mask)
-    share = float(ppo.effective_sample_size(weights, fixed.batch.mask))
-    progress = Progress()
-    if share >= MIN_EFFECTIVE_SHARE:
-        advantages = signal * estimated.advantages
-        progress = improve(trunk, fixed, advantages, settings, generator, step_scale=signal)
-    return {
-        "reward_mean": float(rewards.mean()),
-        "reward_std": float(rewards.std(correction=0)),
-        "reward_signal": signal,
-        "explained_variance": estimated.explained_variance,
-        "effective_sample_share": share,
-        "kl_coef": kl_coef,
-        **describe_rollouts(fixed, rollouts, parent),
-        **describe_progress(progress),
-        "kl_to_reference": float(kl_to_reference(trunk, fixed).sum()) / len(rollouts),
-    }
+    def __init__(self, settings: Ppo) -> None:
+        self._settings = settings
+
+    def improve(
+        self,
+        trunk: Trunk,
+        rollouts: Sequence[Rollout],
+        fixed: Fixed,
+        rewards: Tensor,
+        *,
+        parent: PolicyVersion,
+        generator: torch.Generator,
+    ) -> dict[str, float]:
+        """Improve the policy adapter and the critic.
+
+        The policy stays as it was where the sampler was too far from it for the weights to correct.
+        Where the replies hardly differ in reward, whitening makes large advantages of noise and Adam
+        full steps: there both shrink, and the leash to the reference weighs more.
+        """
+        settings = self._settings
+        kl_coef = next_kl_coef(parent, fixed, settings)
+        scores, signal = normalise(rewards, rollouts, settings)
+        estimated = estimate(
+            trunk.value_head,
+            rollouts,
+            fixed,
+            scores.to(trunk.device),
+            settings,
+            kl_coef=kl_coef,
+            generator=generator,
+        )
+        trunk.value_head = estimated.head
+        weights = ppo.importance_weights(fixed.prox_logprobs, fixed.old_logprobs, fixed.batch.mask)
+        share = float(ppo.effective_sample_size(weights, fixed.batch.mask))
+        progress = Progress()
+        if share >= MIN_EFFECTIVE_SHARE:
+            advantages = signal * estimated.advantages
+            progress = improve(trunk, fixed, advantages, settings, generator, step_scale=signal)
+        return {
+            "reward_signal": signal,
+            "explained_variance": estimated.explained_variance,
+            "effective_sample_share": share,
+            "kl_coef": kl_coef,
+            **describe_progress(progress),
+        }
 
 
-def describe_rollouts(fixed: Fixed, rollouts: Sequence[Rollout], parent: int) -> dict[str, float]:
-    """Return what the rollouts say of the parent: KL per reply, and where they are its own, entropy
-    and the sampler's faith per token; nats.
-    """
+def next_kl_coef(parent: PolicyVersion, fixed: Fixed, settings: Ppo) -> float:
+    """Return the price of a nat: the parent's update's, moved by how far that took the parent."""
+    if "kl_coef" not in parent.metrics:
+        return settings.kl_coef
     mask = fixed.batch.mask
-    described = {
-        "mean_reply_tokens": float(mask.sum(dim=1).float().mean()),
-        "parent_kl_to_reference": float(fixed.prox_kl[mask].sum()) / len(mask),
-    }
-    fresh = torch.tensor([r.policy_version == parent for r in rollouts], device=mask.device)
-    if not fresh.any():
-        return described
-    own = mask & fresh[:, None]
-    gap = ppo.kl_k3(fixed.old_logprobs, fixed.prox_logprobs)
-    return described | {
-        "entropy": float(ppo.entropy_estimate(fixed.prox_logprobs, own)),
-        "sampler_trainer_kl": float(ppo.masked_mean(gap, own)),
-    }
+    return ppo.adapt_kl_coef(
+        parent.metrics["kl_coef"],
+        float(fixed.prox_kl[mask].sum()) / len(mask),
+        target=settings.reference_kl_target,
+        gain=settings.kl_coef_gain,
+    )
 
 
 def describe_progress(progress: Progress) -> dict[str, float]:

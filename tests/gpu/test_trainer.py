@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.rows import version
 from thumbloop.config import Verdict
 from thumbloop.config.trainer import Lora, Ppo
 from thumbloop.rendering import verdict_tokens
+from trainer.measure import measure
 from trainer.models import Trunk
 from trainer.rollouts import Rollout, collate
-from trainer.update import update
+from trainer.update import PpoObjective
 
 pytestmark = pytest.mark.gpu
 
@@ -48,13 +50,12 @@ def test_an_update_moves_the_policy_and_nothing_breaks(tiny_model: Path):
         Rollout(f"r{i}", 0, prompt, response, tuple(sampled[i, : len(response)].tolist()), 1.0)
         for i, (prompt, response) in enumerate(PAIRS)
     ]
-    metrics = update(
+    metrics = PpoObjective(Ppo()).improve(
         trunk,
         rollouts,
+        measure(trunk, rollouts),
         torch.tensor([2.0, -2.0]),
-        Ppo(),
-        kl_coef=0.1,
-        parent=0,
+        parent=version(0, None, metrics={}),
         generator=torch.Generator().manual_seed(0),
     )
     assert metrics["optimizer_steps"] > 0

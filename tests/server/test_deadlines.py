@@ -11,6 +11,7 @@ import pytest
 from tests.refusals import refused
 from tests.serving import Running, running, until
 from thumbloop.config import State
+from thumbloop.config.trainer import Round
 from thumbloop.store import interactions, reading
 from thumbloop.types import DEFAULT_POLICY, Status
 from thumbloop.v1 import policy_pb2
@@ -86,7 +87,7 @@ async def test_a_given_up_request_is_no_rollout(server: Running):
     with reading(server.database) as connection:
         given_up, _ = interactions.list_since(connection, DEFAULT_POLICY, 0)
     assert given_up.status is Status.CANCELLED
-    assert dataset.interaction_left_out(given_up) == "cancelled"
+    assert dataset.interaction_left_out(given_up, Round()) == "cancelled"
 
 
 async def test_the_time_that_a_call_waits_for_its_turn_is_part_of_its_time(

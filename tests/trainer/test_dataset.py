@@ -1,12 +1,13 @@
 import pytest
 
-from tests.rows import ANN, candidate, finished_round, interaction, rated, version
+from tests.rows import ANN, BOB, candidate, finished_round, interaction, rated, version
 from thumbloop.config import State
 from thumbloop.config.trainer import Round
-from thumbloop.store import feedback, interactions, open_store, versions
+from thumbloop.store import feedback, interactions, open_store, preferences, versions
 from thumbloop.types import FinishReason, Learning, Sampling, Status, VersionState
 from trainer import dataset
 from trainer.dataset import usable_versions
+from trainer.rollouts import Thumb
 
 SETTINGS = Round(max_rollouts=100, max_staleness=1)
 
@@ -25,8 +26,21 @@ def connection(tmp_path):
     engine.dispose()
 
 
-def read(connection, settings=SETTINGS) -> dataset.Dataset:
-    return dataset.read(connection, "default", versions.current(connection, "default"), settings)
+def read(connection, settings=SETTINGS, **how) -> dataset.Dataset:
+    """Read, and see that of all that came in nothing is missing and nothing there twice."""
+    parent = versions.current(connection, "default")
+    data = dataset.read(connection, "default", parent, settings, **how)
+    thumbs = [f for f in (*data.new, *data.older) if isinstance(f, Thumb)]
+    used = {
+        "reply": data.intake["thumb"].came_in,
+        "thumb": len(thumbs),
+        "preference": len(data.new) + len(data.older) - len(thumbs),
+        "candidate": len(data.rollouts),
+    }
+    for kind, intake in data.intake.items():
+        assert used[kind] + sum(intake.left_out.values()) == intake.came_in
+        assert all(intake.left_out.values())
+    return data
 
 
 def store(connection, number=3, **changes) -> str:
@@ -91,15 +105,15 @@ def test_a_rollback_gives_feedback_back(connection):
 def test_what_may_not_be_learned_from_is_counted(connection, changes, reason):
     rated(connection, **changes, policy_version=3)
     data = read(connection)
-    assert (data.new, data.thumbs_left_out) == ((), {reason: 1})
-    assert (data.rollouts, data.rollouts_left_out) == ((), {reason: 2})
+    assert (data.new, data.left_out["thumb"]) == ((), {reason: 1})
+    assert (data.rollouts, data.left_out["candidate"]) == ((), {reason: 2})
 
 
 def test_thumbs_on_untrainable_replies_still_teach_the_reward_model(connection):
     rated(connection, trainable=False, untrainable_reason="greedy", policy_version=3)
     data = read(connection)
     assert len(data.new) == 1
-    assert data.rollouts_left_out == {"greedy": 2}
+    assert data.left_out["candidate"] == {"greedy": 2}
 
 
 def test_stale_rollouts_are_dropped_and_counted(connection):
@@ -107,7 +121,7 @@ def test_stale_rollouts_are_dropped_and_counted(connection):
         store(connection, number)
     data = read(connection)
     assert {r.policy_version for r in data.rollouts} == {2, 3}
-    assert data.rollouts_left_out == {"too_old": 4}
+    assert data.left_out["candidate"] == {"too_old": 4}
 
 
 def test_only_the_parents_own_line_is_usable():
@@ -120,7 +134,7 @@ def test_only_the_parents_own_line_is_usable():
 def test_rollouts_of_a_version_taken_back_are_counted(connection):
     versions.finish_round(connection, finished_round(4, 2), version(4, 2))
     store(connection, 4)
-    assert read(connection).rollouts_left_out == {"other_lineage": 2}
+    assert read(connection).left_out["candidate"] == {"other_lineage": 2}
 
 
 def test_rollouts_are_used_once(connection):
@@ -128,7 +142,7 @@ def test_rollouts_are_used_once(connection):
     done = finished_round(4, 3, rollouts=(response_id,))
     versions.finish_round(connection, done, version(4, 3))
     versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
-    assert read(connection).rollouts_left_out == {"used": 2}
+    assert read(connection).left_out["candidate"] == {"used": 2}
 
 
 def test_the_same_draw_again_is_no_new_sample(connection):
@@ -137,7 +151,7 @@ def test_the_same_draw_again_is_no_new_sample(connection):
     store(connection, sampling=Sampling(max_tokens=8, seed=6))
     data = read(connection)
     assert len(data.rollouts) == 4
-    assert data.rollouts_left_out == {"repeated": 2}
+    assert data.left_out["candidate"] == {"repeated": 2}
 
 
 def test_a_draw_that_was_used_is_no_new_sample_when_it_comes_again(connection):
@@ -156,7 +170,7 @@ def test_malformed_candidates_are_counted(connection):
         candidate(1, policy_version=3, logprobs=(-1.0,)),
     )
     store(connection, candidates=broken)
-    assert read(connection).rollouts_left_out == {"empty": 1, "no_logprobs": 1}
+    assert read(connection).left_out["candidate"] == {"empty": 1, "no_logprobs": 1}
 
 
 def test_how_a_candidate_ended_is_kept(connection):
@@ -179,11 +193,102 @@ def test_a_group_of_which_a_part_was_left_out_trains_no_policy(connection):
         store(connection, trainable=False, untrainable_reason=reason)
     data = read(connection)
     assert data.rollouts == ()
-    assert data.rollouts_left_out == {"pruned": 2, "cut": 2}
+    assert data.left_out["candidate"] == {"pruned": 2, "cut": 2}
 
 
 def test_the_newest_rollouts_are_kept_and_all_add_up(connection):
     ids = [store(connection, sampling=Sampling(max_tokens=8, seed=i)) for i in range(5)]
     data = read(connection, Round(max_rollouts=4))
     assert [r.response_id for r in data.rollouts] == [ids[3], ids[3], ids[4], ids[4]]
-    assert data.rollouts_left_out == {"over_limit": 6}
+    assert data.left_out["candidate"] == {"over_limit": 6}
+
+
+def test_pruned_groups_may_be_bootstrapped_or_reduced_to_their_survivors(connection):
+    ends = (FinishReason.STOP, FinishReason.ABORTED)
+    group = tuple(candidate(i, policy_version=3, finish_reason=e) for i, e in enumerate(ends))
+    store(connection, candidates=group, trainable=False, untrainable_reason="pruned")
+    store(connection, candidates=group, trainable=False, untrainable_reason="cut")
+    whole = read(connection, SETTINGS.model_copy(update={"pruned": "bootstrap"}))
+    assert [r.is_finished for r in whole.rollouts] == [True, False]
+    assert whole.left_out["candidate"] == {"cut": 2}
+    survivors = read(connection, SETTINGS.model_copy(update={"pruned": "survivors"}))
+    assert [r.is_finished for r in survivors.rollouts] == [True]
+    assert survivors.left_out["candidate"] == {"cut": 2, "aborted": 1}
+
+
+def test_chosen_candidates_alone_may_be_asked_for(connection):
+    store(connection)
+    data = read(connection, SETTINGS.model_copy(update={"candidates": "chosen"}))
+    assert len(data.rollouts) == 1
+    assert data.left_out["candidate"] == {"not_chosen": 1}
+
+
+def test_replies_that_nobody_rated_are_counted_by_why_they_could_not_matter(connection):
+    for changes in ({}, {}, {"learning": Learning.EXCLUDED}, {"status": Status.CANCELLED}):
+        store(connection, **changes)
+    rated(connection, policy_version=3)
+    data = read(connection)
+    assert data.intake["reply"].came_in == 5
+    assert data.left_out["reply"] == {"unrated": 2, "learning_excluded": 1, "cancelled": 1}
+
+
+def test_of_one_users_new_thumbs_the_newest_are_taken_and_the_rest_stays_new(connection):
+    of_ann = [rated(connection, user=ANN)[1] for _ in range(5)]
+    _, of_bob = rated(connection, user=BOB)
+    settings = SETTINGS.model_copy(update={"max_user_feedback": 2})
+    data = read(connection, settings)
+    assert [t.feedback_id for t in data.new] == [*of_ann[3:], of_bob]
+    assert data.left_out["thumb"] == {"over_user_cap": 3}
+    done = finished_round(4, 3, new_feedback=(*of_ann[3:], of_bob))
+    versions.finish_round(connection, done, version(4, 3))
+    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    assert [t.feedback_id for t in read(connection, settings).new] == of_ann[1:3]
+
+
+def test_feedback_may_grow_too_old(connection):
+    rated(connection, policy_version=3)
+    settings = SETTINGS.model_copy(update={"max_feedback_age_s": 60.0})
+    (row,) = feedback.list_rated(connection, "default")
+    assert len(read(connection, settings, now=row.created_at + 59).new) == 1
+    late = read(connection, settings, now=row.created_at + 61)
+    assert (late.new, late.left_out["thumb"]) == ((), {"too_old": 1})
+
+
+def test_preferences_come_with_both_candidates_until_learned(connection):
+    response_id = store(connection)
+    first = preferences.submit_preference(connection, response_id, 1, 0, ANN, at=1.0)
+    (pair,) = read(connection).new
+    assert (pair.preference_id, pair.prompt) == (first.preference_id, (7, 8, 9))
+    assert (pair.better, pair.worse) == ((11, 11, 1), (10, 11, 1))
+    done = finished_round(4, 3, new_preferences=(first.preference_id,))
+    versions.finish_round(connection, done, version(4, 3))
+    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    data = read(connection)
+    assert (data.new, [p.preference_id for p in data.older]) == ((), [first.preference_id])
+
+
+def test_preferences_that_may_not_be_learned_from_are_counted(connection):
+    response_id = store(connection, learning=Learning.EXCLUDED)
+    preferences.submit_preference(connection, response_id, 1, 0, ANN, at=1.0)
+    assert read(connection).left_out["preference"] == {"learning_excluded": 1}
+
+
+def test_candidates_without_a_reward_that_only_the_server_has_are_left_out(connection):
+    pair = (
+        candidate(0, policy_version=3, reward_components={"thumbs": 1.0, "safety": -2.0}),
+        candidate(1, policy_version=3),
+    )
+    store(connection, candidates=pair)
+    data = read(connection, logged={"safety"})
+    assert [(r.reward, r.components["safety"]) for r in data.rollouts] == [(1.0, -2.0)]
+    assert data.left_out["candidate"] == {"no_reward": 1}
+    assert [r.reward for r in read(connection).rollouts] == [1.0, 0.5]
+
+
+def test_a_thumb_knows_how_its_reply_was_sampled_where_that_was_plain(connection):
+    rated(connection, policy_version=3, user=BOB)
+    rated(connection, sampling=Sampling(max_tokens=8, top_p=0.5))
+    plain, truncated = read(connection).new
+    assert plain.sample.user == "\0bob"
+    assert (plain.sample.temperature, plain.sample.logprobs) == (1.0, (-0.5, -0.25, -1.5))
+    assert truncated.sample is None

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from trainer.evidence import Evidence, held_out_auroc, pool
+from trainer.evidence import Evidence, held_out_auroc, ordered_right, pool
 
 
 def test_auroc_counts_the_pairs_ranked_right_with_ties_as_half():
@@ -58,3 +58,12 @@ def test_the_bounds_lie_around_the_estimate():
 
 def test_nothing_pooled_is_no_evidence():
     assert pool([]) == Evidence()
+
+
+def test_comparisons_are_judged_by_how_many_are_right_with_ties_as_half():
+    evidence = ordered_right([2.0, -1.0, 0.5, 0.0])
+    assert (evidence.auroc, evidence.pairs) == (pytest.approx(2.5 / 4), 4)
+    assert evidence.variance == pytest.approx(1 / 16)
+    assert ordered_right([]) == Evidence()
+    assert ordered_right([1.0] * 2).lower_bound(0.95) < 0.5
+    assert ordered_right([1.0] * 9).lower_bound(0.95) > 0.5

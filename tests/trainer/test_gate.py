@@ -1,39 +1,75 @@
 import math
+import random
 
+import numpy as np
 import pytest
 
 from thumbloop.config.trainer import Gate
 from trainer.evidence import Evidence
-from trainer.gate import check_fit, check_reward, check_update
+from trainer.gate import (
+    check_collapse,
+    check_finite,
+    check_fit,
+    check_length,
+    check_reward,
+    check_update,
+    check_values,
+    proof_confidence,
+)
+from trainer.harm import Values
+from trainer.off_policy import Clusters, snips
+from trainer.rollouts import Thumb
 
-GATE = Gate(max_kl=10.0, max_update_norm=5.0, confidence=0.99)
-HARMLESS = {"kl_to_reference": 2.0, "policy_loss": 0.1}
-
+GATE = Gate(max_kl=10.0, max_update_norm=5.0, error_rate=0.02, harm_confidence=0.99)
+HARMLESS = {
+    "kl_to_reference": 2.0,
+    "policy_loss": 0.1,
+    "reference_entropy": 2.0,
+    "child_entropy": 1.0,
+    "base_repetition": 0.1,
+    "child_repetition": 0.1,
+    "base_unended_share": 0.0,
+    "child_unended_share": 0.05,
+    "justified_reply_tokens": 20.0,
+    "child_reply_tokens": 22.0,
+}
 
 CLEAR = Evidence(0.8, 0.006, 900.0)
 WEAK = Evidence(0.6, 0.006, 900.0)
 
 
+def check(latest: Evidence, *, look: int = 1, is_proven: bool = False):
+    return check_reward(latest, GATE, look=look, is_proven=is_proven)
+
+
 def test_clear_evidence_passes():
-    assert check_reward(CLEAR, CLEAR, GATE).passed
+    assert check(CLEAR).passed
 
 
 def test_weak_evidence_is_blocked_with_its_numbers():
-    result = check_reward(WEAK, WEAK, GATE)
+    result = check(WEAK)
     assert not result.passed
     assert result.reason.startswith("auroc: 0.600 on held-out thumbs, lower bound 0.4")
 
 
 def test_no_evidence_is_blocked():
-    assert not check_reward(Evidence(), Evidence(), GATE).passed
+    assert not check(Evidence()).passed
+
+
+def test_later_looks_ask_for_more_and_all_errors_sum_to_the_rate():
+    barely = Evidence(0.7, 0.007, 900.0)  # z = 2.39: a look of 1 % passes it, one of 0.1 % does not
+    assert check(barely, look=1).passed
+    assert not check(barely, look=4).passed
+    spent = sum(1 - proof_confidence(k, 0.02) for k in range(1, 100_000))
+    assert 0.0199 < spent <= 0.02
 
 
 def test_what_was_proven_holds_through_a_round_that_proves_nothing():
-    assert check_reward(CLEAR, Evidence(0.45, 0.01, 300.0), GATE).passed
+    assert check(Evidence(0.45, 0.01, 300.0), is_proven=True).passed
 
 
 def test_a_round_that_contradicts_it_is_blocked():
-    result = check_reward(CLEAR, Evidence(0.2, 0.01, 300.0), GATE)
+    result = check(Evidence(0.2, 0.01, 300.0), is_proven=True)
     assert result.reason.startswith("auroc_reversed: 0.200")
 
 
@@ -46,6 +82,10 @@ def test_a_fit_that_unlearned_what_was_known_is_blocked(auroc, passes):
 
 def test_a_harmless_update_passes():
     assert check_update(HARMLESS, {"layer": 1.0}, GATE).passed
+    assert check_finite(HARMLESS, {"layer": 1.0}).passed
+    assert check_collapse(HARMLESS, GATE).passed
+    assert check_length(HARMLESS, [], GATE).passed
+    assert check_values({}, GATE).passed
 
 
 @pytest.mark.parametrize(
@@ -53,11 +93,90 @@ def test_a_harmless_update_passes():
     [
         ({"kl_to_reference": 11.0}, {}, "kl: 11 nats per reply, above 10"),
         ({}, {"layer": 6.0}, "update_norm: 6 in layer, above 5"),
+    ],
+)
+def test_an_update_too_large_is_named(metrics, norms, reason):
+    result = check_update(HARMLESS | metrics, {"other": 1.0} | norms, GATE)
+    assert result.reasons == (reason,)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "norms", "reason"),
+    [
         ({"policy_loss": math.nan}, {}, "not_finite: policy_loss is nan"),
         ({}, {"layer": math.inf}, "not_finite: layer is inf"),
     ],
 )
-def test_each_harm_is_named(metrics, norms, reason):
-    result = check_update(HARMLESS | metrics, {"other": 1.0} | norms, GATE)
-    assert not result.passed
-    assert reason in result.reasons
+def test_a_number_that_is_none_is_named(metrics, norms, reason):
+    assert check_finite(HARMLESS | metrics, norms).reasons == (reason,)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        ({"child_entropy": 0.3}, "entropy: 0.15 of the reference's, below 0.2"),
+        (
+            {"child_repetition": 0.25},
+            "repetition: 0.15 above the base model's, at most 0.1 allowed",
+        ),
+        (
+            {"child_unended_share": 0.5},
+            "unended_share: 0.50 above the base model's, at most 0.1 allowed",
+        ),
+    ],
+)
+def test_each_collapse_is_named(metrics, reason):
+    assert check_collapse(HARMLESS | metrics, GATE).reasons == (reason,)
+
+
+def thumbs_by_length(n: int, *, likes_long: float) -> list[Thumb]:
+    """Replies of 5 to 24 tokens; long ones are liked with this probability, short ones otherwise."""
+    rng = random.Random(0)
+    lengths = [rng.randrange(5, 25) for _ in range(n)]
+    return [
+        Thumb(i, "ann", rng.random() < (likes_long if k >= 15 else 1 - likes_long), (1,), (9,) * k)
+        for i, k in enumerate(lengths)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("child", "likes_long", "passes"),
+    [
+        (30.0, 0.5, False),  # longer, and nobody asked for it
+        (30.0, 0.9, True),  # longer, as users want
+        (30.0, 0.1, False),  # longer, and users want less
+        (12.0, 0.1, True),  # brevity is a legitimate wish
+        (12.0, 0.5, False),
+        (24.0, 0.5, True),  # within bounds
+    ],
+)
+def test_replies_change_their_length_only_where_thumbs_ask_for_it(child, likes_long, passes):
+    metrics = HARMLESS | {"child_reply_tokens": child}
+    result = check_length(metrics, thumbs_by_length(64, likes_long=likes_long), GATE)
+    assert result.passed is passes
+    assert passes or result.reason.startswith(f"length: {child / 20:.2f} times what it was")
+
+
+def values(child_weights: list[float], ups: list[float]) -> Values:
+    """Return estimates for a parent that made all replies alike, and a child that prefers some."""
+    names = [f"user {i}" for i in range(len(ups))]
+    clusters, outcomes = Clusters(names), np.array(ups)
+    return Values(
+        snips(np.ones(len(ups)), outcomes, names, clusters),
+        snips(np.array(child_weights), outcomes, names, clusters),
+    )
+
+
+def test_a_child_that_says_what_was_disliked_is_blocked():
+    ups = [1.0, 0.0] * 40
+    worse = values([0.5, 1.5] * 40, ups)
+    better = values([1.5, 0.5] * 40, ups)
+    assert check_values({"snips": better}, GATE).passed
+    result = check_values({"snips": worse, "dr": better}, GATE)
+    assert result.reasons == (
+        "harm: snips estimates 0.250 of thumbs up after 0.500, clearly fewer",
+    )
+
+
+def test_a_handful_of_thumbs_is_no_evidence_of_harm():
+    assert check_values({"snips": values([0.5, 1.5], [1.0, 0.0])}, GATE).passed

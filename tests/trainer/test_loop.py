@@ -12,10 +12,11 @@ from tests.tiny_model import build_tiny_model
 from thumbloop import artifacts
 from thumbloop.base_model import identify
 from thumbloop.config import Model, State, TrainerConfig
-from thumbloop.config.trainer import Gate, Lora, Ppo, RewardFit, Round
+from thumbloop.config.shared import RewardComponent
+from thumbloop.config.trainer import Gate, Lora, Ppo, RewardFit, Round, Supervised
 from thumbloop.errors import StoreUnavailable
 from thumbloop.rendering import VerdictTokens
-from thumbloop.store import feedback, interactions, open_store, reading, versions
+from thumbloop.store import feedback, interactions, open_store, preferences, reading, versions
 from thumbloop.store.schema import round_inputs
 from thumbloop.types import FinishReason, User, VersionState
 from trainer import publishing, reward
@@ -41,8 +42,7 @@ class Bench:
             lora=Lora(rank=4, alpha=8),
             reward=RewardFit(learning_rate=1e-2, batch_size=8, epochs=3),
             ppo=Ppo(minibatch_size=16, epochs=2),
-            gate=Gate(confidence=0.95),
-            **settings,
+            **{"gate": Gate(error_rate=0.2), **settings},
         )
         self.engine = open_store(self.config.state)
         self.base = identify(model)
@@ -51,7 +51,11 @@ class Bench:
         self.metrics = TrainerMetrics(folder / "tensorboard", Console(quiet=True))
         self.lines: list[str] = []
         self.metrics.say = self.lines.append
-        self.loop = Loop(
+        self.loop = self.new_loop()
+        self.random = random.Random(0)
+
+    def new_loop(self) -> Loop:
+        return Loop(
             self.config,
             self.engine,
             self.trunk,
@@ -59,8 +63,8 @@ class Bench:
             self.metrics,
             vocabulary=range(8, 60),
             end=(1,),
+            decode=str,
         )
-        self.random = random.Random(0)
 
     def rate(self, n: int, version: int = 0, *, shuffled: bool = False) -> None:
         """Store n rated replies of two candidates; thumbs go up for the liked token, or at random."""
@@ -166,12 +170,69 @@ def test_what_a_round_used_is_recorded_with_its_version(bench):
     bench.loop.step()
     (row,) = bench.rounds()
     assert (row["parent"], row["version"], row["reason"]) == (0, 1, "published")
-    assert row["metrics"]["candidates_left_out"] == {"over_limit": 16}
+    assert row["metrics"]["left_out"]["candidate"] == {"over_limit": 16}
+    assert row["metrics"]["came_in"] == {"reply": 40, "thumb": 40, "preference": 0, "candidate": 80}
     with reading(bench.engine) as connection:
         roles = list(connection.scalars(select(round_inputs.c.role)))
     assert (roles.count("new"), roles.count("replay"), roles.count("rollout")) == (40, 0, 32)
     assert bench.new_feedback(0) == 40  # not used up until the version serves
     assert bench.new_feedback(1) == 0
+
+
+def test_preferences_start_a_round_and_are_recorded_apart(bench):
+    bench.rate(31)
+    with bench.engine.begin() as connection:
+        ids = connection.scalars(select(interactions.interactions.c.response_id)).all()
+        for response_id in ids[:9]:
+            reply = interactions.get(connection, response_id)
+            liked = [LIKED in c.token_ids for c in reply.candidates]
+            better = int(liked[1] and not liked[0])
+            preferences.submit_preference(
+                connection, response_id, better, 1 - better, reply.user, at=1.0
+            )
+    assert bench.loop.step()
+    version = bench.get(1)
+    assert (version.feedback_count, version.metrics["preferences_used"]) == (40, 9)
+    with reading(bench.engine) as connection:
+        roles = list(connection.scalars(select(round_inputs.c.role)))
+        assert preferences.count_new(connection, "default", [version.round_id]) == 0
+    assert (roles.count("new"), roles.count("preference")) == (31, 9)
+
+
+def test_with_the_gate_off_whatever_is_finite_is_published(tmp_path, model):
+    bench = Bench(tmp_path, model, gate=Gate(enabled=False))
+    bench.rate(40, shuffled=True)
+    assert bench.loop.step()
+    assert bench.versions() == [0, 1]
+    bench.engine.dispose()
+
+
+def test_the_supervised_warm_start_comes_first_and_once(tmp_path, model):
+    bench = Bench(tmp_path, model, supervised=Supervised(enabled=True))
+    bench.rate(40)
+    bench.loop.step()
+    assert bench.get(1).metrics["supervised_loss"] > 0
+    bench.adopt(1)
+    bench.rate(40, version=1)
+    bench.loop.step()
+    assert "supervised_loss" not in bench.get(2).metrics
+    bench.engine.dispose()
+
+
+def test_every_component_of_the_reward_is_logged(tmp_path, model):
+    components = {
+        "thumbs": RewardComponent(kind="thumbs", weight=0.75),
+        "short": RewardComponent(kind="length", weight=0.25, scale_tokens=1),
+    }
+    bench = Bench(tmp_path, model, rewards=components)
+    bench.rate(40)
+    bench.loop.step()
+    metrics = bench.get(1).metrics
+    assert metrics["reward_mean"] == pytest.approx(
+        0.75 * metrics["reward_mean_thumbs"] + 0.25 * metrics["reward_mean_short"]
+    )
+    assert -6 <= metrics["reward_mean_short"] <= -4
+    bench.engine.dispose()
 
 
 def test_the_next_round_waits_for_the_server_to_decide(bench):
@@ -231,6 +292,22 @@ def test_a_blocked_round_does_not_spin(bench):
     assert len(bench.rounds()) == 2
 
 
+def test_a_blocked_round_of_one_busy_user_does_not_spin(tmp_path, model):
+    bench = Bench(tmp_path, model)
+    bench.config = bench.config.model_copy(
+        update={"round": bench.config.round.model_copy(update={"max_user_feedback": 1})}
+    )
+    bench.loop = bench.new_loop()
+    bench.rate(60, shuffled=True)
+    assert bench.loop.step()
+    (row,) = bench.rounds()
+    assert row["metrics"]["feedback_used"] <= 20 < row["metrics"]["feedback_new"] == 60
+    assert not bench.loop.step()
+    bench.rate(16, shuffled=True)
+    assert bench.loop.step()
+    bench.engine.dispose()
+
+
 def test_a_rejected_version_does_not_spin_either(bench):
     bench.rate(40)
     bench.loop.step()
@@ -246,7 +323,16 @@ def test_too_few_candidates_wait_and_say_why(bench):
     with bench.engine.begin() as connection:
         connection.execute(interactions.interactions.update().values(trainable=False))
     assert not bench.loop.step()
-    assert "candidates {'untrainable': 64}" in bench.lines[-1]
+    assert "candidate: 64 came in, left out {'untrainable': 64}" in bench.lines[-1]
+    assert bench.rounds() == []
+
+
+def test_feedback_that_nothing_may_be_learned_from_waits_and_says_so(bench):
+    bench.rate(40)
+    with bench.engine.begin() as connection:
+        connection.execute(interactions.interactions.update().values(learning="excluded"))
+    assert not bench.loop.step()
+    assert bench.lines[-1].endswith("there are 0, and 40 that nothing may be learned from")
     assert bench.rounds() == []
 
 
@@ -275,17 +361,8 @@ def test_the_trainer_stops_after_the_set_number_of_rounds(tmp_path, model):
     bench.config = bench.config.model_copy(
         update={"round": bench.config.round.model_copy(update={"max_rounds": 1})}
     )
-    loop = Loop(
-        bench.config,
-        bench.engine,
-        bench.trunk,
-        bench.base,
-        bench.metrics,
-        vocabulary=range(8, 60),
-        end=(1,),
-    )
     bench.rate(40)
-    loop.run()
+    bench.new_loop().run()
     assert bench.versions() == [0, 1]
     bench.engine.dispose()
 

@@ -5,16 +5,18 @@ import pytest
 import torch
 
 from thumbloop.config.trainer import RewardFit
+from trainer.evidence import pool
 from trainer.reward import (
-    cross_fitted,
-    evidence_on,
+    balance,
+    cross_fit,
     fit,
+    loss_of,
+    replies_of,
     score,
-    thumb_weights,
-    user_cap,
+    try_on,
     user_folds,
 )
-from trainer.rollouts import Thumb
+from trainer.rollouts import Comparison, Thumb
 
 LIKED = 20
 FIT = RewardFit(learning_rate=1e-2, batch_size=8, epochs=3)
@@ -36,89 +38,107 @@ def thumbs_for_a_token(n: int, seed: int) -> list[Thumb]:
     return thumbs
 
 
+def cross_fitted(trunk, thumbs, generator):
+    return pool([t.evidence for t in cross_fit(trunk, thumbs, FIT, generator)])
+
+
 def test_a_separable_preference_is_learned_and_shuffled_thumbs_are_not(trunk, generator):
     thumbs = thumbs_for_a_token(96, seed=0)
     ups = [t.is_up for t in thumbs]
     random.Random(1).shuffle(ups)
     shuffled = [replace(t, is_up=up) for t, up in zip(thumbs, ups, strict=True)]
-    assert cross_fitted(trunk, shuffled, FIT, generator).lower_bound(0.99) < 0.5
-    assert cross_fitted(trunk, thumbs, FIT, generator).lower_bound(0.99) > 0.5
+    assert cross_fitted(trunk, shuffled, generator).lower_bound(0.99) < 0.5
+    assert cross_fitted(trunk, thumbs, generator).lower_bound(0.99) > 0.5
 
 
 def test_fitting_makes_new_replies_rankable_and_calibrates_the_logit(trunk, generator):
     thumbs = thumbs_for_a_token(96, seed=0)
     unseen = thumbs_for_a_token(200, seed=9)
-    assert evidence_on(trunk, unseen).lower_bound(0.99) < 0.9
-    fit(trunk, thumbs, torch.ones(96), FIT, generator)
-    assert evidence_on(trunk, unseen).auroc > 0.95
+    assert try_on(trunk, unseen).evidence.lower_bound(0.99) < 0.9
+    fit(trunk, thumbs, FIT, generator)
+    assert try_on(trunk, unseen).evidence.auroc > 0.95
     ups = torch.tensor([t.is_up for t in unseen])
-    probabilities = score(trunk, unseen).sigmoid()
+    probabilities = score(trunk, replies_of(unseen)).sigmoid()
     assert probabilities[ups].mean() > 0.7 > 0.3 > probabilities[~ups].mean()
 
 
 def test_cross_fitting_leaves_the_reward_model_as_it_was(trunk, generator):
     thumbs = thumbs_for_a_token(24, seed=0)
-    before = score(trunk, thumbs)
-    cross_fitted(trunk, thumbs, FIT, generator)
-    torch.testing.assert_close(score(trunk, thumbs), before)
+    before = score(trunk, replies_of(thumbs))
+    cross_fit(trunk, thumbs, FIT, generator)
+    torch.testing.assert_close(score(trunk, replies_of(thumbs)), before)
 
 
 def test_fitting_the_reward_model_leaves_the_policy_alone(trained_trunk, generator):
     before = trained_trunk.snapshot("policy")
-    fit(trained_trunk, thumbs_for_a_token(16, seed=0), torch.ones(16), FIT, generator)
+    fit(trained_trunk, thumbs_for_a_token(16, seed=0), FIT, generator)
     for name, parameter in trained_trunk.parameters("policy").items():
         assert torch.equal(parameter, before[name])
 
 
-def test_a_thumb_of_weight_zero_teaches_nothing(trunk, generator):
-    thumbs = thumbs_for_a_token(16, seed=0)
-    before = score(trunk, thumbs)
-    fit(trunk, thumbs, torch.zeros(16), FIT, generator)
-    torch.testing.assert_close(score(trunk, thumbs), before)
+def comparisons_for_a_token(n: int, seed: int) -> list[Comparison]:
+    """Pairs of which the one that holds the liked token was found better."""
+    thumbs = thumbs_for_a_token(8 * n, seed)
+    better, worse = ([t for t in thumbs if t.is_up is up][:n] for up in (True, False))
+    return [
+        Comparison(i, f"user {i % 11}", b.prompt, b.response, w.response)
+        for i, (b, w) in enumerate(zip(better, worse, strict=True))
+    ]
+
+
+def test_comparisons_teach_what_thumbs_teach(trunk, generator):
+    fit(trunk, comparisons_for_a_token(64, seed=0), FIT, generator)
+    assert try_on(trunk, thumbs_for_a_token(200, seed=9)).evidence.auroc > 0.9
+    evidence = try_on(trunk, comparisons_for_a_token(20, seed=9)).evidence
+    assert (evidence.auroc > 0.9, evidence.pairs) == (True, 20)
+
+
+def test_comparisons_without_weight_teach_nothing(trunk, generator):
+    pairs = comparisons_for_a_token(16, seed=0)
+    before = score(trunk, replies_of(pairs))
+    fit(trunk, pairs, FIT.model_copy(update={"preference_weight": 0.0}), generator)
+    torch.testing.assert_close(score(trunk, replies_of(pairs)), before)
+
+
+def test_the_loss_of_each_kind_by_hand():
+    judged = [thumb(up=True), Comparison(0, "ann", (6,), (8,), (9,)), thumb(up=False)]
+    rewards = torch.tensor([2.0, 1.0, 3.0, -1.0])  # up; better, worse; down
+    losses = loss_of(judged, rewards, offset=0.5)
+    # -log sigmoid(2.5), -log sigmoid(1 - 3), -log(1 - sigmoid(-0.5))
+    assert losses.tolist() == pytest.approx([0.078889, 2.126928, 0.474077], abs=1e-6)
+
+
+def test_the_offset_is_the_weighted_log_odds_of_a_thumb_up():
+    judged = [
+        thumb(up=True),
+        thumb(up=True),
+        thumb(up=False),
+        Comparison(0, "ann", (6,), (8,), (9,)),
+    ]
+    offset = balance(judged, torch.tensor([2.0, 2.0, 1.5, 9.0]))
+    assert offset == pytest.approx(0.693147, abs=1e-6)  # log of (4 + 1) / (1.5 + 1)
+
+
+def test_under_an_offset_a_thumb_that_everybody_gives_teaches_little():
+    rewards = torch.zeros(2, requires_grad=True)
+    loss_of([thumb(up=True), thumb(up=False)], rewards, offset=3.0).sum().backward()
+    # -sigmoid(-3) for the one that was to be expected, sigmoid(3) for the other.
+    assert rewards.grad.tolist() == pytest.approx([-0.047426, 0.952574], abs=1e-6)
+
+
+@pytest.mark.parametrize("is_balanced", [True, False])
+def test_the_offset_is_the_fits_where_classes_are_balanced(trunk, generator, is_balanced):
+    thumbs = [replace(t, is_up=i % 4 > 0) for i, t in enumerate(thumbs_for_a_token(16, seed=0))]
+    fitted = fit(trunk, thumbs, FIT.model_copy(update={"class_balance": is_balanced}), generator)
+    assert (fitted.offset > 0.5) is is_balanced  # 12 of 16 are up
 
 
 def test_scores_do_not_depend_on_company(trained_trunk):
     thumbs = thumbs_for_a_token(40, seed=0)
     torch.testing.assert_close(
-        score(trained_trunk, thumbs)[7], score(trained_trunk, [thumbs[7]])[0]
+        score(trained_trunk, replies_of(thumbs))[7],
+        score(trained_trunk, replies_of([thumbs[7]]))[0],
     )
-
-
-def test_weights_are_inverse_propensities_with_mean_one():
-    thumbs = [thumb(0, "ann", 0.5), thumb(1, "bob", 0.25)]
-    weights = thumb_weights(thumbs, max_weight=4, max_user_share=1)
-    assert weights.tolist() == pytest.approx([2 / 3, 4 / 3])
-
-
-def test_a_rare_choice_is_clipped():
-    thumbs = [thumb(i, f"user {i}", 1.0) for i in range(9)] + [thumb(9, "rare", 0.01)]
-    weights = thumb_weights(thumbs, max_weight=2, max_user_share=1)
-    # 1 / propensity is 1 nine times and 100 once, 10.9 in the mean: 100 / 10.9 is clipped to 2.
-    assert weights.tolist() == pytest.approx([1 / 10.9] * 9 + [2])
-
-
-def test_a_thumb_without_propensity_claims_no_correction():
-    thumbs = [thumb(0, "ann", 0.5), thumb(1, "bob", 0.5), thumb(2, "eve", None)]
-    assert thumb_weights(thumbs, max_weight=4, max_user_share=1).tolist() == pytest.approx([1] * 3)
-
-
-def test_no_user_weighs_more_than_the_share():
-    thumbs = [thumb(i, "loud") for i in range(50)] + [thumb(i, f"user {i}") for i in range(50)]
-    weights = thumb_weights(thumbs, max_weight=4, max_user_share=0.1)
-    assert (weights[:50].sum() / weights.sum()).item() == pytest.approx(0.1)
-    assert weights[50:].tolist() == pytest.approx([1] * 50)
-
-
-def test_users_too_few_for_the_share_weigh_the_same():
-    thumbs = [thumb(0, "ann"), thumb(1, "ann"), thumb(2, "ann"), thumb(3, "bob")]
-    weights = thumb_weights(thumbs, max_weight=4, max_user_share=0.1)
-    assert weights[:3].sum().item() == pytest.approx(weights[3].item())
-    assert thumb_weights([thumb()], max_weight=4, max_user_share=0.1).tolist() == [1]
-
-
-def test_the_cap_is_a_share_of_what_is_left_after_capping():
-    assert user_cap([8.0, 1.0, 1.0], share=0.5) == pytest.approx(2)  # 2 of 2 + 1 + 1
-    assert user_cap([1.0, 1.0, 1.0], share=0.5) >= 1  # nobody is above it
 
 
 def test_folds_keep_users_whole_and_deal_out_a_lonely_one():

@@ -1,6 +1,6 @@
 from tests.rows import version
 from thumbloop.types import VersionState
-from trainer.schedule import awaited, needed_feedback
+from trainer.schedule import awaited, looks, needed_feedback
 
 
 def rounds(*pairs: tuple[int, int]) -> list[dict]:
@@ -31,3 +31,11 @@ def test_a_child_the_server_has_not_decided_about_is_awaited():
 def test_the_children_of_other_versions_are_not_awaited():
     current = version(3, 2, state=VersionState.CURRENT)
     assert awaited([current, version(4, 2, state=VersionState.PUBLISHED)], current) is None
+
+
+def test_looks_are_counted_along_the_line():
+    known = [version(0, None), version(1, 0), version(2, 1), version(3, 1)]
+    tried = rounds((0, 64), (0, 96), (1, 64), (1, 64), (2, 64))
+    assert looks(tried, known, known[0]) == 2
+    assert looks(tried, known, known[2]) == 5
+    assert looks(tried, known, known[3]) == 4  # version 2 is not in its line

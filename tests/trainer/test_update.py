@@ -3,15 +3,17 @@ import random
 import pytest
 import torch
 
+from tests.rows import version
 from thumbloop.config.trainer import Ppo
 from trainer import critic
 from trainer.advantages import estimate, normalise, prompt_folds
+from trainer.drift import describe_child, describe_parent
 from trainer.epochs import RatioMismatch, check_ratio, is_exploded
-from trainer.measure import measure
+from trainer.measure import measure, measure_policy
 from trainer.models import ValueHead
 from trainer.ppo import PolicyLoss
 from trainer.rollouts import Rollout, by_length, collate
-from trainer.update import update
+from trainer.update import PpoObjective, next_kl_coef
 
 PLANTED = 20
 SETTINGS = Ppo(minibatch_size=16, epochs=3, learning_rate=3e-3, target_kl=1.0, min_reward_std=0.1)
@@ -39,9 +41,15 @@ def sampled(trunk, n: int, seed: int, **changes) -> list[Rollout]:
     return rollouts
 
 
-def run(trunk, rollouts, rewards, generator, settings=SETTINGS, **options):
-    defaults = {"kl_coef": 0.0, "parent": 3, "generator": generator}
-    return update(trunk, rollouts, rewards, settings, **{**defaults, **options})
+def run(trunk, rollouts, rewards, generator, settings=SETTINGS):
+    """Update once, without a price on the KL; return what is known of it."""
+    fixed = measure(trunk, rollouts)
+    parent = version(3, 2, metrics={"kl_coef": 0.0})
+    numbers = PpoObjective(settings).improve(
+        trunk, rollouts, fixed, rewards, parent=parent, generator=generator
+    )
+    child = describe_child(fixed, measure_policy(trunk, fixed), rollouts)
+    return numbers | describe_parent(fixed, rollouts, 3) | child
 
 
 def wish_for_planted(rollouts: list[Rollout]) -> torch.Tensor:
@@ -188,6 +196,14 @@ def test_the_same_seed_gives_the_same_policy(trunk, generator):
         run(trunk, rollouts, rewards, torch.Generator().manual_seed(1))
         ends.append(trunk.snapshot("policy"))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in start)
+
+
+def test_the_price_of_a_nat_follows_how_far_the_parent_is_from_the_reference(trunk):
+    fixed = measure(trunk, sampled(trunk, 8, 0))  # the reference itself: no divergence at all
+    settings = SETTINGS.model_copy(update={"kl_coef_gain": 0.5, "kl_coef": 0.2})
+    assert next_kl_coef(version(0, None, metrics={}), fixed, settings) == 0.2
+    parent = version(3, 2, metrics={"kl_coef": 0.1})
+    assert next_kl_coef(parent, fixed, settings) == pytest.approx(0.09)  # a fifth of a half off
 
 
 def rollout(**changes) -> Rollout:

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from thumbloop.config.shared import Metrics, Section, ThumbloopSettings
+from thumbloop.config.shared import Metrics, Rewards, Section, ThumbloopSettings, thumbs_alone
 
 
 class TrainerEndpoint(Metrics):
@@ -27,6 +27,15 @@ class Round(Section):
     """Fewest candidates in one PPO batch; with fewer the round waits."""
     max_staleness: int = Field(2, ge=0, le=4)
     """Versions behind the current one that a rollout may be; older ones are dropped and counted."""
+    candidates: Literal["all", "chosen"] = "all"
+    """Which candidates of a reply train the policy; chosen ones alone are no sample of it."""
+    pruned: Literal["exclude", "bootstrap", "survivors"] = "exclude"
+    """Groups that lost candidates to pruning: left out; whole, aborted ones bootstrapped by the critic; or
+    without those that were aborted, which is biased."""
+    max_user_feedback: int = Field(64, ge=1)
+    """New thumbs and preferences of one user in a round, at most, newest first; the rest waits."""
+    max_feedback_age_s: float | None = Field(None, gt=0)
+    """Age from which feedback teaches nothing any more, seconds; absent: it never grows too old."""
     poll_interval_s: float = Field(0.5, gt=0)
     """Seconds between looks at the store."""
     max_rounds: int | None = Field(None, ge=1)
@@ -53,8 +62,15 @@ class RewardFit(Section):
     """Replies per optimizer step."""
     replay_share: float = Field(1.0, ge=0)
     """Replayed older thumbs per new one, at most."""
+    propensity_weights: bool = True
+    """Weigh thumbs by the inverse of the propensity with which their reply was shown."""
     max_weight: float = Field(4.0, ge=1)
     """Clip of the self-normalised inverse-propensity weight."""
+    preference_weight: float = Field(1.0, ge=0)
+    """Weight of a preference, beside 1 of a thumb; 0 turns preferences off."""
+    class_balance: bool = False
+    """Fit with an offset of the thumbs' own log-odds, so that the reward tells good from bad rather than
+    how many thumbs are up."""
     max_user_share: float = Field(0.1, gt=0, le=1)
     """Largest share of the total weight that one user may have."""
 
@@ -100,14 +116,42 @@ class Ppo(Section):
 class Gate(Section):
     """What a round has to show before it is published."""
 
+    enabled: bool = True
+    """Off: whatever is finite is published; for experiments."""
+    error_rate: float = Field(0.02, gt=0, lt=1)
+    """Chance that thumbs that mean nothing ever publish a version, over all rounds from one that has no reward
+    model."""
     min_auroc_bound: float = Field(0.5, ge=0, le=1)
     """The lower confidence bound of the held-out AUROC has to be above this."""
-    confidence: float = Field(0.995, gt=0.5, lt=1)
-    """Level of that one-sided bound. Six looks at thumbs that mean nothing pass it in 3 % of runs."""
+    harm_confidence: float = Field(0.975, gt=0.5, lt=1)
+    """One-sided level at which evidence of harm stops a round."""
     max_kl: float = Field(20.0, gt=0)
     """Largest divergence from the reference, nats per reply."""
     max_update_norm: float = Field(100.0, gt=0)
     """Largest Frobenius norm of any module's update."""
+    min_entropy_share: float = Field(0.2, ge=0, lt=1)
+    """Entropy that has to be left of the reference's, in the states met."""
+    max_repetition_rise: float = Field(0.1, gt=0, le=1)
+    """Largest rise of the share of repeated word pairs (bigrams of tokens) over the base model's."""
+    max_unended_rise: float = Field(0.1, gt=0, le=1)
+    """Largest rise of the share of replies that reach their token limit over the base model's."""
+    max_length_drift: float = Field(1.25, gt=1)
+    """Factor by which replies may grow or shrink; beyond it the thumbs themselves have to ask for it."""
+    length_confidence: float = Field(0.9, gt=0.5, lt=1)
+    """One-sided level at which thumbs have to rise with the length that replies drift to."""
+
+
+class Supervised(Section):
+    """The supervised warm start: replies with a thumb up are imitated before anything else is tried."""
+
+    enabled: bool = False
+    """Do it in the first round, from version 0."""
+    learning_rate: float = Field(5e-4, gt=0)
+    """Adam's step size."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the replies."""
+    batch_size: int = Field(16, ge=1)
+    """Replies per optimizer step."""
 
 
 class Resources(Section):
@@ -138,6 +182,13 @@ class TrainerConfig(ThumbloopSettings):
     """Shape of both adapters."""
     reward: RewardFit = RewardFit()
     """Fitting the reward model."""
+    rewards: Rewards = Field(default_factory=thumbs_alone)
+    """What the policy is trained to reach: as `rewards` of the server. A classifier is not run again, what
+    the server logged under its name is taken; candidates without it are left out."""
+    supervised: Supervised = Supervised()
+    """The supervised warm start."""
+    objective: Literal["ppo"] = "ppo"
+    """What moves the policy."""
     ppo: Ppo = Ppo()
     """The policy update."""
     gate: Gate = Gate()

@@ -1,0 +1,73 @@
+import dataclasses
+
+import pytest
+import torch
+
+from tests.trainer.test_update import PLANTED, sampled
+from trainer.calibration import Calibration
+from trainer.harm import ValueComparison, rated_samples
+from trainer.rollouts import Rollout, Thumb
+
+
+def thumbs(rollouts: list[Rollout]) -> list[Thumb]:
+    """Thumbs up for replies without the planted token; one candidate each, so it was sure to be shown."""
+    return [
+        Thumb(i, r.user, PLANTED not in r.response, r.prompt, r.response, 1.0, sample=r)
+        for i, r in enumerate(rollouts)
+    ]
+
+
+def of_users(rollouts: list[Rollout], users: int) -> list[Rollout]:
+    return [dataclasses.replace(r, user=f"user {i % users}") for i, r in enumerate(rollouts)]
+
+
+def like_planted(trunk, by: float) -> None:
+    """Make the policy likelier to say the planted token, by its head."""
+    with torch.no_grad():
+        trunk.causal.lm_head.weight[PLANTED] *= by
+
+
+def test_only_thumbs_that_say_how_their_reply_was_sampled_and_shown_are_used(trunk):
+    (sample,) = sampled(trunk, 1, 0)
+    known = Thumb(0, "ann", True, (1,), (2,), 0.5, sample=sample)
+    unknown = dataclasses.replace(known, propensity=None)
+    foreign = dataclasses.replace(known, sample=None)
+    assert rated_samples([known, unknown, foreign]) == ((known,), (sample,))
+
+
+def test_a_policy_that_stays_gains_nothing(trunk):
+    rollouts = of_users(sampled(trunk, 40, 0), 20)
+    comparison = ValueComparison(trunk, rated_samples(thumbs(rollouts)), rollouts, Calibration())
+    values = comparison.values()
+    assert values.keys() == {"snips"}  # no reward was logged: nothing to predict with
+    gain = values["snips"].gain
+    assert gain.value == pytest.approx(0, abs=1e-6)
+    assert gain.bounds(0.95) == pytest.approx((0, 0), abs=1e-6)
+    assert comparison.effective_share() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("users", [1, 20])
+def test_a_policy_that_says_more_of_what_is_disliked_is_seen_through(trunk, users):
+    like_planted(trunk, 2.0)
+    rollouts = of_users(sampled(trunk, 200, 0), users)
+    rated = thumbs(rollouts)
+    assert 0.2 < sum(t.is_up for t in rated) / 200 < 0.98
+    predicted = [
+        dataclasses.replace(r, reward=-1.0 if PLANTED in r.response else 1.0) for r in rollouts
+    ]
+    rated = [dataclasses.replace(t, sample=p) for t, p in zip(rated, predicted, strict=True)]
+    comparison = ValueComparison(trunk, rated_samples(rated), predicted, Calibration())
+    like_planted(trunk, 1.5)
+    values = comparison.values()
+    assert values.keys() == {"snips", "dr"}
+    for each in values.values():
+        _, high = each.gain.bounds(0.95)
+        assert high < 0
+        assert each.child.value < each.parent.value
+
+
+def test_nothing_is_estimated_of_a_thumb_or_none(trunk):
+    rollouts = sampled(trunk, 4, 0)
+    for n in (0, 1):
+        rated = rated_samples(thumbs(rollouts)[:n])
+        assert ValueComparison(trunk, rated, rollouts, Calibration()).values() == {}

@@ -1,0 +1,72 @@
+import pytest
+
+from thumbloop.config.trainer import RewardFit
+from trainer.rollouts import Comparison, Thumb
+from trainer.weights import user_cap, weigh
+
+
+def thumb(i: int = 0, user: str = "ann", propensity: float | None = None) -> Thumb:
+    return Thumb(i, user, True, (6, 7), (8, 9), propensity)
+
+
+def comparison(i: int = 0, user: str = "ann") -> Comparison:
+    return Comparison(i, user, (6, 7), (8, 9), (8, 8))
+
+
+def test_weights_are_inverse_propensities_with_mean_one():
+    thumbs = [thumb(0, "ann", 0.5), thumb(1, "bob", 0.25)]
+    weights = weigh(thumbs, RewardFit(max_weight=4, max_user_share=1))
+    assert weights.tolist() == pytest.approx([2 / 3, 4 / 3])
+
+
+def test_a_rare_choice_is_clipped():
+    thumbs = [thumb(i, f"user {i}", 1.0) for i in range(9)] + [thumb(9, "rare", 0.01)]
+    weights = weigh(thumbs, RewardFit(max_weight=2, max_user_share=1))
+    # 1 / propensity is 1 nine times and 100 once, 10.9 in the mean: 100 / 10.9 is clipped to 2.
+    assert weights.tolist() == pytest.approx([1 / 10.9] * 9 + [2])
+
+
+def test_a_thumb_without_propensity_claims_no_correction():
+    thumbs = [thumb(0, "ann", 0.5), thumb(1, "bob", 0.5), thumb(2, "eve", None)]
+    assert weigh(thumbs, RewardFit(max_weight=4, max_user_share=1)).tolist() == pytest.approx(
+        [1] * 3
+    )
+
+
+def test_no_user_weighs_more_than_the_share():
+    thumbs = [thumb(i, "loud") for i in range(50)] + [thumb(i, f"user {i}") for i in range(50)]
+    weights = weigh(thumbs, RewardFit(max_weight=4, max_user_share=0.1))
+    assert (weights[:50].sum() / weights.sum()).item() == pytest.approx(0.1)
+    assert weights[50:].tolist() == pytest.approx([1] * 50)
+
+
+def test_users_too_few_for_the_share_weigh_the_same():
+    thumbs = [thumb(0, "ann"), thumb(1, "ann"), thumb(2, "ann"), thumb(3, "bob")]
+    weights = weigh(thumbs, RewardFit(max_weight=4, max_user_share=0.1))
+    assert weights[:3].sum().item() == pytest.approx(weights[3].item())
+    assert weigh([thumb()], RewardFit(max_weight=4, max_user_share=0.1)).tolist() == [1]
+
+
+def test_the_cap_is_a_share_of_what_is_left_after_capping():
+    assert user_cap([8.0, 1.0, 1.0], share=0.5) == pytest.approx(2)  # 2 of 2 + 1 + 1
+    assert user_cap([1.0, 1.0, 1.0], share=0.5) >= 1  # nobody is above it
+
+
+def test_without_propensity_weights_all_thumbs_count_alike():
+    thumbs = [thumb(0, "ann", 0.5), thumb(1, "bob", 0.25)]
+    settings = RewardFit(propensity_weights=False, max_user_share=1)
+    assert weigh(thumbs, settings).tolist() == [1, 1]
+
+
+def test_a_comparison_has_a_weight_of_its_own_and_counts_for_its_user():
+    judged = [thumb(0, "ann", 0.5), comparison(0, "bob"), comparison(1, "bob")]
+    settings = RewardFit(preference_weight=0.25, max_user_share=1)
+    assert weigh(judged, settings).tolist() == pytest.approx([1, 0.25, 0.25])
+    capped = weigh([thumb(0, "ann"), *(comparison(i, "bob") for i in range(4))], RewardFit())
+    assert capped[1:].sum().item() == pytest.approx(capped[0].item())
+
+
+def test_preferences_may_be_turned_off():
+    judged = [thumb(0, "ann"), comparison(0, "bob")]
+    assert weigh(judged, RewardFit(preference_weight=0, max_user_share=1)).tolist() == [1, 0]
+    assert weigh([comparison()], RewardFit(preference_weight=0)).tolist() == [0]

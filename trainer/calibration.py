@@ -1,0 +1,94 @@
+"""What a reward is worth as a probability: temperature, offset, and how far off the claims were.
+
+Pure functions of numbers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_expit
+
+BINS = 10
+_PRIOR_SPREAD = 0.5
+"""Standard deviation of log T before anything was seen: without it a dozen thumbs that all agree would
+make every claim certain."""
+
+
+class Calibration(NamedTuple):
+    """P(thumb up) = sigmoid(reward / temperature + offset)."""
+
+    temperature: float = 1.0
+    offset: float = 0.0
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float]) -> "Calibration":
+        """Return how the rewards of a version with these metrics are to be read."""
+        return cls(metrics.get("reward_temperature", 1.0), metrics.get("reward_offset", 0.0))
+
+    def probabilities(self, rewards: Sequence[float]) -> np.ndarray:
+        """Return the predicted probabilities (N,) of a thumb up."""
+        return np.asarray(expit(np.asarray(rewards) / self.temperature + self.offset))
+
+
+class Claims(NamedTuple):
+    """What one reward model said of thumbs that it was not fitted on; all (N,)."""
+
+    rewards: Sequence[float]
+    ups: Sequence[bool]
+    offset: float = 0.0
+
+
+def fit_temperature(parts: Sequence[Claims]) -> float:
+    """Return the temperature that makes the claims most likely (Guo et al. 2017, arXiv 1706.04599).
+
+    With a log-normal prior around 1, which a few hundred thumbs overrule.
+    """
+    rewards = np.concatenate([np.asarray(p.rewards, dtype=float) for p in parts])
+    signs = np.concatenate([np.where(np.asarray(p.ups, dtype=bool), 1.0, -1.0) for p in parts])
+    offsets = np.concatenate([np.full(len(p.ups), p.offset) for p in parts])
+
+    def loss(log_temperature: float) -> float:
+        logits = rewards * math.exp(-log_temperature) + offsets
+        prior = 0.5 * (log_temperature / _PRIOR_SPREAD) ** 2
+        return float(prior - log_expit(signs * logits).sum())
+
+    found = minimize_scalar(loss, bounds=(-2.0, 2.0), method="bounded")
+    return math.exp(float(found.x))
+
+
+def log_odds(ups: float, downs: float) -> float:
+    """Return the log-odds of a thumb up, one imagined thumb of each kind added."""
+    return math.log((ups + 1) / (downs + 1))
+
+
+def calibration_error(
+    probabilities: Sequence[float], outcomes: Sequence[float], bins: int = BINS
+) -> float:
+    """Return the expected calibration error: the mean gap of claim and outcome, in bins of equal number.
+
+    Naeini et al. 2015 (AAAI), with the bins of Nguyen & O'Connor 2015 (EMNLP). Outcomes are 0 or 1, or
+    probabilities where those are known.
+    """
+    claims, truths = np.asarray(probabilities, dtype=float), np.asarray(outcomes, dtype=float)
+    gaps = [abs(claims[i].sum() - truths[i].sum()) for i in _bins(claims, bins)]
+    return float(sum(gaps) / len(claims))
+
+
+def calibration_noise(probabilities: Sequence[float], bins: int = BINS) -> float:
+    """Return the error that a perfectly calibrated model would show, with outcomes drawn by its claims.
+
+    In a bin the gap is nearly normal around 0 with the variance of its draws, and E|N(0, s)| is
+    s * sqrt(2 / pi).
+    """
+    claims = np.asarray(probabilities, dtype=float)
+    spreads = [math.sqrt((claims[i] * (1 - claims[i])).sum()) for i in _bins(claims, bins)]
+    return float(sum(spreads) * math.sqrt(2 / math.pi) / len(claims))
+
+
+def _bins(claims: np.ndarray, bins: int) -> list[np.ndarray]:
+    """Return indices by rising claim, in groups of equal number as far as that goes."""
+    order = np.argsort(claims, kind="stable")
+    return [part for part in np.array_split(order, bins) if len(part)]

@@ -1,0 +1,96 @@
+"""What thumbs on one policy's replies say of another policy: estimates with intervals, never a deployment.
+
+Pure functions of arrays, N replies. A reply's cluster is, where there are many, its user, whose thumbs
+are not independent of each other.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import t as student
+
+Array = np.ndarray
+
+
+class Estimate(NamedTuple):
+    """A policy's thumb rate; `influence` (clusters,) is what each cluster moved it by."""
+
+    value: float
+    influence: Array
+
+    @property
+    def standard_error(self) -> float:
+        """Return the linearised standard error, clusters being independent (Liang & Zeger 1986)."""
+        n = len(self.influence)
+        if n < 2:
+            return float("inf")
+        return float(np.sqrt((self.influence**2).sum() * n / (n - 1)))
+
+    def minus(self, other: "Estimate") -> "Estimate":
+        """Return the difference of two estimates from the same clusters: what they share cancels."""
+        return Estimate(self.value - other.value, self.influence - other.influence)
+
+    def bounds(self, confidence: float) -> tuple[float, float]:
+        """Return the two-sided interval by Student's t."""
+        n = len(self.influence)
+        if n < 2:
+            return -float("inf"), float("inf")
+        reach = float(student.ppf((1 + confidence) / 2, n - 1)) * self.standard_error
+        return self.value - reach, self.value + reach
+
+
+class Clusters:
+    """Numbers clusters, so that sums over them are arrays."""
+
+    def __init__(self, names: Sequence[Hashable]) -> None:
+        known = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        self._known = known
+
+    def sums(self, names: Sequence[Hashable], values: Array) -> Array:
+        """Return the sum of the values (N,) of each cluster, whose names are (N,)."""
+        places = np.array([self._known[name] for name in names], dtype=int)
+        return np.bincount(places, weights=values, minlength=len(self._known))
+
+
+def ratios(logprobs: Array, old_logprobs: Array, *, most: float) -> Array:
+    """Return min(policy / behaviour, most) of whole responses (N,), from their log-probabilities (N,).
+
+    Truncation trades a bias towards the behaviour for variance (Ionides 2008, JCGS 17).
+    """
+    return np.asarray(np.exp(np.minimum(logprobs - old_logprobs, np.log(most))))
+
+
+def snips(
+    weights: Array, outcomes: Array, names: Sequence[Hashable], clusters: Clusters
+) -> Estimate:
+    """Estimate a thumb rate from rated replies, self-normalised (Swaminathan & Joachims 2015, eq. 10).
+
+    weights (N,): policy / behaviour probability over the propensity with which the reply was shown;
+    names (N,) of the clusters.
+    """
+    total = weights.sum()
+    value = float((weights * outcomes).sum() / total)
+    return Estimate(value, clusters.sums(names, weights * (outcomes - value) / total))
+
+
+def doubly_robust(
+    direct: Estimate,
+    weights: Array,
+    residuals: Array,
+    names: Sequence[Hashable],
+    clusters: Clusters,
+) -> Estimate:
+    """Correct a model's estimate by what rated replies say it is wrong by.
+
+    Dudík et al. 2011 (arXiv 1103.4601, eq. 1), the correction self-normalised. direct: `snips` of the
+    model's predictions for all candidates, rated or not; residuals (N,): thumb minus prediction. Right
+    where the weights are, or where the model is.
+    """
+    correction = snips(weights, residuals, names, clusters)
+    return Estimate(direct.value + correction.value, direct.influence + correction.influence)
+
+
+def effective_share(weights: Array) -> float:
+    """Return Kish's effective share of the replies, in (0, 1]."""
+    return float(weights.sum() ** 2 / ((weights**2).sum() * len(weights)))

@@ -1,0 +1,116 @@
+"""The policy's part of a round: rewards, an optional supervised warm start, the objective, and what it did."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from thumbloop.config import TrainerConfig
+from thumbloop.types import BASE_VERSION, PolicyVersion
+from trainer.calibration import Calibration
+from trainer.components import Decode, mix, rewards_of
+from trainer.dataset import Dataset
+from trainer.drift import describe_child, describe_parent
+from trainer.harm import ValueComparison, Values, rated_samples
+from trainer.measure import measure, measure_policy
+from trainer.metrics import TrainerMetrics
+from trainer.models import Trunk
+from trainer.objective import Objective
+from trainer.rollouts import Rollout, Thumb
+from trainer.supervised import imitate
+from trainer.weights import weigh
+
+CARRIED = {
+    "base_repetition": "parent_repetition",
+    "base_unended_share": "parent_unended_share",
+    "justified_reply_tokens": "parent_reply_tokens",
+}
+"""What a version hands on to its children; the first one has it from its parent, the base model."""
+
+
+class Improved(NamedTuple):
+    """What the policy stage did: its numbers, and the estimated thumb rates by estimator."""
+
+    metrics: dict[str, float]
+    values: Mapping[str, Values]
+
+
+class PolicyStage:
+    """Moves the policy adapter by the rewards of a round's rollouts."""
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        objective: Objective,
+        decode: Decode,
+        config: TrainerConfig,
+        metrics: TrainerMetrics,
+    ) -> None:
+        self._trunk = trunk
+        self._objective = objective
+        self._decode = decode
+        self._config = config
+        self._metrics = metrics
+
+    def improve(
+        self,
+        data: Dataset,
+        parent: PolicyVersion,
+        calibration: Calibration,
+        generator: torch.Generator,
+    ) -> Improved:
+        """Improve the policy by the fitted reward model, as `calibration` reads it."""
+        rollouts, numbers = data.rollouts, dict[str, float]()
+        thumbs = [j for j in data.new if isinstance(j, Thumb)]
+        with self._metrics.stage("rescore"):
+            rewards, described = self._rewards(rollouts, calibration)
+            rated, logged = rated_samples(thumbs), Calibration.of(parent.metrics)
+            comparison = ValueComparison(self._trunk, rated, rollouts, logged)
+        if self._config.supervised.enabled and parent.version == BASE_VERSION:
+            with self._metrics.stage("supervised"):
+                numbers["supervised_loss"] = self._imitate(thumbs, generator)
+        with self._metrics.stage(self._config.objective):
+            fixed = measure(self._trunk, rollouts)
+            numbers |= self._objective.improve(
+                self._trunk, rollouts, fixed, rewards, parent=parent, generator=generator
+            )
+        with self._metrics.stage("inspection"):
+            moved = measure_policy(self._trunk, fixed)
+            values = comparison.values()
+            numbers |= describe_parent(fixed, rollouts, parent.version)
+            numbers |= describe_child(fixed, moved, rollouts)
+        for name, at_first in CARRIED.items():
+            if at_first in numbers:
+                numbers[name] = parent.metrics.get(name, numbers[at_first])
+        return Improved(
+            {"rollouts": float(len(rollouts)), **described, **numbers, **_of_values(values)}, values
+        )
+
+    def _rewards(
+        self, rollouts: Sequence[Rollout], calibration: Calibration
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the mixed rewards (B,), and the mean of each component."""
+        components = self._config.rewards
+        parts = rewards_of(self._trunk, rollouts, components, calibration, self._decode)
+        mixed = mix(parts, components)
+        return mixed, {
+            "reward_mean": float(mixed.mean()),
+            "reward_std": float(mixed.std(correction=0)),
+            **{f"reward_mean_{name}": float(part.mean()) for name, part in parts.items()},
+        }
+
+    def _imitate(self, thumbs: Sequence[Thumb], generator: torch.Generator) -> float:
+        weights = weigh(thumbs, self._config.reward)
+        return imitate(self._trunk, thumbs, weights, self._config.supervised, generator)
+
+
+def _of_values(values: Mapping[str, Values]) -> dict[str, float]:
+    """Return the estimated thumb rates and the interval of their difference."""
+    described: dict[str, float] = {}
+    for name, each in values.items():
+        described |= {f"{name}_parent": each.parent.value, f"{name}_child": each.child.value}
+        for what, estimate in (("child", each.child), ("gain", each.gain)):
+            low, high = estimate.bounds(0.95)
+            described |= {f"{name}_{what}_low": low, f"{name}_{what}_high": high}
+    return described

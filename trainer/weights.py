@@ -1,0 +1,63 @@
+"""How much each thumb and each comparison counts in the fit of the reward model."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from thumbloop.config.trainer import RewardFit
+from trainer.rollouts import Judgement, Thumb
+
+
+def weigh(judgements: Sequence[Judgement], settings: RewardFit) -> Tensor:
+    """Weigh judgements (N,): by inverse propensity, self-normalised and clipped; no user above a share.
+
+    The mean is 1 before the clip and the cap, at most 1 after: neither is scaled up again.
+
+    Clipped and self-normalised as in Swaminathan & Joachims 2015 (NeurIPS, eq. 8). A thumb without
+    propensity weighs 1: no correction is claimed for it. A comparison is not of the shown reply alone,
+    so there is nothing to correct.
+    """
+    inverse = [_inverse_propensity(each) for each in judgements]
+    known = [x for x in inverse if x is not None]
+    mean = sum(known) / len(known) if known else 1.0
+    weights = [
+        settings.preference_weight
+        if not isinstance(each, Thumb)
+        else 1.0
+        if x is None or not settings.propensity_weights
+        else min(x / mean, settings.max_weight)
+        for each, x in zip(judgements, inverse, strict=True)
+    ]
+    totals: dict[str, float] = defaultdict(float)
+    for each, weight in zip(judgements, weights, strict=True):
+        totals[each.user] += weight
+    cap = user_cap(list(totals.values()), settings.max_user_share)
+    return torch.tensor(
+        [
+            weight * min(1.0, cap / totals[each.user]) if weight else 0.0
+            for each, weight in zip(judgements, weights, strict=True)
+        ]
+    )
+
+
+def user_cap(totals: Sequence[float], share: float) -> float:
+    """Return the largest total weight of one user that is at most a share of what is then left.
+
+    With fewer than 1 / share users no such total exists: then all users weigh the same.
+    """
+    largest_first = sorted(totals, reverse=True)
+    for capped, total in enumerate(largest_first):
+        if capped * share >= 1:
+            break
+        cap = share * sum(largest_first[capped:]) / (1 - capped * share)
+        if total <= cap:
+            return cap
+    return largest_first[-1]
+
+
+def _inverse_propensity(judgement: Judgement) -> float | None:
+    if not isinstance(judgement, Thumb) or judgement.propensity is None:
+        return None
+    return 1 / judgement.propensity

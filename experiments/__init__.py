@@ -1,0 +1,1 @@
+"""Claims about learning, each a command: ablations, controls, sweeps."""

@@ -1,0 +1,192 @@
+"""A whole loop in one process: serve, rate, learn, adopt, examine; the trainer is the real one."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
+
+from demo.base_model import build, default_folder
+from demo.corpus import held_out_prompts
+from demo.grammar import is_well_formed
+from demo.preferences import load_preference
+from experiments.serving import Service, Setting
+from thumbloop.config import Model, State, TrainerConfig
+from thumbloop.store import open_store, reading, versions
+from thumbloop.types import DEFAULT_POLICY, PolicyVersion, VersionState
+from trainer import reward
+from trainer.assembly import assemble
+from trainer.calibration import Calibration
+from trainer.metrics import TrainerMetrics
+
+_REQUESTS_AT_ONCE = 36
+_EXAMINATION_SEED = 1_000_003
+_HELD_OUT = 600
+
+
+Trainer = Mapping[str, Any]
+"""Settings that differ from the trainer's defaults, as sections."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a version's policy does on held-out prompts, one sample each, judged without noise."""
+
+    version: int
+    thumbs: int  # given before it was published
+    rate: float
+    well_formed: float
+    mean_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """How a round ended."""
+
+    version: int | None
+    reason: str
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRewards:
+    """What a reward model says of candidates, and what is true of them; all (N,)."""
+
+    version: int
+    rewards: list[float]
+    claims: list[float]  # probabilities of a thumb up
+    likes: list[float]  # probabilities of being liked, before anybody slips
+
+
+class Run:
+    """One system that learns from one crowd."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        trainer: Trainer | None = None,
+        model: Path | None = None,
+    ) -> None:
+        """Open a fresh system, on the demo's base model unless told otherwise."""
+        torch.set_num_threads(1)
+        disable_progress_bar()
+        self._scratch = TemporaryDirectory(prefix="thumbloop-experiment-")
+        folder = Path(self._scratch.name)
+        model = model or build(default_folder())
+        self.config = TrainerConfig(
+            **{
+                "seed": setting.seed,
+                "state": State(folder=folder / "state"),
+                "model": Model(path=str(model)),
+                **(trainer or {}),
+            }
+        )
+        self.store = open_store(self.config.state)
+        metrics = TrainerMetrics(folder / "tensorboard", Console(quiet=True))
+        self.assembly = assemble(self.config, model, self.store, metrics)
+        self.service = Service(setting, self.assembly, self.store)
+        self._setting = setting
+        self._prefers = load_preference(setting.preference)
+        self._held_out = held_out_prompts(_HELD_OUT, setting.seed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.store.dispose()
+        self._scratch.cleanup()
+
+    @property
+    def current(self) -> PolicyVersion:
+        """Return the version that answers."""
+        with reading(self.store) as connection:
+            return versions.current(connection, DEFAULT_POLICY)
+
+    def round(self) -> Learned:
+        """Serve until a round is due and done; a version that it published becomes current."""
+        version = self.take()
+        while not self.assembly.loop.step():
+            self.take()  # what the trainer had in the trunk may be another
+            self.service.serve(_REQUESTS_AT_ONCE, version)
+        with self.store.begin() as connection:
+            row = versions.list_rounds(connection, DEFAULT_POLICY)[-1]
+            if row["version"] is not None:
+                versions.set_state(
+                    connection, DEFAULT_POLICY, row["version"], VersionState.CURRENT, at=0.0
+                )
+        return Learned(row["version"], row["reason"], row["metrics"])
+
+    def take(self) -> PolicyVersion:
+        """Put the current version's adapters into the trunk."""
+        version, trunk = self.current, self.assembly.trunk
+        trunk.reset()
+        if version.policy_digest:
+            trunk.load(self.config.state.versions / version.folder)
+        return version
+
+    def judge_rewards(self, candidates: int) -> JudgedRewards:
+        """Judge the current version's reward model on random candidates of its own policy, without noise."""
+        version = self.take()
+        texts = held_out_prompts(candidates, self._setting.seed + 1)
+        prompts = [self.service.render(text) for text in texts]
+        samples = self.service.sample(prompts, _EXAMINATION_SEED + 1)
+        pairs = [(p, s.token_ids) for p, s in zip(prompts, samples, strict=True)]
+        rewards = reward.score(self.assembly.trunk, pairs).tolist()
+        likes = [
+            self._prefers(text, self.service.text_of(s.token_ids))
+            for text, s in zip(texts, samples, strict=True)
+        ]
+        calibration = Calibration.of(version.metrics)
+        return JudgedRewards(
+            version.version, rewards, calibration.probabilities(rewards).tolist(), likes
+        )
+
+    def examine(self) -> Examined:
+        """Judge the current version's policy."""
+        version = self.take()
+        prompts = [self.service.render(text) for text in self._held_out]
+        samples = self.service.sample(prompts, _EXAMINATION_SEED)
+        texts = [self.service.text_of(s.token_ids) for s in samples]
+        n = len(texts)
+        liked = sum(self._prefers(p, r) for p, r in zip(self._held_out, texts, strict=True))
+        return Examined(
+            version=version.version,
+            thumbs=self.service.thumbs,
+            rate=liked / n,
+            well_formed=sum(map(is_well_formed, texts)) / n,
+            mean_tokens=sum(len(s.token_ids) for s in samples) / n,
+        )
+
+
+def learn(
+    setting: Setting,
+    *,
+    rounds: int | None = None,
+    thumbs: int | None = None,
+    trainer: Trainer | None = None,
+) -> dict[str, Any]:
+    """Learn from version 0 for some rounds, or until some thumbs were given.
+
+    Returns every version as it was examined, one for each round, and how rounds ended.
+    """
+    with Run(setting, trainer=trainer) as run:
+        examined, ended = [run.examine()], list[Learned]()
+        while not (len(ended) == rounds if thumbs is None else run.service.thumbs >= thumbs):
+            ended.append(run.round())
+            examined.append(run.examine() if ended[-1].version is not None else examined[-1])
+        return {
+            "examined": [asdict(each) for each in examined],
+            "rounds": [asdict(each) for each in ended],
+            "thumbs": run.service.thumbs,
+        }

@@ -1,0 +1,78 @@
+"""Replies of the trunk's policy, sampled with transformers: what vLLM does for the server."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from trainer.models import Trunk
+from trainer.rollouts import by_length
+
+_AT_ONCE = 128
+
+
+class Sample(NamedTuple):
+    """One response, its last token an end where `has_ended`; logprobs are the sampler's."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    has_ended: bool
+
+
+def sample(
+    trunk: Trunk,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end: Sequence[int],
+    max_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+) -> list[Sample]:
+    """Sample one response for each prompt (token ids) from the trunk's policy."""
+    settings = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_tokens,
+        eos_token_id=list(end),
+        pad_token_id=end[0],
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    samples: dict[int, Sample] = {}
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), trunk.role("policy"):
+        torch.manual_seed(seed)
+        for rows in by_length([len(prompt) for prompt in prompts], _AT_ONCE):
+            drawn = _sample(trunk, [prompts[i] for i in rows], settings)
+            samples |= dict(zip(rows, drawn, strict=True))
+    return [samples[i] for i in range(len(prompts))]
+
+
+def _sample(
+    trunk: Trunk, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+) -> list[Sample]:
+    width = max(len(prompt) for prompt in prompts)
+    blanks = [width - len(prompt) for prompt in prompts]
+    filler = settings.pad_token_id
+    rows = [[filler] * blank + list(prompt) for blank, prompt in zip(blanks, prompts, strict=True)]
+    tokens = torch.tensor(rows, device=trunk.device)
+    columns = torch.arange(width, device=trunk.device)
+    mask = (columns[None] >= torch.tensor(blanks, device=trunk.device)[:, None]).long()
+    out = trunk.causal.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
+    responses: Tensor = out.sequences[:, width:]
+    # Of what was drawn from, as the server stores them: after the temperature.
+    logprobs = torch.stack(out.scores, dim=1).float().log_softmax(dim=-1)
+    chosen = logprobs.gather(-1, responses.unsqueeze(-1)).squeeze(-1)
+    return [
+        _cut(ids, of_them, settings.eos_token_id)
+        for ids, of_them in zip(responses.tolist(), chosen.tolist(), strict=True)
+    ]
+
+
+def _cut(ids: list[int], logprobs: list[float], end: Sequence[int]) -> Sample:
+    """Return a row up to its first end, that included."""
+    length = next((i + 1 for i, token in enumerate(ids) if token in end), len(ids))
+    return Sample(tuple(ids[:length]), tuple(logprobs[:length]), ids[length - 1] in end)

@@ -1,0 +1,30 @@
+"""What becomes of groups that lost candidates to pruning: policy rate after equal thumbs."""
+
+from experiments.arms import Arm, described, plot_rates, run_arms, summarise
+from experiments.options import FOLDER, Folder, Jobs, Seeds, Thumbs
+from experiments.report import draw, write
+from server.guidance.outcome import Checkpoint
+from thumbloop.types import Strategy
+
+PREFERENCES = ("praise", "courtesy")
+PRUNING = {
+    "strategy": Strategy.SPECULATIVE_REJECTION,
+    "num_candidates": 8,
+    "checkpoints": (Checkpoint(tokens=8, keep=3),),
+    "audit_share": 0.1,
+}
+ARMS = (
+    Arm("bootstrapped", PRUNING, {"round": {"pruned": "bootstrap"}}),
+    Arm("survivors only", PRUNING, {"round": {"pruned": "survivors"}}),
+)
+
+
+def main(seeds: Seeds = 5, thumbs: Thumbs = 320, jobs: Jobs = 2, folder: Folder = FOLDER) -> None:
+    """What becomes of groups that lost candidates to pruning."""
+    rows = run_arms(ARMS, PREFERENCES, seeds, jobs, thumbs=thumbs)
+    write(
+        folder,
+        "truncation",
+        {"arms": described(ARMS), "summary": summarise(rows, ARMS), "runs": rows},
+    )
+    draw(folder, "truncation", lambda axes: plot_rates(axes, rows, ARMS))

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
-from experiments.report import console, interval, paired, run_all
+from experiments.report import console, interval, paired
 from experiments.run import learn
 from experiments.serving import Setting
+from experiments.side_by_side import run_all
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 from experiments.judged import Quality, as_row, judge, quality
 from experiments.options import FOLDER, Folder, Jobs, Rounds, Seeds
-from experiments.report import console, interval, paired, run_all, write
+from experiments.report import console, interval, paired, write
 from experiments.serving import Setting
+from experiments.side_by_side import run_all
 
 CANDIDATES = 500
 PREFERENCES = {"well specified": "praise", "misspecified": "experiments.hard:exclusive"}

@@ -1,11 +1,9 @@
-"""What experiments share: runs side by side, means with intervals, a JSON file and a picture."""
+"""What experiments share: means with intervals, a JSON file and a picture."""
 
 import json
-import multiprocessing
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -18,9 +16,6 @@ mpl.use("agg")
 
 CONFIDENCE = 0.95
 console = Console(highlight=False, soft_wrap=True)
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 
 
 class Interval(NamedTuple):
@@ -46,18 +41,6 @@ def interval(values: Sequence[float]) -> Interval:
 def paired(left: Sequence[float], right: Sequence[float]) -> Interval:
     """Return the mean of left - right over runs that share their seeds, with its interval."""
     return interval([a - b for a, b in zip(left, right, strict=True)])
-
-
-def run_all(function: Callable[[Task], Result], tasks: Iterable[Task], jobs: int) -> list[Result]:
-    """Call the function on every task, `jobs` processes at a time; say when each is done."""
-    waiting = list(tasks)
-    context = multiprocessing.get_context("spawn")
-    results = []
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:
-        for task, result in zip(waiting, pool.map(function, waiting), strict=True):
-            console.print(f"  {task}", markup=False)
-            results.append(result)
-    return results
 
 
 def write(folder: Path, name: str, report: dict[str, Any]) -> None:

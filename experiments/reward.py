@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 from demo.preferences import SHIPPED
 from experiments.judged import Quality, as_row, judge, quality
 from experiments.options import FOLDER, Folder, Jobs, Rounds, Seeds
-from experiments.report import console, interval, run_all, write
+from experiments.report import console, interval, write
 from experiments.serving import Setting
+from experiments.side_by_side import run_all
 
 CANDIDATES = 500
 """For each version."""

@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from demo.base_model import build, default_folder
 from demo.corpus import held_out_prompts
 from demo.grammar import is_well_formed
 from demo.preferences import load_preference
+from experiments.base_model import base_model
 from experiments.serving import Service, Setting
 from thumbloop.config import Model, State, TrainerConfig
 from thumbloop.store import open_store, reading, versions
@@ -73,12 +73,12 @@ class Run:
         trainer: Trainer | None = None,
         model: Path | None = None,
     ) -> None:
-        """Open a fresh system, on the demo's base model unless told otherwise."""
+        """Open a fresh system, on the experiments' base model unless told otherwise."""
         torch.set_num_threads(1)
         disable_progress_bar()
         self._scratch = TemporaryDirectory(prefix="thumbloop-experiment-")
         folder = Path(self._scratch.name)
-        model = model or build(default_folder())
+        model = model or base_model()
         self.config = TrainerConfig(
             **{
                 "seed": setting.seed,

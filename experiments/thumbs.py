@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 
 from demo.preferences import SHIPPED
 from experiments.options import FOLDER, Folder, Jobs, Rounds, Seeds
-from experiments.report import console, draw, run_all, write
+from experiments.report import console, draw, write
 from experiments.run import learn
 from experiments.serving import Setting
+from experiments.side_by_side import run_all
 
 GOAL = 0.85
 

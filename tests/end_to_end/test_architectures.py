@@ -185,8 +185,8 @@ THUMBS = 60
 ONE_ROUND = {
     "round": {"min_feedback": THUMBS, "max_rounds": 1},
     "lora": {"rank": 4, "alpha": 8.0},
-    # Thumbs at random prove nothing: an AUROC of 0.5 +- 0.08 passes what is asked of it here.
-    "gate": {"min_auroc_bound": 0.0, "confidence": 0.99999},
+    # Thumbs at random prove nothing, and no gate would let them through.
+    "gate": {"enabled": False},
     "metrics": {"port": 0},
 }
 

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from experiments import side_by_side
 from experiments.judged import quality
-from experiments.report import draw, interval, paired, run_all, write
+from experiments.report import draw, interval, paired, write
 from experiments.run import JudgedRewards
+from experiments.side_by_side import run_all
 
 
 def double(x: int) -> int:
@@ -22,7 +24,8 @@ def test_pairs_share_their_seeds():
     assert paired([1.0, 5.0], [0.5, 4.5]) == (0.5, 0.5, 0.5)
 
 
-def test_runs_come_back_in_order():
+def test_runs_come_back_in_order(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(side_by_side, "base_model", Path)
     assert run_all(double, range(5), jobs=2) == [0, 2, 4, 6, 8]
 
 

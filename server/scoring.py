@@ -96,7 +96,7 @@ class FormatScorer:
 
 
 class Score(NamedTuple):
-    """A reward, and its parts by name before weighting; no parts where it has only one."""
+    """A reward, and its parts by name before weighting; no parts where it is that of thumbs alone."""
 
     reward: float
     components: Mapping[str, float]
@@ -135,4 +135,4 @@ class Mixture:
         reward = sum(asked[name].weight * part for name, part in parts.items())
         if is_forged:
             reward = FORGED_REWARD
-        return Score(reward, parts if len(self._components) > 1 else {})
+        return Score(reward, {} if self._components.keys() == {"thumbs"} else parts)

@@ -46,6 +46,8 @@ def fit_temperature(parts: Sequence[Claims]) -> float:
 
     With a log-normal prior around 1, which a few hundred thumbs overrule.
     """
+    if not parts:
+        return 1.0
     rewards = np.concatenate([np.asarray(p.rewards, dtype=float) for p in parts])
     signs = np.concatenate([np.where(np.asarray(p.ups, dtype=bool), 1.0, -1.0) for p in parts])
     offsets = np.concatenate([np.full(len(p.ups), p.offset) for p in parts])

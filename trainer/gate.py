@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from scipy.stats import norm
+
 from thumbloop.config.trainer import Gate
 from trainer.evidence import Evidence, held_out_auroc
 from trainer.harm import Values
@@ -144,20 +146,31 @@ def check_length(
 ) -> GateResult:
     """Ask that replies grow or shrink only where thumbs, which nobody trained on, ask for it.
 
-    The drift is from the length that was justified last, so that it cannot creep; brevity is a
-    legitimate wish.
+    They do where replies of such a length are the better ones, or where the estimated thumb rate has risen
+    since a length was justified last. The drift is from that one, so that it cannot creep. Brevity is a
+    legitimate wish, and so are words of thanks, which make replies longer.
     """
     if not has_drifted(metrics, settings):
         return GateResult(())
     drift = _length_drift(metrics)
     wish = length_evidence(thumbs, is_longer=drift > 1)
-    if wish.lower_bound(settings.length_confidence) > CHANCE:
+    is_wished = wish.lower_bound(settings.length_confidence) > CHANCE
+    if is_wished or has_risen(metrics, settings.length_confidence):
         return GateResult(())
     return GateResult(
         (
             f"length: {drift:.2f} times what it was, and thumbs do not rise with it ({wish.auroc:.2f})",
         )
     )
+
+
+def has_risen(metrics: Mapping[str, float], confidence: float) -> bool:
+    """Say whether the child's estimated thumb rate is above that of when its length was justified last."""
+    if "child_rate" not in metrics:
+        return False
+    error = math.hypot(metrics["child_rate_error"], metrics["justified_rate_error"])
+    rise = metrics["child_rate"] - metrics["justified_rate"]
+    return bool(rise > norm.ppf(confidence) * error)
 
 
 def has_drifted(metrics: Mapping[str, float], settings: Gate) -> bool:

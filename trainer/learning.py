@@ -98,7 +98,9 @@ class Learner:
                 check_length(numbers, thumbs, settings),
             )
         if has_drifted(numbers, settings):  # and the gate, which is asked before, lets it
-            numbers["justified_reply_tokens"] = numbers["child_reply_tokens"]
+            for name in ("reply_tokens", "rate", "rate_error"):
+                if f"child_{name}" in numbers:
+                    numbers[f"justified_{name}"] = numbers[f"child_{name}"]
         return Learned(gate, numbers, rewarded.replayed)
 
     def learn_reward(

@@ -33,10 +33,12 @@ OBJECTIVES: Mapping[str, Callable[[TrainerConfig], Objective]] = {
 
 
 class Due(NamedTuple):
-    """A round to come: its parent, its number, and how often evidence was looked at along the parent's line."""
+    """A round to come: its parent, its number, how much feedback it needs, and how many rounds of the
+    parent's line looked at evidence, this one included."""
 
     parent: PolicyVersion
     number: int
+    needed: int
     look: int
 
 
@@ -91,7 +93,7 @@ class Loop:
         due = self._due()
         if due is None:
             return False
-        data = self._read(due.parent)
+        data = self._read(due)
         if data is None:
             return False
         self._waiting_for = ""
@@ -122,27 +124,28 @@ class Loop:
                 words += f"; there are {new}, and {unusable} that nothing may be learned from"
             self._wait(words)
             return None
-        return Due(parent, len(rounds) + 1, look=1 + looks(rounds, known, parent))
+        return Due(parent, len(rounds) + 1, needed, look=1 + looks(rounds, known, parent))
 
-    def _read(self, parent: PolicyVersion) -> Dataset | None:
+    def _read(self, due: Due) -> Dataset | None:
         """Read what the round learns from, once there is enough of it; else say what there is."""
         with reading(self._engine) as connection:
             data = dataset.read(
                 connection,
                 self._policy,
-                parent,
+                due.parent,
                 self._config.round,
                 logged=components.logged(self._config.rewards),
             )
-        if data.new and len(data.rollouts) >= self._config.round.min_rollouts:
+        is_enough = data.new and data.num_new >= due.needed
+        if is_enough and len(data.rollouts) >= self._config.round.min_rollouts:
             return data
         seen = "; ".join(
             f"{kind}: {intake.came_in} came in, left out {dict(intake.left_out)}"
             for kind, intake in data.intake.items()
         )
         self._wait(
-            f"waiting for {self._config.round.min_rollouts} candidates and new feedback: there are"
-            f" {len(data.rollouts)} and {len(data.new)} to learn from; {seen}"
+            f"waiting for {self._config.round.min_rollouts} candidates and {due.needed} of new"
+            f" feedback: there are {len(data.rollouts)} and {data.num_new} to learn from; {seen}"
         )
         return None
 

@@ -14,29 +14,32 @@ Array = np.ndarray
 
 
 class Estimate(NamedTuple):
-    """A policy's thumb rate; `influence` (clusters,) is what each cluster moved it by."""
+    """A policy's thumb rate; `influence` (clusters,) is what each cluster moved it by.
+
+    `rated` is how many clusters have ratings: those that have none lend no degree of freedom.
+    """
 
     value: float
     influence: Array
+    rated: int
 
     @property
     def standard_error(self) -> float:
         """Return the linearised standard error, clusters being independent (Liang & Zeger 1986)."""
-        n = len(self.influence)
-        if n < 2:
+        if self.rated < 2:
             return float("inf")
-        return float(np.sqrt((self.influence**2).sum() * n / (n - 1)))
+        return float(np.sqrt((self.influence**2).sum() * self.rated / (self.rated - 1)))
 
     def minus(self, other: "Estimate") -> "Estimate":
         """Return the difference of two estimates from the same clusters: what they share cancels."""
-        return Estimate(self.value - other.value, self.influence - other.influence)
+        rated = min(self.rated, other.rated)
+        return Estimate(self.value - other.value, self.influence - other.influence, rated)
 
     def bounds(self, confidence: float) -> tuple[float, float]:
         """Return the two-sided interval by Student's t."""
-        n = len(self.influence)
-        if n < 2:
+        if self.rated < 2:
             return -float("inf"), float("inf")
-        reach = float(student.ppf((1 + confidence) / 2, n - 1)) * self.standard_error
+        reach = float(student.ppf((1 + confidence) / 2, self.rated - 1)) * self.standard_error
         return self.value - reach, self.value + reach
 
 
@@ -71,7 +74,8 @@ def snips(
     """
     total = weights.sum()
     value = float((weights * outcomes).sum() / total)
-    return Estimate(value, clusters.sums(names, weights * (outcomes - value) / total))
+    influence = clusters.sums(names, weights * (outcomes - value) / total)
+    return Estimate(value, influence, len(set(names)))
 
 
 def doubly_robust(
@@ -88,7 +92,9 @@ def doubly_robust(
     where the weights are, or where the model is.
     """
     correction = snips(weights, residuals, names, clusters)
-    return Estimate(direct.value + correction.value, direct.influence + correction.influence)
+    return Estimate(
+        direct.value + correction.value, direct.influence + correction.influence, correction.rated
+    )
 
 
 def effective_share(weights: Array) -> float:

@@ -25,6 +25,8 @@ CARRIED = {
     "base_repetition": "parent_repetition",
     "base_unended_share": "parent_unended_share",
     "justified_reply_tokens": "parent_reply_tokens",
+    "justified_rate": "parent_rate",
+    "justified_rate_error": "parent_rate_error",
 }
 """What a version hands on to its children; the first one has it from its parent, the base model."""
 
@@ -67,25 +69,27 @@ class PolicyStage:
             rewards, described = self._rewards(rollouts, calibration)
             rated, logged = rated_samples(thumbs), Calibration.of(parent.metrics)
             comparison = ValueComparison(self._trunk, rated, rollouts, logged)
+        with self._metrics.stage("measure"):
+            fixed = measure(self._trunk, rollouts)
+            of_parent = describe_parent(fixed, rollouts, parent.version)
         if self._config.supervised.enabled and parent.version == BASE_VERSION:
             with self._metrics.stage("supervised"):
                 numbers["supervised_loss"] = self._imitate(thumbs, generator)
+                fixed = measure(self._trunk, rollouts)
         with self._metrics.stage(self._config.objective):
-            fixed = measure(self._trunk, rollouts)
             numbers |= self._objective.improve(
                 self._trunk, rollouts, fixed, rewards, parent=parent, generator=generator
             )
         with self._metrics.stage("inspection"):
             moved = measure_policy(self._trunk, fixed)
             values = comparison.values()
-            numbers |= describe_parent(fixed, rollouts, parent.version)
-            numbers |= describe_child(fixed, moved, rollouts)
+            numbers |= of_parent | describe_child(fixed, moved, rollouts)
+        numbers |= {"rollouts": float(len(rollouts)), **described, **_of_values(values)}
         for name, at_first in CARRIED.items():
-            if at_first in numbers:
-                numbers[name] = parent.metrics.get(name, numbers[at_first])
-        return Improved(
-            {"rollouts": float(len(rollouts)), **described, **numbers, **_of_values(values)}, values
-        )
+            known = parent.metrics.get(name, numbers.get(at_first))
+            if known is not None:
+                numbers[name] = known
+        return Improved(numbers, values)
 
     def _rewards(
         self, rollouts: Sequence[Rollout], calibration: Calibration
@@ -113,4 +117,8 @@ def _of_values(values: Mapping[str, Values]) -> dict[str, float]:
         for what, estimate in (("child", each.child), ("gain", each.gain)):
             low, high = estimate.bounds(0.95)
             described |= {f"{name}_{what}_low": low, f"{name}_{what}_high": high}
+    if best := values.get("dr") or values.get("snips"):
+        for whose, estimate in best._asdict().items():
+            described[f"{whose}_rate"] = estimate.value
+            described[f"{whose}_rate_error"] = estimate.standard_error
     return described

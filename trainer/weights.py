@@ -33,7 +33,8 @@ def weigh(judgements: Sequence[Judgement], settings: RewardFit) -> Tensor:
     totals: dict[str, float] = defaultdict(float)
     for each, weight in zip(judgements, weights, strict=True):
         totals[each.user] += weight
-    cap = user_cap(list(totals.values()), settings.max_user_share)
+    counted = [total for total in totals.values() if total > 0]
+    cap = user_cap(counted, settings.max_user_share) if counted else 0.0
     return torch.tensor(
         [
             weight * min(1.0, cap / totals[each.user]) if weight else 0.0

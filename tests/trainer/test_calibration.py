@@ -51,6 +51,7 @@ def test_a_few_thumbs_that_agree_do_not_make_claims_certain():
     few = Claims([1.0, -1.0] * 3, [True, False] * 3)
     assert fit_temperature([few]) > 0.5
     assert fit_temperature([Claims([], [])]) == pytest.approx(1, abs=1e-3)
+    assert fit_temperature([]) == 1
 
 
 def test_a_calibration_reads_rewards():

@@ -157,6 +157,18 @@ def test_replies_change_their_length_only_where_thumbs_ask_for_it(child, likes_l
     assert passes or result.reason.startswith(f"length: {child / 20:.2f} times what it was")
 
 
+@pytest.mark.parametrize(("rate", "passes"), [(0.6, True), (0.45, False), (0.3, False)])
+def test_longer_replies_pass_where_the_thumb_rate_rises_with_them(rate, passes):
+    metrics = HARMLESS | {
+        "child_reply_tokens": 30.0,
+        "child_rate": rate,
+        "child_rate_error": 0.06,
+        "justified_rate": 0.4,
+        "justified_rate_error": 0.08,  # 0.1 for the difference: 0.128 is significant
+    }
+    assert check_length(metrics, [], GATE).passed is passes
+
+
 def values(child_weights: list[float], ups: list[float]) -> Values:
     """Return estimates for a parent that made all replies alike, and a child that prefers some."""
     names = [f"user {i}" for i in range(len(ups))]

@@ -212,6 +212,7 @@ def test_the_supervised_warm_start_comes_first_and_once(tmp_path, model):
     bench.rate(40)
     bench.loop.step()
     assert bench.get(1).metrics["supervised_loss"] > 0
+    assert bench.get(1).metrics["sampler_trainer_kl"] < 1e-6  # of the parent, not of the imitator
     bench.adopt(1)
     bench.rate(40, version=1)
     bench.loop.step()
@@ -305,6 +306,19 @@ def test_a_blocked_round_of_one_busy_user_does_not_spin(tmp_path, model):
     assert not bench.loop.step()
     bench.rate(16, shuffled=True)
     assert bench.loop.step()
+    bench.engine.dispose()
+
+
+def test_feedback_that_is_too_old_starts_no_round(tmp_path, model):
+    bench = Bench(tmp_path, model)
+    bench.config = bench.config.model_copy(
+        update={"round": bench.config.round.model_copy(update={"max_feedback_age_s": 3600.0})}
+    )
+    bench.loop = bench.new_loop()
+    bench.rate(40)  # at the beginning of 1970
+    assert not bench.loop.step()
+    assert "{'too_old': 40}" in bench.lines[-1]
+    assert bench.rounds() == []
     bench.engine.dispose()
 
 

@@ -40,6 +40,13 @@ def test_one_cluster_bounds_nothing():
     assert estimate.bounds(0.95) == (-np.inf, np.inf)
 
 
+def test_users_who_rated_nothing_lend_no_certainty():
+    outcomes, names = np.array([1.0, 0.0, 1.0]), NAMES[:3]
+    few = snips(np.ones(3), outcomes, names, Clusters(names))
+    many = snips(np.ones(3), outcomes, names, Clusters([*names, *range(500)]))
+    assert many.bounds(0.95) == pytest.approx(few.bounds(0.95))
+
+
 def test_ratios_are_truncated():
     found = ratios(np.array([-1.0, 0.0]), np.array([-2.0, -50.0]), most=10.0)
     assert found.tolist() == pytest.approx([np.e, 10.0])

@@ -70,3 +70,9 @@ def test_preferences_may_be_turned_off():
     judged = [thumb(0, "ann"), comparison(0, "bob")]
     assert weigh(judged, RewardFit(preference_weight=0, max_user_share=1)).tolist() == [1, 0]
     assert weigh([comparison()], RewardFit(preference_weight=0)).tolist() == [0]
+    few = [*(thumb(i, f"user {i % 4}") for i in range(8)), comparison(0, "eve")]
+    assert weigh(few, RewardFit(preference_weight=0)).tolist() == pytest.approx([1] * 8 + [0])
+
+
+def test_nothing_has_no_weight():
+    assert weigh([], RewardFit()).tolist() == []

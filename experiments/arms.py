@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
-from experiments.report import console, interval, paired
+from experiments.report import console, draw, interval, paired, write
 from experiments.run import learn
 from experiments.serving import Setting
 from experiments.side_by_side import run_all
@@ -96,6 +97,23 @@ def plot_rates(axes: Axes, rows: Sequence[Mapping[str, Any]], arms: Sequence[Arm
             )
     axes.set(xlabel="thumbs given", ylabel="share of replies liked", ylim=(0, 1.02))
     axes.legend(loc="lower right")
+
+
+def ablate(
+    name: str,
+    arms: Sequence[Arm],
+    preferences: Sequence[str],
+    *,
+    seeds: int,
+    thumbs: int,
+    jobs: int,
+    folder: Path,
+) -> None:
+    """Run the arms on as many thumbs each; write how they end, and draw how they get there."""
+    rows = run_arms(arms, preferences, seeds, jobs, thumbs=thumbs)
+    report = {"arms": described(arms), "summary": summarise(rows, arms), "runs": rows}
+    write(folder, name, report)
+    draw(folder, name, lambda axes: plot_rates(axes, rows, arms))
 
 
 def described(arms: Sequence[Arm]) -> list[dict[str, Any]]:

@@ -1,8 +1,7 @@
 """All candidates train the policy, or the chosen ones alone: policy rate after equal thumbs."""
 
-from experiments.arms import Arm, described, plot_rates, run_arms, summarise
+from experiments.arms import Arm, ablate
 from experiments.options import FOLDER, Folder, Jobs, Seeds, Thumbs
-from experiments.report import draw, write
 
 PREFERENCES = ("praise", "courtesy")
 ARMS = (
@@ -13,10 +12,4 @@ ARMS = (
 
 def main(seeds: Seeds = 5, thumbs: Thumbs = 320, jobs: Jobs = 2, folder: Folder = FOLDER) -> None:
     """All candidates train the policy, or the chosen ones alone."""
-    rows = run_arms(ARMS, PREFERENCES, seeds, jobs, thumbs=thumbs)
-    write(
-        folder,
-        "candidates",
-        {"arms": described(ARMS), "summary": summarise(rows, ARMS), "runs": rows},
-    )
-    draw(folder, "candidates", lambda axes: plot_rates(axes, rows, ARMS))
+    ablate("candidates", ARMS, PREFERENCES, seeds=seeds, thumbs=thumbs, jobs=jobs, folder=folder)

@@ -18,7 +18,7 @@ from server.guidance.best_of_n import best_weights
 from server.guidance.outcome import Checkpoint, draw_arm, marginal_propensities
 from server.guidance.pool import draw
 from server.guidance.soft_best_of_n import soft_weights
-from server.guidance.speculative_rejection import race_weights, survivors
+from server.guidance.speculative_rejection import falls, race_weights
 from thumbloop.rendering import render, text_of
 from thumbloop.store import feedback, interactions
 from thumbloop.types import (
@@ -249,27 +249,14 @@ class Service:
 def _pruned(candidates: Sequence[Candidate], checkpoints: Sequence[Checkpoint]) -> list[Candidate]:
     """Return the candidates as pruning leaves them: losers end where they were looked at."""
     left = list(candidates)
-    alive = {c.index for c in candidates}
-    for number, checkpoint in enumerate(checkpoints):
-        running = {i for i in alive if len(candidates[i].stage_rewards) > number}
-        standing = {
-            i: candidates[i].stage_rewards[number] if i in running else _known(candidates[i].reward)
-            for i in alive
-        }
-        kept = survivors(standing, running, checkpoint.keep)
-        for i in alive - kept:
-            left[i] = replace(
-                candidates[i],
-                token_ids=candidates[i].token_ids[: checkpoint.tokens],
-                logprobs=candidates[i].logprobs[: checkpoint.tokens],
-                finish_reason=FinishReason.ABORTED,
-                reward=None,
-                stage_rewards=candidates[i].stage_rewards[: number + 1],
-            )
-        alive = kept
+    for i, number in falls(candidates, checkpoints).items():
+        tokens = checkpoints[number].tokens
+        left[i] = replace(
+            candidates[i],
+            token_ids=candidates[i].token_ids[:tokens],
+            logprobs=candidates[i].logprobs[:tokens],
+            finish_reason=FinishReason.ABORTED,
+            reward=None,
+            stage_rewards=candidates[i].stage_rewards[: number + 1],
+        )
     return left
-
-
-def _known(reward: float | None) -> float:
-    assert reward is not None, "candidates are scored before they are pruned"
-    return reward

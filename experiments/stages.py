@@ -1,8 +1,7 @@
 """The supervised warm start before PPO, alone, and not at all: policy rate after equal thumbs."""
 
-from experiments.arms import Arm, described, plot_rates, run_arms, summarise
+from experiments.arms import Arm, ablate
 from experiments.options import FOLDER, Folder, Jobs, Seeds, Thumbs
-from experiments.report import draw, write
 
 PREFERENCES = ("praise", "brevity", "courtesy")
 _WARM = {"supervised": {"enabled": True}}
@@ -15,8 +14,4 @@ ARMS = (
 
 def main(seeds: Seeds = 5, thumbs: Thumbs = 320, jobs: Jobs = 2, folder: Folder = FOLDER) -> None:
     """The supervised warm start before PPO, alone, and not at all."""
-    rows = run_arms(ARMS, PREFERENCES, seeds, jobs, thumbs=thumbs)
-    write(
-        folder, "stages", {"arms": described(ARMS), "summary": summarise(rows, ARMS), "runs": rows}
-    )
-    draw(folder, "stages", lambda axes: plot_rates(axes, rows, ARMS))
+    ablate("stages", ARMS, PREFERENCES, seeds=seeds, thumbs=thumbs, jobs=jobs, folder=folder)

@@ -1,8 +1,7 @@
 """What becomes of groups that lost candidates to pruning: policy rate after equal thumbs."""
 
-from experiments.arms import Arm, described, plot_rates, run_arms, summarise
+from experiments.arms import Arm, ablate
 from experiments.options import FOLDER, Folder, Jobs, Seeds, Thumbs
-from experiments.report import draw, write
 from server.guidance.outcome import Checkpoint
 from thumbloop.types import Strategy
 
@@ -21,10 +20,4 @@ ARMS = (
 
 def main(seeds: Seeds = 5, thumbs: Thumbs = 320, jobs: Jobs = 2, folder: Folder = FOLDER) -> None:
     """What becomes of groups that lost candidates to pruning."""
-    rows = run_arms(ARMS, PREFERENCES, seeds, jobs, thumbs=thumbs)
-    write(
-        folder,
-        "truncation",
-        {"arms": described(ARMS), "summary": summarise(rows, ARMS), "runs": rows},
-    )
-    draw(folder, "truncation", lambda axes: plot_rates(axes, rows, ARMS))
+    ablate("truncation", ARMS, PREFERENCES, seeds=seeds, thumbs=thumbs, jobs=jobs, folder=folder)

@@ -49,6 +49,11 @@ class Dataset:
     intake: Mapping[str, Intake]
 
     @property
+    def new_thumbs(self) -> list[Thumb]:
+        """Return the new thumbs, without the preferences."""
+        return [judgement for judgement in self.new if isinstance(judgement, Thumb)]
+
+    @property
     def num_new(self) -> int:
         """Return how much feedback is new, that over a user's cap included."""
         waiting = (reasons.get("over_user_cap", 0) for reasons in self.left_out.values())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer import ppo
-from trainer.measure import Fixed, Moved
+from trainer.measure import Fixed, Moved, of_responses
 from trainer.off_policy import effective_share, ratios
 from trainer.rollouts import Rollout
 
@@ -64,7 +64,7 @@ def _weights(logprobs: Tensor, fixed: Fixed, rollouts: Sequence[Rollout]) -> np.
     """Return the weight of each finished reply (N,): those that were cut say nothing of whole ones."""
     finished = torch.tensor([r.is_finished for r in rollouts])
     now, then = (
-        x.masked_fill(~fixed.batch.mask, 0.0).sum(dim=1).double().cpu()[finished].numpy()
+        of_responses(x, fixed.batch.mask).double().cpu()[finished].numpy()
         for x in (logprobs, fixed.old_logprobs)
     )
     return ratios(now, then, most=MAX_RATIO)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trainer.calibration import Calibration
 from trainer.drift import MAX_RATIO
@@ -52,7 +53,8 @@ def rated_samples(thumbs: Sequence[Thumb]) -> Rated:
 class ValueComparison:
     """What parent and child make of the same rated replies and candidates.
 
-    Made while the parent is in the trunk; `values` is asked for when the child is.
+    Made while the parent is in the trunk; `values` is asked for when the child is. Either says of the
+    candidates (M,) what was measured of them for the update: their log-probabilities (M,).
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class ValueComparison:
         trunk: Trunk,
         rated: Rated,
         candidates: Sequence[Rollout],
+        of_candidates: Tensor,
         calibration: Calibration,
     ) -> None:
         self._trunk = trunk
         self._rated = rated
+        self._is_whole = torch.tensor([c.is_finished for c in candidates], dtype=torch.bool)
         self._candidates = [c for c in candidates if c.is_finished]
         self._calibration = calibration
         is_crowd = len({r.user for r in rated.samples}) >= MIN_USERS
@@ -71,13 +75,13 @@ class ValueComparison:
             "user" if is_crowd else "response_id"
         )
         self._clusters = Clusters([*self._names(rated.samples), *self._names(self._candidates)])
-        self._parent = self._logprobs()
+        self._parent = self._logprobs(of_candidates)
 
-    def values(self) -> dict[str, Values]:
+    def values(self, of_candidates: Tensor) -> dict[str, Values]:
         """Return the estimates by name; those that have nothing to go by are missing."""
         if len(self._rated.thumbs) < 2:
             return {}
-        child = self._logprobs()
+        child = self._logprobs(of_candidates)
         found = {"snips": Values(self._snips(self._parent), self._snips(child))}
         if self._can_predict:
             found["dr"] = Values(self._robust(self._parent), self._robust(child))
@@ -85,7 +89,7 @@ class ValueComparison:
 
     def effective_share(self) -> float:
         """Return how many of the rated replies count for the policy that is in the trunk, as a share."""
-        return effective_share(self._weights(self._logprobs()[0]))
+        return effective_share(self._weights(self._of_rated()))
 
     @property
     def _can_predict(self) -> bool:
@@ -93,11 +97,14 @@ class ValueComparison:
         everything = [*self._rated.samples, *self._candidates]
         return bool(self._candidates) and all(r.reward is not None for r in everything)
 
-    def _logprobs(self) -> tuple[Array, Array]:
-        """Return what the trunk's policy thinks of the rated replies and of the candidates."""
-        rated, candidates = self._rated.samples, self._candidates
-        both = response_logprobs(self._trunk, [*rated, *candidates]) if rated else torch.zeros(0)
-        return both[: len(rated)].double().numpy(), both[len(rated) :].double().numpy()
+    def _logprobs(self, of_candidates: Tensor) -> tuple[Array, Array]:
+        """Return what the trunk's policy thinks of the rated replies and of the whole candidates."""
+        return self._of_rated(), of_candidates.cpu()[self._is_whole].double().numpy()
+
+    def _of_rated(self) -> Array:
+        if not self._rated.samples:
+            return np.zeros(0)
+        return response_logprobs(self._trunk, self._rated.samples).double().numpy()
 
     def _weights(self, logprobs: Array) -> Array:
         propensities = np.array([t.propensity for t in self._rated.thumbs])

@@ -14,7 +14,6 @@ from trainer.calibration import (
     calibration_noise,
     fit_temperature,
 )
-from trainer.components import Decode
 from trainer.dataset import Dataset
 from trainer.epochs import RatioMismatch
 from trainer.evidence import Evidence, held_out_auroc, pool
@@ -33,11 +32,10 @@ from trainer.gate import (
 )
 from trainer.metrics import TrainerMetrics
 from trainer.models import ADAPTERS, Trunk
-from trainer.objective import Objective
 from trainer.policy import PolicyStage
 from trainer.ppo import NotFinite
 from trainer.reward import Trial
-from trainer.rollouts import Judgement, Thumb
+from trainer.rollouts import Judgement
 
 
 class Learned(NamedTuple):
@@ -52,17 +50,12 @@ class Learner:
     """Turns a parent's adapters in the trunk into a child's, as far as the gate lets them."""
 
     def __init__(
-        self,
-        trunk: Trunk,
-        objective: Objective,
-        decode: Decode,
-        config: TrainerConfig,
-        metrics: TrainerMetrics,
+        self, trunk: Trunk, policy: PolicyStage, config: TrainerConfig, metrics: TrainerMetrics
     ) -> None:
         self._trunk = trunk
+        self._policy = policy
         self._config = config
         self._metrics = metrics
-        self._policy = PolicyStage(trunk, objective, decode, config, metrics)
 
     def learn(
         self, data: Dataset, parent: PolicyVersion, generator: torch.Generator, *, look: int
@@ -89,13 +82,12 @@ class Learner:
         numbers = rewarded.metrics | improved.metrics | {"largest_update_norm": max(norms.values())}
         gate, settings = check_finite(numbers, norms), self._config.gate
         if settings.enabled:
-            thumbs = [j for j in data.new if isinstance(j, Thumb)]
             gate = all_of(
                 gate,
                 check_update(numbers, norms, settings),
                 check_values(improved.values, settings),
                 check_collapse(numbers, settings),
-                check_length(numbers, thumbs, settings),
+                check_length(numbers, data.new_thumbs, settings),
             )
         if has_drifted(numbers, settings):  # and the gate, which is asked before, lets it
             for name in ("reply_tokens", "rate", "rate_error"):
@@ -147,7 +139,7 @@ class Learner:
 
 def describe_feedback(data: Dataset) -> dict[str, float]:
     """Return how much feedback is new, how much of it is used, and how much of that speaks well."""
-    thumbs = [j for j in data.new if isinstance(j, Thumb)]
+    thumbs = data.new_thumbs
     return {
         "feedback_new": float(data.num_new),
         "feedback_used": float(len(data.new)),

@@ -22,6 +22,7 @@ from trainer.learning import Learner
 from trainer.metrics import TrainerMetrics
 from trainer.models import ADAPTERS, Trunk
 from trainer.objective import Objective
+from trainer.policy import PolicyStage
 from trainer.publishing import Attempt
 from trainer.schedule import awaited, looks, needed_feedback
 from trainer.update import PpoObjective
@@ -59,9 +60,9 @@ class Loop:
         policy: str = DEFAULT_POLICY,
     ) -> None:
         self._config = config
-        self._learner = Learner(
-            trunk, OBJECTIVES[config.objective](config), decode, config, metrics
-        )
+        objective = OBJECTIVES[config.objective](config)
+        policy_stage = PolicyStage(trunk, objective, decode, config, metrics)
+        self._learner = Learner(trunk, policy_stage, config, metrics)
         self._engine = engine
         self._trunk = trunk
         self._base = base

@@ -84,8 +84,13 @@ def response_logprobs(trunk: Trunk, rollouts: Sequence[Rollout]) -> Tensor:
     total = torch.zeros(len(rollouts))
     for rows, part in micro_batches(batch, torch.arange(len(rollouts))):
         policy = trunk.respond(part, temperature[rows], "policy")
-        total[rows] = policy.logprobs.masked_fill(~part.mask, 0.0).sum(dim=1).cpu()
+        total[rows] = of_responses(policy.logprobs, part.mask).cpu()
     return total
+
+
+def of_responses(logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Return the log-probability of each whole response (B,), from those of its tokens (B, T)."""
+    return logprobs.masked_fill(~mask, 0.0).sum(dim=1)
 
 
 def micro_batches(batch: Batch, rows: Tensor) -> Iterator[tuple[Tensor, Batch]]:

@@ -13,7 +13,7 @@ from trainer.components import Decode, mix, rewards_of
 from trainer.dataset import Dataset
 from trainer.drift import describe_child, describe_parent
 from trainer.harm import ValueComparison, Values, rated_samples
-from trainer.measure import measure, measure_policy
+from trainer.measure import measure, measure_policy, of_responses
 from trainer.metrics import TrainerMetrics
 from trainer.models import Trunk
 from trainer.objective import Objective
@@ -64,17 +64,21 @@ class PolicyStage:
     ) -> Improved:
         """Improve the policy by the fitted reward model, as `calibration` reads it."""
         rollouts, numbers = data.rollouts, dict[str, float]()
-        thumbs = [j for j in data.new if isinstance(j, Thumb)]
         with self._metrics.stage("rescore"):
             rewards, described = self._rewards(rollouts, calibration)
-            rated, logged = rated_samples(thumbs), Calibration.of(parent.metrics)
-            comparison = ValueComparison(self._trunk, rated, rollouts, logged)
         with self._metrics.stage("measure"):
             fixed = measure(self._trunk, rollouts)
+            comparison = ValueComparison(
+                self._trunk,
+                rated_samples(data.new_thumbs),
+                rollouts,
+                of_responses(fixed.prox_logprobs, fixed.batch.mask),
+                Calibration.of(parent.metrics),
+            )
             of_parent = describe_parent(fixed, rollouts, parent.version)
         if self._config.supervised.enabled and parent.version == BASE_VERSION:
             with self._metrics.stage("supervised"):
-                numbers["supervised_loss"] = self._imitate(thumbs, generator)
+                numbers["supervised_loss"] = self._imitate(data.new_thumbs, generator)
                 fixed = measure(self._trunk, rollouts)
         with self._metrics.stage(self._config.objective):
             numbers |= self._objective.improve(
@@ -82,7 +86,7 @@ class PolicyStage:
             )
         with self._metrics.stage("inspection"):
             moved = measure_policy(self._trunk, fixed)
-            values = comparison.values()
+            values = comparison.values(of_responses(moved.logprobs, fixed.batch.mask))
             numbers |= of_parent | describe_child(fixed, moved, rollouts)
         numbers |= {"rollouts": float(len(rollouts)), **described, **_of_values(values)}
         for name, at_first in CARRIED.items():

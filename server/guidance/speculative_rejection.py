@@ -183,17 +183,25 @@ def race_weights(candidates: Sequence[Candidate], checkpoints: Sequence[Checkpoi
 
     For an audit, which was not pruned, this replays what pruning would have done.
     """
-    alive = set(range(len(candidates)))
+    alive = set(range(len(candidates))) - falls(candidates, checkpoints).keys()
+    best = min(alive, key=lambda i: (-_final(candidates[i]), i))
+    return [float(i == best) for i in range(len(candidates))]
+
+
+def falls(candidates: Sequence[Candidate], checkpoints: Sequence[Checkpoint]) -> dict[int, int]:
+    """Return which candidates pruning aborts, each with the number of the checkpoint at which it falls."""
+    fallen: dict[int, int] = {}
     for number, checkpoint in enumerate(checkpoints):
         if checkpoint.prunes:
+            alive = set(range(len(candidates))) - fallen.keys()
             running = {i for i in alive if len(candidates[i].stage_rewards) > number}
             standing = {
                 i: candidates[i].stage_rewards[number] if i in running else _final(candidates[i])
                 for i in alive
             }
-            alive = survivors(standing, running, checkpoint.keep)
-    best = min(alive, key=lambda i: (-_final(candidates[i]), i))
-    return [float(i == best) for i in range(len(candidates))]
+            kept = survivors(standing, running, checkpoint.keep)
+            fallen |= dict.fromkeys(alive - kept, number)
+    return fallen
 
 
 def _final(candidate: Candidate) -> float:

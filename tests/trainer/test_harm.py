@@ -6,6 +6,7 @@ import torch
 from tests.trainer.test_update import PLANTED, sampled
 from trainer.calibration import Calibration
 from trainer.harm import ValueComparison, rated_samples
+from trainer.measure import response_logprobs
 from trainer.rollouts import Rollout, Thumb
 
 
@@ -27,6 +28,11 @@ def like_planted(trunk, by: float) -> None:
         trunk.causal.lm_head.weight[PLANTED] *= by
 
 
+def compare(trunk, rated: list[Thumb], candidates: list[Rollout]) -> ValueComparison:
+    of_candidates = response_logprobs(trunk, candidates)
+    return ValueComparison(trunk, rated_samples(rated), candidates, of_candidates, Calibration())
+
+
 def test_only_thumbs_that_say_how_their_reply_was_sampled_and_shown_are_used(trunk):
     (sample,) = sampled(trunk, 1, 0)
     known = Thumb(0, "ann", True, (1,), (2,), 0.5, sample=sample)
@@ -37,8 +43,8 @@ def test_only_thumbs_that_say_how_their_reply_was_sampled_and_shown_are_used(tru
 
 def test_a_policy_that_stays_gains_nothing(trunk):
     rollouts = of_users(sampled(trunk, 40, 0), 20)
-    comparison = ValueComparison(trunk, rated_samples(thumbs(rollouts)), rollouts, Calibration())
-    values = comparison.values()
+    comparison = compare(trunk, thumbs(rollouts), rollouts)
+    values = comparison.values(response_logprobs(trunk, rollouts))
     assert values.keys() == {"snips"}  # no reward was logged: nothing to predict with
     gain = values["snips"].gain
     assert gain.value == pytest.approx(0, abs=1e-6)
@@ -56,9 +62,9 @@ def test_a_policy_that_says_more_of_what_is_disliked_is_seen_through(trunk, user
         dataclasses.replace(r, reward=-1.0 if PLANTED in r.response else 1.0) for r in rollouts
     ]
     rated = [dataclasses.replace(t, sample=p) for t, p in zip(rated, predicted, strict=True)]
-    comparison = ValueComparison(trunk, rated_samples(rated), predicted, Calibration())
+    comparison = compare(trunk, rated, predicted)
     like_planted(trunk, 1.5)
-    values = comparison.values()
+    values = comparison.values(response_logprobs(trunk, predicted))
     assert values.keys() == {"snips", "dr"}
     for each in values.values():
         _, high = each.gain.bounds(0.95)
@@ -69,5 +75,5 @@ def test_a_policy_that_says_more_of_what_is_disliked_is_seen_through(trunk, user
 def test_nothing_is_estimated_of_a_thumb_or_none(trunk):
     rollouts = sampled(trunk, 4, 0)
     for n in (0, 1):
-        rated = rated_samples(thumbs(rollouts)[:n])
-        assert ValueComparison(trunk, rated, rollouts, Calibration()).values() == {}
+        comparison = compare(trunk, thumbs(rollouts)[:n], rollouts)
+        assert comparison.values(response_logprobs(trunk, rollouts)) == {}

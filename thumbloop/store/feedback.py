@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from sqlalchemy import Connection, RowMapping, String, cast, delete, func, insert, not_, select
 
 from thumbloop.errors import RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import candidate_of, may_teach, sampling_of
+from thumbloop.store.interactions import candidate_of, may_teach, sampling_of, version_of
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, feedback, interactions, round_inputs, thumbs
 from thumbloop.types import Arm, Feedback, Learning, RatedReply, Status, User
@@ -32,13 +32,7 @@ def submit_thumb(
     Raises UnknownResponse: no such reply, or it was given to another user. RequestIdTaken: by other
     feedback.
     """
-    version = connection.scalar(
-        select(interactions.c.policy_version).where(
-            interactions.c.response_id == response_id,
-            interactions.c.subject == user.subject,
-            interactions.c.user_id == user.user_id,
-        )
-    )
+    version = version_of(connection, response_id, user)
     if version is None:
         raise UnknownResponse(_UNKNOWN)
     effective = _effective(connection, response_id)

@@ -17,7 +17,7 @@ from sqlalchemy import (
 )
 
 from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import candidate_of, may_teach
+from thumbloop.store.interactions import candidate_of, may_teach, version_of
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, interactions, preferences, round_inputs
 from thumbloop.types import ComparedReply, FinishReason, Learning, Preference, Status, User
@@ -42,13 +42,7 @@ def submit_preference(
     Raises UnknownResponse: no such reply, or it was given to another user. InvalidRequest: no such
     candidate, or one that was aborted. RequestIdTaken: by another preference.
     """
-    version = connection.scalar(
-        select(interactions.c.policy_version).where(
-            interactions.c.response_id == response_id,
-            interactions.c.subject == user.subject,
-            interactions.c.user_id == user.user_id,
-        )
-    )
+    version = version_of(connection, response_id, user)
     if version is None:
         raise UnknownResponse(_UNKNOWN)
     _check_candidates(connection, response_id, better, worse)

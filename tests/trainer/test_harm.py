@@ -52,6 +52,17 @@ def test_a_policy_that_stays_gains_nothing(trunk):
     assert comparison.effective_share() == pytest.approx(1, abs=1e-4)
 
 
+def test_what_guidance_hardly_shows_stands_for_much(trunk):
+    rollouts = of_users(sampled(trunk, 40, 0), 20)
+    rated = [
+        dataclasses.replace(t, is_up=i % 2 == 0, propensity=0.75 if i % 2 == 0 else 0.25)
+        for i, t in enumerate(thumbs(rollouts))
+    ]
+    values = compare(trunk, rated, rollouts).values(response_logprobs(trunk, rollouts))
+    # Half of the thumbs are up, of replies shown three times as often as the others.
+    assert values["snips"].parent.value == pytest.approx(0.25, abs=1e-5)
+
+
 @pytest.mark.parametrize("users", [1, 20])
 def test_a_policy_that_says_more_of_what_is_disliked_is_seen_through(trunk, users):
     like_planted(trunk, 2.0)

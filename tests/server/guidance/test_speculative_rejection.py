@@ -10,7 +10,12 @@ from random import Random
 import pytest
 
 from server.guidance import Checkpoint, Choice
-from server.guidance.speculative_rejection import SpeculativeRejection, race_weights, survivors
+from server.guidance.speculative_rejection import (
+    SpeculativeRejection,
+    falls,
+    race_weights,
+    survivors,
+)
 from tests.guided import ScriptedDecoding, ScriptedWorker
 from tests.rows import candidate
 from thumbloop.errors import Overloaded
@@ -117,6 +122,7 @@ def test_an_audit_replays_the_pruning():
         candidate(2, reward=2.0, stage_rewards=(0.4, 0.7), **ended),
     ]
     assert race_weights(candidates, LOOKS) == [0.0, 0.0, 1.0]
+    assert falls(candidates, LOOKS) == {0: 0, 1: 1}  # each at the look that it lost
     first_only = (Checkpoint(2, 2), Checkpoint(5, 1, prunes=False))
     assert race_weights(candidates, first_only) == [0.0, 0.0, 1.0]
     second_only = (Checkpoint(2, 2, prunes=False), Checkpoint(5, 1))

@@ -1,7 +1,8 @@
 """Replies of the trunk's policy, sampled with transformers: what vLLM does for the server."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from copy import deepcopy
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,25 +44,31 @@ def sample(
         return_dict_in_generate=True,
     )
     samples: dict[int, Sample] = {}
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), trunk.role("policy"):
+    model = merged(trunk)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for rows in by_length([len(prompt) for prompt in prompts], _AT_ONCE):
-            drawn = _sample(trunk, [prompts[i] for i in rows], settings)
+            drawn = _sample(model, [prompts[i] for i in rows], settings)
             samples |= dict(zip(rows, drawn, strict=True))
     return [samples[i] for i in range(len(prompts))]
 
 
+def merged(trunk: Trunk) -> Any:
+    """Return a copy of the model with the policy adapter in its weights: half as slow, token by token."""
+    return deepcopy(trunk.model).merge_and_unload(adapter_names=["policy"])
+
+
 def _sample(
-    trunk: Trunk, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+    model: Any, prompts: Sequence[Sequence[int]], settings: GenerationConfig
 ) -> list[Sample]:
     width = max(len(prompt) for prompt in prompts)
     blanks = [width - len(prompt) for prompt in prompts]
     filler = settings.pad_token_id
     rows = [[filler] * blank + list(prompt) for blank, prompt in zip(blanks, prompts, strict=True)]
-    tokens = torch.tensor(rows, device=trunk.device)
-    columns = torch.arange(width, device=trunk.device)
-    mask = (columns[None] >= torch.tensor(blanks, device=trunk.device)[:, None]).long()
-    out = trunk.causal.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
+    tokens = torch.tensor(rows, device=model.device)
+    columns = torch.arange(width, device=model.device)
+    mask = (columns[None] >= torch.tensor(blanks, device=model.device)[:, None]).long()
+    out = model.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
     responses: Tensor = out.sequences[:, width:]
     # Of what was drawn from, as the server stores them: after the temperature.
     logprobs = torch.stack(out.scores, dim=1).float().log_softmax(dim=-1)

@@ -224,7 +224,7 @@ class Feedback:
 class RatedReply:
     """The effective thumb of a reply beside the reply itself: one example for the reward model.
 
-    `is_new`: no ancestor learned this value of this reply; `is_seen`: one learned some value of it.
+    `is_new`: no ancestor learned this value of this reply.
     """
 
     feedback_id: int
@@ -232,7 +232,6 @@ class RatedReply:
     value: int
     created_at: float
     is_new: bool
-    is_seen: bool
     user: User
     policy_version: int
     learning: Learning
@@ -259,13 +258,12 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class ComparedReply:
-    """An effective preference beside the candidates it is about; `is_new`, `is_seen`: see RatedReply."""
+    """An effective preference beside the candidates it is about; `is_new`: see RatedReply."""
 
     preference_id: int
     response_id: str
     created_at: float
     is_new: bool
-    is_seen: bool
     user: User
     policy_version: int
     learning: Learning

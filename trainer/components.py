@@ -26,7 +26,8 @@ def rewards_of(
     """Return every component's rewards (B,) by name, in logits, before weighting.
 
     Those of thumbs are the round's own reward model's, calibrated: the logged reward explains why a
-    reply was shown, nothing else. One that holds a verdict token gets the lowest of all.
+    reply was shown, nothing else. A classifier looks at whole replies only: of others it says 0, which no
+    objective reads.
     """
 
     def of(name: str, component: RewardComponent) -> Tensor:
@@ -40,14 +41,22 @@ def rewards_of(
                     [format_reward(decode(r.response), component.pattern) for r in rollouts]
                 )
             case "classifier":
-                return torch.tensor([r.components[name] for r in rollouts])
+                return torch.tensor([r.components.get(name, 0.0) for r in rollouts])
 
     return {name: of(name, component) for name, component in components.items()}
 
 
-def mix(rewards: Mapping[str, Tensor], components: Mapping[str, RewardComponent]) -> Tensor:
-    """Return the weighted sum (B,)."""
-    return torch.stack([components[name].weight * r for name, r in rewards.items()]).sum(dim=0)
+def mix(
+    rewards: Mapping[str, Tensor], components: Mapping[str, RewardComponent], is_forged: Tensor
+) -> Tensor:
+    """Return the weighted sum (B,); replies that hold a verdict token, (B,), get the lowest of all."""
+    mixed = torch.stack([components[name].weight * r for name, r in rewards.items()]).sum(dim=0)
+    return torch.where(is_forged, mixed.min(), mixed)
+
+
+def forged(trunk: Trunk, rollouts: Sequence[Rollout]) -> Tensor:
+    """Say which replies (B,) hold a verdict token."""
+    return torch.tensor([trunk.verdict.is_forged_in(r.response) for r in rollouts])
 
 
 def logged(components: Mapping[str, RewardComponent]) -> set[str]:
@@ -57,9 +66,7 @@ def logged(components: Mapping[str, RewardComponent]) -> set[str]:
 
 def _of_thumbs(trunk: Trunk, rollouts: Sequence[Rollout], calibration: Calibration) -> Tensor:
     rewards = reward.score(trunk, [(r.prompt, r.response) for r in rollouts])
-    rewards = rewards / calibration.temperature + calibration.offset
-    forged = torch.tensor([trunk.verdict.is_forged_in(r.response) for r in rollouts])
-    return torch.where(forged, rewards.min(), rewards)
+    return rewards / calibration.temperature + calibration.offset
 
 
 def _of_length(component: RewardComponent, rollout: Rollout) -> float:

@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TypeVar
 
 from sqlalchemy import Connection
 
@@ -24,7 +23,7 @@ from thumbloop.types import (
 )
 from trainer.rollouts import Comparison, Judgement, Rollout, Thumb
 
-Judged = TypeVar("Judged", RatedReply, ComparedReply)
+Judged = RatedReply | ComparedReply
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +70,27 @@ def read(
     parent: PolicyVersion,
     settings: Round,
     *,
+    uses_preferences: bool = True,
     logged: Set[str] = frozenset(),
     now: float | None = None,
 ) -> Dataset:
     """Read what is new to the parent's lineage, and what its policy may be trained on.
 
-    `logged` names rewards that only the server can have computed.
+    Preferences stay new where they are not used. `logged` names rewards that only the server can have
+    computed.
     """
     learned_by = versions.learned_by(connection, policy, parent.version)
     oldest = (time.time() if now is None else now) - (settings.max_feedback_age_s or float("inf"))
     rated = feedback.list_rated(connection, policy, learned_by)
-    thumbs, no_thumbs = _sift(rated, settings.max_user_feedback, oldest)
+    compared = preferences.list_compared(connection, policy, learned_by)
+    teaching, no_thumbs, no_pairs = _sift(
+        [*rated, *compared], settings.max_user_feedback, oldest, uses_preferences=uses_preferences
+    )
+    seen = interactions.judged_in(connection, learned_by)
+    judged = [(each.is_new, _judgement(each, seen)) for each in teaching]
     no_replies: Counter[str] = Counter()
     for learning, status, count in interactions.count_unrated(connection, policy):
         no_replies[reply_left_out(learning, status) or "unrated"] += count
-    compared = preferences.list_compared(connection, policy, learned_by)
-    pairs, no_pairs = _sift(compared, settings.max_user_feedback, oldest)
-    judged = [(t.is_new, _thumb(t)) for t in thumbs] + [(p.is_new, _comparison(p)) for p in pairs]
 
     usable = usable_versions(
         versions.list_versions(connection, policy), parent, settings.max_staleness
@@ -135,7 +138,7 @@ def reply_left_out(learning: Learning, status: Status) -> str | None:
     return None
 
 
-def feedback_left_out(judged: RatedReply | ComparedReply, oldest: float) -> str | None:
+def feedback_left_out(judged: Judged, oldest: float) -> str | None:
     """Return why a thumb or a preference may not be learned from; `oldest` is in unix seconds."""
     if reason := reply_left_out(judged.learning, judged.status):
         return reason
@@ -176,25 +179,33 @@ def candidate_left_out(candidate: Candidate, usable: Set[int], settings: Round) 
 
 
 def _sift(
-    judged: Sequence[Judged], most_of_a_user: int, oldest: float
-) -> tuple[list[Judged], Counter[str]]:
-    """Return what may be learned from, and how much may not, by reason.
+    judged: Sequence[Judged], most_of_a_user: int, oldest: float, *, uses_preferences: bool
+) -> tuple[list[Judged], Counter[str], Counter[str]]:
+    """Return what may be learned from, oldest first, and how many thumbs and preferences may not, by reason.
 
-    Of a user's new feedback the newest is taken, as far as the cap goes; the rest stays new.
+    Of a user's new feedback the newest is taken, of whatever kind, as far as the cap goes; the rest stays new.
     """
     kept: list[Judged] = []
-    reasons: Counter[str] = Counter()
+    no_thumbs, no_pairs = Counter[str](), Counter[str]()
     new_of: Counter[User] = Counter()
-    for each in reversed(judged):
+    for each in sorted(judged, key=_recency, reverse=True):
+        is_thumb = isinstance(each, RatedReply)
         reason = feedback_left_out(each, oldest)
+        if reason is None and not (is_thumb or uses_preferences):
+            reason = "turned_off"
         if reason is None and each.is_new:
             new_of[each.user] += 1
             reason = "over_user_cap" if new_of[each.user] > most_of_a_user else None
         if reason is None:
             kept.append(each)
         else:
-            reasons[reason] += 1
-    return kept[::-1], reasons
+            (no_thumbs if is_thumb else no_pairs)[reason] += 1
+    return kept[::-1], no_thumbs, no_pairs
+
+
+def _recency(judged: Judged) -> tuple[float, int]:
+    number = judged.feedback_id if isinstance(judged, RatedReply) else judged.preference_id
+    return judged.created_at, number
 
 
 def _eligible(
@@ -217,7 +228,8 @@ def _eligible(
             reason = "used"
         for candidate in interaction.candidates:
             why = reason or candidate_left_out(candidate, usable, settings)
-            if why is None and not logged <= candidate.reward_components.keys():
+            is_whole = candidate.finish_reason is not FinishReason.ABORTED
+            if why is None and is_whole and not logged <= candidate.reward_components.keys():
                 why = "no_reward"
             if why is not None:
                 reasons[why] += 1
@@ -258,31 +270,38 @@ def _sampled(
     )
 
 
-def _thumb(rated: RatedReply) -> Thumb:
+def _judgement(judged: Judged, seen: Set[str]) -> Judgement:
+    is_seen = judged.response_id in seen
+    return _thumb(judged, is_seen) if isinstance(judged, RatedReply) else _pair(judged, is_seen)
+
+
+def _thumb(rated: RatedReply, is_seen: bool) -> Thumb:
     candidate = rated.candidate
     is_plain = rated.sampling.untrainable_reason is None
     is_complete = len(candidate.logprobs) == len(candidate.token_ids)
     reply = (rated.response_id, rated.user, rated.prompt_token_ids, rated.sampling)
     return Thumb(
         feedback_id=rated.feedback_id,
+        response_id=rated.response_id,
         user=_name(rated.user),
         is_up=bool(rated.value),
         prompt=rated.prompt_token_ids,
         response=candidate.token_ids,
         propensity=candidate.propensity,
-        is_seen=rated.is_seen,
+        is_seen=is_seen,
         sample=_sampled(candidate, *reply) if is_plain and is_complete else None,
     )
 
 
-def _comparison(compared: ComparedReply) -> Comparison:
+def _pair(compared: ComparedReply, is_seen: bool) -> Comparison:
     return Comparison(
         preference_id=compared.preference_id,
+        response_id=compared.response_id,
         user=_name(compared.user),
         prompt=compared.prompt_token_ids,
         better=compared.better.token_ids,
         worse=compared.worse.token_ids,
-        is_seen=compared.is_seen,
+        is_seen=is_seen,
     )
 
 

@@ -49,7 +49,7 @@ def describe_child(fixed: Fixed, moved: Moved, rollouts: Sequence[Rollout]) -> d
     return {
         "kl_to_reference": float(moved.kl.sum()) / len(rollouts),
         "child_entropy": float(ppo.masked_mean(moved.entropy, fixed.batch.mask)),
-        "child_effective_share": effective_share(weights) if len(weights) else 0.0,
+        "child_effective_share": effective_share(weights),
         **_of_replies(rollouts, weights, "child"),
     }
 
@@ -71,9 +71,9 @@ def _weights(logprobs: Tensor, fixed: Fixed, rollouts: Sequence[Rollout]) -> np.
 
 
 def _of_replies(rollouts: Sequence[Rollout], weights: np.ndarray, whose: str) -> dict[str, float]:
-    """Return the weighted means over whole replies."""
+    """Return the weighted means over whole replies; nothing where no reply has any weight."""
     whole = [r for r in rollouts if r.is_finished]
-    if not whole:
+    if not weights.any():
         return {}
     facts: dict[str, list[float]] = {
         "reply_tokens": [float(len(r.response)) for r in whole],

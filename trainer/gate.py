@@ -11,9 +11,9 @@ from typing import NamedTuple
 from scipy.stats import norm
 
 from thumbloop.config.trainer import Gate
-from trainer.evidence import Evidence, held_out_auroc
+from trainer.evidence import Evidence, held_out_auroc, ordered_right, pool
 from trainer.harm import Values
-from trainer.rollouts import Thumb
+from trainer.rollouts import Comparison, Judgement, Thumb
 
 CHANCE = 0.5
 
@@ -111,9 +111,14 @@ def check_update(
 
 
 def check_values(values: Mapping[str, Values], settings: Gate) -> GateResult:
-    """Ask that no estimate of the thumb rate says that the child is worse than its parent."""
+    """Ask that no estimate of the thumb rate says that the child is worse than its parent.
+
+    An estimate that rests on a handful of replies, because the child hardly says what was rated, says nothing.
+    """
     reasons = []
     for name, each in values.items():
+        if each.effective_share < settings.min_effective_share:
+            continue
         _, upper = each.gain.bounds(2 * settings.harm_confidence - 1)
         if upper < 0:
             reasons.append(
@@ -142,20 +147,20 @@ def check_collapse(metrics: Mapping[str, float], settings: Gate) -> GateResult:
 
 
 def check_length(
-    metrics: Mapping[str, float], thumbs: Sequence[Thumb], settings: Gate
+    metrics: Mapping[str, float], judgements: Sequence[Judgement], settings: Gate
 ) -> GateResult:
-    """Ask that replies grow or shrink only where thumbs, which nobody trained on, ask for it.
+    """Ask that replies grow or shrink only where this round's new feedback asks for it.
 
-    They do where replies of such a length are the better ones, or where the estimated thumb rate has risen
+    It does where replies of such a length are the better ones, or where the estimated thumb rate has risen
     since a length was justified last. The drift is from that one, so that it cannot creep. Brevity is a
     legitimate wish, and so are words of thanks, which make replies longer.
     """
     if not has_drifted(metrics, settings):
         return GateResult(())
     drift = _length_drift(metrics)
-    wish = length_evidence(thumbs, is_longer=drift > 1)
+    wish = length_evidence(judgements, is_longer=drift > 1)
     is_wished = wish.lower_bound(settings.length_confidence) > CHANCE
-    if is_wished or has_risen(metrics, settings.length_confidence):
+    if is_wished or has_risen(metrics, settings):
         return GateResult(())
     return GateResult(
         (
@@ -164,13 +169,13 @@ def check_length(
     )
 
 
-def has_risen(metrics: Mapping[str, float], confidence: float) -> bool:
+def has_risen(metrics: Mapping[str, float], settings: Gate) -> bool:
     """Say whether the child's estimated thumb rate is above that of when its length was justified last."""
-    if "child_rate" not in metrics:
+    if metrics.get("rated_effective_share", 0.0) < max(settings.min_effective_share, 1e-9):
         return False
     error = math.hypot(metrics["child_rate_error"], metrics["justified_rate_error"])
     rise = metrics["child_rate"] - metrics["justified_rate"]
-    return bool(rise > norm.ppf(confidence) * error)
+    return bool(rise > norm.ppf(settings.length_confidence) * error)
 
 
 def has_drifted(metrics: Mapping[str, float], settings: Gate) -> bool:
@@ -186,7 +191,11 @@ def _length_drift(metrics: Mapping[str, float]) -> float:
     return metrics["child_reply_tokens"] / metrics["justified_reply_tokens"]
 
 
-def length_evidence(thumbs: Sequence[Thumb], *, is_longer: bool) -> Evidence:
-    """Return how well longer replies, or shorter ones, are told from the others by their thumbs."""
+def length_evidence(judgements: Sequence[Judgement], *, is_longer: bool) -> Evidence:
+    """Return how well longer replies, or shorter ones, are told from the others by what was said of them."""
     sign = 1.0 if is_longer else -1.0
-    return held_out_auroc([sign * len(t.response) for t in thumbs], [t.is_up for t in thumbs])
+    thumbs = [j for j in judgements if isinstance(j, Thumb)]
+    pairs = [j for j in judgements if isinstance(j, Comparison)]
+    rated = held_out_auroc([sign * len(t.response) for t in thumbs], [t.is_up for t in thumbs])
+    margins = [sign * (len(pair.better) - len(pair.worse)) for pair in pairs]
+    return pool([rated, ordered_right(margins, [pair.response_id for pair in pairs])])

@@ -9,7 +9,6 @@ from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from trainer.calibration import Calibration
@@ -33,15 +32,26 @@ class Rated(NamedTuple):
 
 
 class Values(NamedTuple):
-    """Thumb rates of parent and child, and of their difference, by one estimator."""
+    """Thumb rates of parent and child, and of their difference, by one estimator.
+
+    `effective_share` is Kish's, of the rated replies: how many of them speak for the child.
+    """
 
     parent: Estimate
     child: Estimate
+    effective_share: float = 1.0
 
     @property
     def gain(self) -> Estimate:
         """Return the child's rate minus the parent's."""
         return self.child.minus(self.parent)
+
+
+class Weights(NamedTuple):
+    """How much replies count for a policy: rated ones (N,), and candidates with a reward (M,)."""
+
+    rated: Array
+    candidates: Array
 
 
 def rated_samples(thumbs: Sequence[Thumb]) -> Rated:
@@ -67,65 +77,58 @@ class ValueComparison:
     ) -> None:
         self._trunk = trunk
         self._rated = rated
-        self._is_whole = torch.tensor([c.is_finished for c in candidates], dtype=torch.bool)
-        self._candidates = [c for c in candidates if c.is_finished]
+        self._ups = np.array([float(t.is_up) for t in rated.thumbs])
+        self._is_scored = np.array([r.reward is not None for r in rated.samples], dtype=bool)
+        self._are_known = np.array([c.is_finished and c.reward is not None for c in candidates])
+        self._candidates = [
+            c for c, is_known in zip(candidates, self._are_known, strict=True) if is_known
+        ]
         self._calibration = calibration
         is_crowd = len({r.user for r in rated.samples}) >= MIN_USERS
         self._cluster_of: Callable[[Rollout], str] = attrgetter(
             "user" if is_crowd else "response_id"
         )
         self._clusters = Clusters([*self._names(rated.samples), *self._names(self._candidates)])
-        self._parent = self._logprobs(of_candidates)
+        self._parent = self._weights(of_candidates)
 
     def values(self, of_candidates: Tensor) -> dict[str, Values]:
         """Return the estimates by name; those that have nothing to go by are missing."""
-        if len(self._rated.thumbs) < 2:
+        parent, child = self._parent, self._weights(of_candidates)
+        if len(self._rated.thumbs) < 2 or not (parent.rated.any() and child.rated.any()):
             return {}
-        child = self._logprobs(of_candidates)
-        found = {"snips": Values(self._snips(self._parent), self._snips(child))}
-        if self._can_predict:
-            found["dr"] = Values(self._robust(self._parent), self._robust(child))
+        share = effective_share(child.rated)
+        found = {"snips": Values(self._snips(parent), self._snips(child), share)}
+        if all(self._can_predict(weights) for weights in (parent, child)):
+            found["dr"] = Values(self._robust(parent), self._robust(child), share)
         return found
 
-    def effective_share(self) -> float:
-        """Return how many of the rated replies count for the policy that is in the trunk, as a share."""
-        return effective_share(self._weights(self._of_rated()))
-
-    @property
-    def _can_predict(self) -> bool:
-        """Say whether every reply has a reward from before anybody rated it."""
-        everything = [*self._rated.samples, *self._candidates]
-        return bool(self._candidates) and all(r.reward is not None for r in everything)
-
-    def _logprobs(self, of_candidates: Tensor) -> tuple[Array, Array]:
-        """Return what the trunk's policy thinks of the rated replies and of the whole candidates."""
-        return self._of_rated(), of_candidates.cpu()[self._is_whole].double().numpy()
-
-    def _of_rated(self) -> Array:
-        if not self._rated.samples:
-            return np.zeros(0)
-        return response_logprobs(self._trunk, self._rated.samples).double().numpy()
-
-    def _weights(self, logprobs: Array) -> Array:
+    def _weights(self, of_candidates: Tensor) -> Weights:
+        """Return how much the rated replies and the known candidates count for the trunk's policy."""
         propensities = np.array([t.propensity for t in self._rated.thumbs])
-        return np.asarray(
-            ratios(logprobs, _logged(self._rated.samples), most=MAX_RATIO) / propensities
+        of_rated = response_logprobs(self._trunk, self._rated.samples).double().numpy()
+        of_known = of_candidates.double().cpu().numpy()[self._are_known]
+        return Weights(
+            ratios(of_rated, _logged(self._rated.samples), most=MAX_RATIO) / propensities,
+            ratios(of_known, _logged(self._candidates), most=MAX_RATIO),
         )
 
-    def _snips(self, logprobs: tuple[Array, Array]) -> Estimate:
-        ups = np.array([float(t.is_up) for t in self._rated.thumbs])
-        names = self._names(self._rated.samples)
-        return snips(self._weights(logprobs[0]), ups, names, self._clusters)
+    def _can_predict(self, weights: Weights) -> bool:
+        """Say whether replies with a reward from before anybody rated them count at all.
 
-    def _robust(self, logprobs: tuple[Array, Array]) -> Estimate:
-        of_rated, of_candidates = logprobs
-        weights = ratios(of_candidates, _logged(self._candidates), most=MAX_RATIO)
+        Those without one, of a version that had no reward model or when scoring failed, are left aside.
+        """
+        return bool(weights.candidates.any() and weights.rated[self._is_scored].any())
+
+    def _snips(self, weights: Weights) -> Estimate:
+        return snips(weights.rated, self._ups, self._names(self._rated.samples), self._clusters)
+
+    def _robust(self, weights: Weights) -> Estimate:
         predicted = self._predictions(self._candidates)
-        direct = snips(weights, predicted, self._names(self._candidates), self._clusters)
-        ups = np.array([float(t.is_up) for t in self._rated.thumbs])
-        residuals = ups - self._predictions(self._rated.samples)
-        names = self._names(self._rated.samples)
-        return doubly_robust(direct, self._weights(of_rated), residuals, names, self._clusters)
+        direct = snips(weights.candidates, predicted, self._names(self._candidates), self._clusters)
+        scored = [r for r in self._rated.samples if r.reward is not None]
+        residuals = self._ups[self._is_scored] - self._predictions(scored)
+        of_scored = weights.rated[self._is_scored]
+        return doubly_robust(direct, of_scored, residuals, self._names(scored), self._clusters)
 
     def _names(self, rollouts: Sequence[Rollout]) -> list[str]:
         return [self._cluster_of(rollout) for rollout in rollouts]

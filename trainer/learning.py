@@ -16,7 +16,7 @@ from trainer.calibration import (
 )
 from trainer.dataset import Dataset
 from trainer.epochs import RatioMismatch
-from trainer.evidence import Evidence, held_out_auroc, pool
+from trainer.evidence import Evidence, held_out_auroc, pool, pool_folds
 from trainer.gate import (
     GateResult,
     all_of,
@@ -87,7 +87,7 @@ class Learner:
                 check_update(numbers, norms, settings),
                 check_values(improved.values, settings),
                 check_collapse(numbers, settings),
-                check_length(numbers, data.new_thumbs, settings),
+                check_length(numbers, data.new, settings),
             )
         if has_drifted(numbers, settings):  # and the gate, which is asked before, lets it
             for name in ("reply_tokens", "rate", "rate_error"):
@@ -102,7 +102,8 @@ class Learner:
         settings, is_proven = self._config.gate, bool(parent.reward_digest)
         with self._metrics.stage("evidence"):
             trials = self._try(data, parent, generator)
-        latest = pool([trial.evidence for trial in trials])
+        parts = [trial.evidence for trial in trials]
+        latest = pool(parts) if is_proven else pool_folds(parts)
         numbers = {
             **describe_feedback(data),
             **describe_evidence(latest, parent, settings.error_rate, look=look),
@@ -154,18 +155,13 @@ def describe_evidence(
     """Return this round's evidence, and the strongest of the line, pooled round by round."""
     strongest = latest
     if parent.reward_digest:
-        earlier = Evidence(
-            parent.metrics["reward_auroc"],
-            parent.metrics["reward_auroc_variance"],
-            parent.metrics["reward_auroc_pairs"],
-        )
-        both = (earlier, pool([earlier, latest]))
-        strongest = max(both, key=lambda e: (e.auroc - 0.5) / e.variance**0.5)
+        known = parent.metrics
+        earlier = Evidence(known["reward_auroc"], known.get("reward_auroc_precision", 0.0))
+        strongest = max(earlier, pool([earlier, latest]), key=lambda evidence: evidence.strength)
     return {
         "reward_auroc": strongest.auroc,
         "reward_auroc_bound": strongest.lower_bound(proof_confidence(look, error_rate)),
-        "reward_auroc_variance": strongest.variance,
-        "reward_auroc_pairs": strongest.pairs,
+        "reward_auroc_precision": strongest.precision,
         "reward_auroc_latest": latest.auroc,
     }
 

@@ -108,21 +108,21 @@ class Loop:
             known = versions.list_versions(connection, self._policy)
             rounds = versions.list_rounds(connection, self._policy)
             learned_by = versions.learned_by(connection, self._policy, parent.version)
-            new, unusable = (
-                feedback.count_new(connection, self._policy, learned_by, is_usable=is_usable)
-                + preferences.count_new(connection, self._policy, learned_by, is_usable=is_usable)
-                for is_usable in (True, False)
-            )
+            new = feedback.count_new(connection, self._policy, learned_by)
+            if self._config.reward.uses_preferences:
+                new = new.plus(preferences.count_new(connection, self._policy, learned_by))
         self._metrics.parent.set(parent.version)
-        self._metrics.new_feedback.set(new)
+        self._metrics.new_feedback.set(new.usable)
         if child := awaited(known, parent):
             self._wait(f"waiting for the server to try version {child.version}")
             return None
         needed = needed_feedback(rounds, parent, self._config.round.min_feedback)
-        if new < needed:
+        if new.usable < needed:
             words = f"waiting for {needed} new thumbs; version {parent.version} is current"
-            if unusable and new + unusable >= needed:
-                words += f"; there are {new}, and {unusable} that nothing may be learned from"
+            if new.unusable and sum(new) >= needed:
+                words += (
+                    f"; there are {new.usable}, and {new.unusable} that nothing may be learned from"
+                )
             self._wait(words)
             return None
         return Due(parent, len(rounds) + 1, needed, look=1 + looks(rounds, known, parent))
@@ -135,6 +135,7 @@ class Loop:
                 self._policy,
                 due.parent,
                 self._config.round,
+                uses_preferences=self._config.reward.uses_preferences,
                 logged=components.logged(self._config.rewards),
             )
         is_enough = data.new and data.num_new >= due.needed

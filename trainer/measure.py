@@ -78,7 +78,9 @@ def measure_policy(trunk: Trunk, fixed: Fixed) -> Moved:
 
 @torch.no_grad()
 def response_logprobs(trunk: Trunk, rollouts: Sequence[Rollout]) -> Tensor:
-    """Return the policy's log-probability of each whole response (B,), on the CPU."""
+    """Return the policy's log-probability of each whole response (B,), on the CPU; none for no rollouts."""
+    if not rollouts:
+        return torch.zeros(0)
     batch = collate([(r.prompt, r.response) for r in rollouts]).to(trunk.device)
     temperature = torch.tensor([[r.temperature] for r in rollouts], device=trunk.device)
     total = torch.zeros(len(rollouts))

@@ -98,5 +98,7 @@ def doubly_robust(
 
 
 def effective_share(weights: Array) -> float:
-    """Return Kish's effective share of the replies, in (0, 1]."""
+    """Return Kish's effective share of the replies, in (0, 1]; 0 where no reply has any weight."""
+    if not weights.any():
+        return 0.0
     return float(weights.sum() ** 2 / ((weights**2).sum() * len(weights)))

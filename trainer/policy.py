@@ -9,7 +9,7 @@ from torch import Tensor
 from thumbloop.config import TrainerConfig
 from thumbloop.types import BASE_VERSION, PolicyVersion
 from trainer.calibration import Calibration
-from trainer.components import Decode, mix, rewards_of
+from trainer.components import Decode, forged, mix, rewards_of
 from trainer.dataset import Dataset
 from trainer.drift import describe_child, describe_parent
 from trainer.harm import ValueComparison, Values, rated_samples
@@ -101,7 +101,7 @@ class PolicyStage:
         """Return the mixed rewards (B,), and the mean of each component."""
         components = self._config.rewards
         parts = rewards_of(self._trunk, rollouts, components, calibration, self._decode)
-        mixed = mix(parts, components)
+        mixed = mix(parts, components, forged(self._trunk, rollouts))
         return mixed, {
             "reward_mean": float(mixed.mean()),
             "reward_std": float(mixed.std(correction=0)),
@@ -122,7 +122,8 @@ def _of_values(values: Mapping[str, Values]) -> dict[str, float]:
             low, high = estimate.bounds(0.95)
             described |= {f"{name}_{what}_low": low, f"{name}_{what}_high": high}
     if best := values.get("dr") or values.get("snips"):
-        for whose, estimate in best._asdict().items():
+        described["rated_effective_share"] = best.effective_share
+        for whose, estimate in (("parent", best.parent), ("child", best.child)):
             described[f"{whose}_rate"] = estimate.value
             described[f"{whose}_rate_error"] = estimate.standard_error
     return described

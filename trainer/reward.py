@@ -39,14 +39,16 @@ class Trial(NamedTuple):
 
     thumbs: tuple[Thumb, ...]
     rewards: tuple[float, ...]  # one for each thumb
-    margins: tuple[float, ...]  # one for each comparison: better minus worse
+    comparisons: tuple[Comparison, ...] = ()
+    margins: tuple[float, ...] = ()  # one for each comparison: better minus worse
     offset: float = 0.0  # the model's, see Fit
 
     @property
     def evidence(self) -> Evidence:
         """Return how well it ranks."""
         thumbs = held_out_auroc(self.rewards, [t.is_up for t in self.thumbs])
-        return pool([thumbs, ordered_right(self.margins)])
+        replies = [c.response_id for c in self.comparisons]
+        return pool([thumbs, ordered_right(self.margins, replies)])
 
     @property
     def claims(self) -> Claims:
@@ -152,12 +154,13 @@ def score(trunk: Trunk, replies: Sequence[Reply]) -> Tensor:
 def try_on(trunk: Trunk, judgements: Sequence[Judgement], offset: float = 0.0) -> Trial:
     """Return what the reward model says of judgements; held out if it was not fitted on them."""
     thumbs = tuple(j for j in judgements if isinstance(j, Thumb))
-    pairs = [j for j in judgements if isinstance(j, Comparison)]
+    pairs = tuple(j for j in judgements if isinstance(j, Comparison))
     rewards = score(trunk, replies_of([*thumbs, *pairs])).tolist()
     better, worse = rewards[len(thumbs) :: 2], rewards[len(thumbs) + 1 :: 2]
     return Trial(
         thumbs,
         tuple(rewards[: len(thumbs)]),
+        pairs,
         tuple(b - w for b, w in zip(better, worse, strict=True)),
         offset,
     )
@@ -187,10 +190,11 @@ def cross_fit(
 
 
 def user_folds(judgements: Sequence[Judgement]) -> list[int]:
-    """Split judgements in folds, users kept whole; too few users' are dealt out one by one."""
+    """Split judgements in folds, users kept whole; of too few users the replies are."""
     users = sorted({j.user for j in judgements}, key=lambda user: sha256(user.encode()).digest())
     if len(users) < FOLDS:
-        return [i % FOLDS for i in range(len(judgements))]
+        rank = {name: i for i, name in enumerate(dict.fromkeys(j.response_id for j in judgements))}
+        return [rank[j.response_id] % FOLDS for j in judgements]
     fold = {user: i % FOLDS for i, user in enumerate(users)}
     return [fold[j.user] for j in judgements]
 

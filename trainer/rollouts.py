@@ -34,11 +34,12 @@ class Rollout:
 class Thumb:
     """One rated reply; `propensity` is None where no claim about the choice can be made.
 
-    `is_seen`: the parent's reward model was fitted on this reply, whatever was thought of it then.
+    `is_seen`: the parent's reward model was fitted on this reply, whatever was said of it then.
     `sample` is the reply as its policy sampled it, None where it is no plain sample of it.
     """
 
     feedback_id: int
+    response_id: str
     user: str
     is_up: bool
     prompt: tuple[int, ...]
@@ -53,6 +54,7 @@ class Comparison:
     """Two candidates of one prompt, of which a user found one better; `is_seen`: see Thumb."""
 
     preference_id: int
+    response_id: str
     user: str
     prompt: tuple[int, ...]
     better: tuple[int, ...]

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from tests.trainer.conftest import VERDICT
 from thumbloop.config.shared import RewardComponent
 from trainer import reward
 from trainer.calibration import Calibration
-from trainer.components import logged, mix, rewards_of
+from trainer.components import forged, logged, mix, rewards_of
 from trainer.rollouts import Rollout
 
 THUMBS = RewardComponent(kind="thumbs", weight=0.5)
@@ -36,7 +38,8 @@ def test_each_component_by_hand(trunk):
     assert rewards["form"].tolist() == [0.0, -1.0]
     assert rewards["safe"].tolist() == [0.5, -2.0]
     components = {"short": SHORT, "form": FORMAT, "safe": SAFETY}
-    assert mix(rewards, components).tolist() == pytest.approx([0.125, -1.0])
+    mixed = mix(rewards, components, forged(trunk, rollouts))
+    assert mixed.tolist() == pytest.approx([0.125, -1.0])
 
 
 def test_thumbs_are_the_models_own_read_by_its_calibration(trained_trunk):
@@ -48,10 +51,18 @@ def test_thumbs_are_the_models_own_read_by_its_calibration(trained_trunk):
     torch.testing.assert_close(read, raw / 2 + 0.5)
 
 
-def test_a_forged_verdict_gets_the_lowest_reward(trained_trunk):
-    rollouts = [rollout(8, 9), rollout(8, VERDICT.up), rollout(10, 11)]
-    rewards = found(trained_trunk, rollouts, thumbs=THUMBS)["thumbs"]
-    assert rewards[1] == rewards.min()
+def test_a_forged_verdict_gets_the_lowest_reward_of_the_mixture(trained_trunk):
+    rollouts = [rollout(8, 9), rollout(9, VERDICT.up), rollout(*[10] * 60)]
+    components = {"thumbs": THUMBS, "short": SHORT, "form": FORMAT}
+    rewards = found(trained_trunk, rollouts, **components)
+    rewards["thumbs"] = torch.tensor([0.0, 9.0, 0.0])  # what a model made of the forgery
+    mixed = mix(rewards, components, forged(trained_trunk, rollouts))
+    assert mixed[1] == mixed[2] == mixed.min() < mixed[0]
+
+
+def test_a_classifier_says_nothing_of_a_reply_that_was_cut_short(trunk):
+    cut = dataclasses.replace(rollout(8, 9), is_finished=False)
+    assert found(trunk, [cut, rollout(8, safe=0.5)], safe=SAFETY)["safe"].tolist() == [0.0, 0.5]
 
 
 def test_only_a_classifier_has_to_be_logged():

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from tests.rows import ANN, BOB, candidate, finished_round, interaction, rated, version
@@ -7,7 +9,7 @@ from thumbloop.store import feedback, interactions, open_store, preferences, ver
 from thumbloop.types import FinishReason, Learning, Sampling, Status, VersionState
 from trainer import dataset
 from trainer.dataset import usable_versions
-from trainer.rollouts import Thumb
+from trainer.rollouts import Comparison, Thumb
 
 SETTINGS = Round(max_rollouts=100, max_staleness=1)
 
@@ -85,6 +87,25 @@ def test_a_changed_mind_is_learned_from_but_is_no_evidence(connection):
     feedback.submit_thumb(connection, reply, 0, ANN, at=2.0)
     rated(connection, 1)
     assert [(t.is_up, t.is_seen) for t in read(connection).new] == [(False, True), (True, False)]
+
+
+def test_whatever_was_learned_of_a_reply_nothing_else_said_of_it_is_evidence(connection):
+    reply, thumb = rated(connection, 1)
+    other = store(connection)
+    learned = preferences.submit_preference(connection, other, 1, 0, ANN, at=1.0)
+    done = finished_round(4, 3, new_feedback=(thumb,), new_preferences=(learned.preference_id,))
+    versions.finish_round(connection, done, version(4, 3))
+    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    preferences.submit_preference(connection, reply, 1, 0, ANN, at=2.0)
+    feedback.submit_thumb(connection, other, 0, ANN, at=3.0)
+    rated(connection, 1)
+    assert [
+        (j.response_id == reply, j.response_id == other, j.is_seen) for j in read(connection).new
+    ] == [
+        (True, False, True),
+        (False, True, True),
+        (False, False, False),
+    ]
 
 
 def test_a_rollback_gives_feedback_back(connection):
@@ -245,6 +266,27 @@ def test_of_one_users_new_thumbs_the_newest_are_taken_and_the_rest_stays_new(con
     assert [t.feedback_id for t in read(connection, settings).new] == of_ann[1:3]
 
 
+def test_thumbs_and_preferences_of_a_user_share_the_cap(connection):
+    _, oldest = rated(connection, user=ANN)
+    reply = store(connection)
+    late = time.time() + 1
+    pair = preferences.submit_preference(connection, reply, 1, 0, ANN, at=late)
+    newest = feedback.submit_thumb(connection, reply, 1, ANN, at=late + 1)
+    data = read(connection, SETTINGS.model_copy(update={"max_user_feedback": 2}))
+    assert isinstance(data.new[0], Comparison)
+    assert data.new[0].preference_id == pair.preference_id
+    assert [t.feedback_id for t in data.new_thumbs] == [newest.feedback_id]
+    assert data.left_out["thumb"] == {"over_user_cap": 1}
+    assert oldest not in [t.feedback_id for t in data.new_thumbs]
+
+
+def test_preferences_that_are_turned_off_stay_new(connection):
+    preferences.submit_preference(connection, store(connection), 1, 0, ANN, at=1.0)
+    data = read(connection, uses_preferences=False)
+    assert (data.new, data.num_new, data.left_out["preference"]) == ((), 0, {"turned_off": 1})
+    assert len(read(connection).new) == 1
+
+
 def test_feedback_may_grow_too_old(connection):
     rated(connection, policy_version=3)
     settings = SETTINGS.model_copy(update={"max_feedback_age_s": 60.0})
@@ -283,6 +325,17 @@ def test_candidates_without_a_reward_that_only_the_server_has_are_left_out(conne
     assert [(r.reward, r.components["safety"]) for r in data.rollouts] == [(1.0, -2.0)]
     assert data.left_out["candidate"] == {"no_reward": 1}
     assert [r.reward for r in read(connection).rollouts] == [1.0, 0.5]
+
+
+def test_a_candidate_that_was_aborted_needs_no_reward_of_the_servers(connection):
+    pair = (
+        candidate(0, policy_version=3, reward_components={"safety": -2.0}),
+        candidate(1, policy_version=3, finish_reason=FinishReason.ABORTED, reward=None),
+    )
+    store(connection, candidates=pair, trainable=False, untrainable_reason="pruned")
+    settings = SETTINGS.model_copy(update={"pruned": "bootstrap"})
+    data = read(connection, settings, logged={"safety"})
+    assert [r.is_finished for r in data.rollouts] == [True, False]
 
 
 def test_a_thumb_knows_how_its_reply_was_sampled_where_that_was_plain(connection):

@@ -18,7 +18,7 @@ from trainer.gate import (
 )
 from trainer.harm import Values
 from trainer.off_policy import Clusters, snips
-from trainer.rollouts import Thumb
+from trainer.rollouts import Comparison, Thumb
 
 GATE = Gate(max_kl=10.0, max_update_norm=5.0, error_rate=0.02, harm_confidence=0.99)
 HARMLESS = {
@@ -34,8 +34,8 @@ HARMLESS = {
     "child_reply_tokens": 22.0,
 }
 
-CLEAR = Evidence(0.8, 0.006, 900.0)
-WEAK = Evidence(0.6, 0.006, 900.0)
+CLEAR = Evidence(0.8, 1 / 0.006)
+WEAK = Evidence(0.6, 1 / 0.006)
 
 
 def check(latest: Evidence, *, look: int = 1, is_proven: bool = False):
@@ -57,7 +57,7 @@ def test_no_evidence_is_blocked():
 
 
 def test_later_looks_ask_for_more_and_all_errors_sum_to_the_rate():
-    barely = Evidence(0.7, 0.007, 900.0)  # z = 2.39: a look of 1 % passes it, one of 0.1 % does not
+    barely = Evidence(0.7, 1 / 0.007)  # z = 2.39: a look of 1 % passes it, one of 0.1 % does not
     assert check(barely, look=1).passed
     assert not check(barely, look=4).passed
     spent = sum(1 - proof_confidence(k, 0.02) for k in range(1, 100_000))
@@ -65,17 +65,17 @@ def test_later_looks_ask_for_more_and_all_errors_sum_to_the_rate():
 
 
 def test_what_was_proven_holds_through_a_round_that_proves_nothing():
-    assert check(Evidence(0.45, 0.01, 300.0), is_proven=True).passed
+    assert check(Evidence(0.45, 100.0), is_proven=True).passed
 
 
 def test_a_round_that_contradicts_it_is_blocked():
-    result = check(Evidence(0.2, 0.01, 300.0), is_proven=True)
+    result = check(Evidence(0.2, 100.0), is_proven=True)
     assert result.reason.startswith("auroc_reversed: 0.200")
 
 
 @pytest.mark.parametrize(("auroc", "passes"), [(0.95, True), (0.75, True), (0.5, False)])
 def test_a_fit_that_unlearned_what_was_known_is_blocked(auroc, passes):
-    result = check_fit(Evidence(auroc, 0.006, 900.0), CLEAR, GATE)  # known: 0.8, bound 0.62
+    result = check_fit(Evidence(auroc, 1 / 0.006), CLEAR, GATE)  # known: 0.8, bound 0.62
     assert result.passed is passes
     assert passes or result.reason.startswith("fit: 0.500 on the thumbs it was fitted on, 0.800")
 
@@ -134,7 +134,14 @@ def thumbs_by_length(n: int, *, likes_long: float) -> list[Thumb]:
     rng = random.Random(0)
     lengths = [rng.randrange(5, 25) for _ in range(n)]
     return [
-        Thumb(i, "ann", rng.random() < (likes_long if k >= 15 else 1 - likes_long), (1,), (9,) * k)
+        Thumb(
+            i,
+            f"reply {i}",
+            "ann",
+            rng.random() < (likes_long if k >= 15 else 1 - likes_long),
+            (1,),
+            (9,) * k,
+        )
         for i, k in enumerate(lengths)
     ]
 
@@ -157,16 +164,27 @@ def test_replies_change_their_length_only_where_thumbs_ask_for_it(child, likes_l
     assert passes or result.reason.startswith(f"length: {child / 20:.2f} times what it was")
 
 
+@pytest.mark.parametrize(("better", "passes"), [(12, True), (6, False)])
+def test_preferences_ask_for_a_length_as_thumbs_do(better, passes):
+    pairs = [
+        Comparison(i, f"reply {i}", "ann", (1,), (9,) * (30 if i < better else 5), (9,) * 15)
+        for i in range(12)
+    ]
+    assert check_length(HARMLESS | {"child_reply_tokens": 30.0}, pairs, GATE).passed is passes
+
+
 @pytest.mark.parametrize(("rate", "passes"), [(0.6, True), (0.45, False), (0.3, False)])
 def test_longer_replies_pass_where_the_thumb_rate_rises_with_them(rate, passes):
     metrics = HARMLESS | {
         "child_reply_tokens": 30.0,
         "child_rate": rate,
         "child_rate_error": 0.06,
+        "rated_effective_share": 0.5,
         "justified_rate": 0.4,
         "justified_rate_error": 0.08,  # 0.1 for the difference: 0.128 is significant
     }
     assert check_length(metrics, [], GATE).passed is passes
+    assert not check_length(metrics | {"rated_effective_share": 0.05}, [], GATE).passed
 
 
 def values(child_weights: list[float], ups: list[float]) -> Values:
@@ -188,6 +206,12 @@ def test_a_child_that_says_what_was_disliked_is_blocked():
     assert result.reasons == (
         "harm: snips estimates 0.250 of thumbs up after 0.500, clearly fewer",
     )
+
+
+def test_estimates_that_hardly_any_reply_speaks_for_say_nothing():
+    worse = values([0.5, 1.5] * 40, [1.0, 0.0] * 40)
+    assert not check_values({"snips": worse._replace(effective_share=0.11)}, GATE).passed
+    assert check_values({"snips": worse._replace(effective_share=0.09)}, GATE).passed
 
 
 def test_a_handful_of_thumbs_is_no_evidence_of_harm():

@@ -13,7 +13,9 @@ from trainer.rollouts import Rollout, Thumb
 def thumbs(rollouts: list[Rollout]) -> list[Thumb]:
     """Thumbs up for replies without the planted token; one candidate each, so it was sure to be shown."""
     return [
-        Thumb(i, r.user, PLANTED not in r.response, r.prompt, r.response, 1.0, sample=r)
+        Thumb(
+            i, r.response_id, r.user, PLANTED not in r.response, r.prompt, r.response, 1.0, sample=r
+        )
         for i, r in enumerate(rollouts)
     ]
 
@@ -35,7 +37,7 @@ def compare(trunk, rated: list[Thumb], candidates: list[Rollout]) -> ValueCompar
 
 def test_only_thumbs_that_say_how_their_reply_was_sampled_and_shown_are_used(trunk):
     (sample,) = sampled(trunk, 1, 0)
-    known = Thumb(0, "ann", True, (1,), (2,), 0.5, sample=sample)
+    known = Thumb(0, "reply", "ann", True, (1,), (2,), 0.5, sample=sample)
     unknown = dataclasses.replace(known, propensity=None)
     foreign = dataclasses.replace(known, sample=None)
     assert rated_samples([known, unknown, foreign]) == ((known,), (sample,))
@@ -49,7 +51,7 @@ def test_a_policy_that_stays_gains_nothing(trunk):
     gain = values["snips"].gain
     assert gain.value == pytest.approx(0, abs=1e-6)
     assert gain.bounds(0.95) == pytest.approx((0, 0), abs=1e-6)
-    assert comparison.effective_share() == pytest.approx(1, abs=1e-4)
+    assert values["snips"].effective_share == pytest.approx(1, abs=1e-4)
 
 
 def test_what_guidance_hardly_shows_stands_for_much(trunk):
@@ -81,6 +83,33 @@ def test_a_policy_that_says_more_of_what_is_disliked_is_seen_through(trunk, user
         _, high = each.gain.bounds(0.95)
         assert high < 0
         assert each.child.value < each.parent.value
+        assert each.effective_share < 1
+
+
+def test_replies_that_had_no_reward_are_left_aside_where_a_model_predicts(trunk):
+    """Those of a version that had no reward model yet do not silence what later ones say."""
+    rollouts = of_users(sampled(trunk, 80, 0), 20)
+    predicted = [
+        dataclasses.replace(r, reward=2.0 * (1 - 2 * (PLANTED in r.response))) for r in rollouts
+    ]
+    rated = [
+        dataclasses.replace(t, sample=p) for t, p in zip(thumbs(rollouts), predicted, strict=True)
+    ]
+    some = [dataclasses.replace(r, reward=None) if i < 20 else r for i, r in enumerate(predicted)]
+    mixed = [dataclasses.replace(t, sample=r) for t, r in zip(rated, some, strict=True)]
+    whole = compare(trunk, rated[20:], predicted[20:]).values(
+        response_logprobs(trunk, predicted[20:])
+    )
+    part = compare(trunk, mixed, some).values(response_logprobs(trunk, some))
+    assert part["dr"].parent.value == pytest.approx(whole["dr"].parent.value, abs=1e-5)
+    assert part["snips"].parent.value == pytest.approx(sum(t.is_up for t in rated) / 80, abs=1e-4)
+
+
+def test_nothing_is_estimated_where_the_child_says_nothing_of_what_was_rated(trunk):
+    rollouts = of_users(sampled(trunk, 40, 0), 20)
+    far = [dataclasses.replace(r, logprobs=tuple(x + 400.0 for x in r.logprobs)) for r in rollouts]
+    comparison = compare(trunk, thumbs(far), far)
+    assert comparison.values(response_logprobs(trunk, rollouts)) == {}
 
 
 def test_nothing_is_estimated_of_a_thumb_or_none(trunk):

@@ -40,9 +40,12 @@ class Bench:
             model=Model(path=str(model)),
             round=Round(min_feedback=32, min_rollouts=16, max_rollouts=64, poll_interval_s=0.01),
             lora=Lora(rank=4, alpha=8),
-            reward=RewardFit(learning_rate=1e-2, batch_size=8, epochs=3),
             ppo=Ppo(minibatch_size=16, epochs=2),
-            **{"gate": Gate(error_rate=0.2), **settings},
+            **{
+                "gate": Gate(error_rate=0.2),
+                "reward": RewardFit(learning_rate=1e-2, batch_size=8, epochs=3),
+                **settings,
+            },
         )
         self.engine = open_store(self.config.state)
         self.base = identify(model)
@@ -117,7 +120,7 @@ class Bench:
     def new_feedback(self, version: int) -> int:
         with reading(self.engine) as connection:
             learned_by = versions.learned_by(connection, "default", version)
-            return feedback.count_new(connection, "default", learned_by)
+            return feedback.count_new(connection, "default", learned_by).usable
 
     def _prompt(self) -> tuple[int, ...]:
         return tuple(self.random.randrange(21, 40) for _ in range(3))
@@ -195,8 +198,26 @@ def test_preferences_start_a_round_and_are_recorded_apart(bench):
     assert (version.feedback_count, version.metrics["preferences_used"]) == (40, 9)
     with reading(bench.engine) as connection:
         roles = list(connection.scalars(select(round_inputs.c.role)))
-        assert preferences.count_new(connection, "default", [version.round_id]) == 0
+        assert preferences.count_new(connection, "default", [version.round_id]).usable == 0
     assert (roles.count("new"), roles.count("preference")) == (31, 9)
+
+
+def test_preferences_that_are_turned_off_start_no_round(tmp_path, model):
+    bench = Bench(
+        tmp_path, model, reward=RewardFit(learning_rate=1e-2, epochs=3, preference_weight=0.0)
+    )
+    bench.rate(31)
+    with bench.engine.begin() as connection:
+        ids = connection.scalars(select(interactions.interactions.c.response_id)).all()
+        for response_id in ids[:9]:
+            user = interactions.get(connection, response_id).user
+            preferences.submit_preference(connection, response_id, 1, 0, user, at=1.0)
+    assert not bench.loop.step()
+    bench.rate(1)
+    assert bench.loop.step()
+    with reading(bench.engine) as connection:
+        assert preferences.count_new(connection, "default", []).usable == 9
+    bench.engine.dispose()
 
 
 def test_with_the_gate_off_whatever_is_finite_is_published(tmp_path, model):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from thumbloop.config.trainer import RewardFit
-from trainer.evidence import pool
+from trainer.evidence import pool_folds
 from trainer.reward import (
     balance,
     cross_fit,
@@ -23,7 +23,7 @@ FIT = RewardFit(learning_rate=1e-2, batch_size=8, epochs=3)
 
 
 def thumb(i: int = 0, user: str = "ann", propensity: float | None = None, up: bool = True) -> Thumb:
-    return Thumb(i, user, up, (6, 7), (8, 9), propensity)
+    return Thumb(i, f"reply {i}", user, up, (6, 7), (8, 9), propensity)
 
 
 def thumbs_for_a_token(n: int, seed: int) -> list[Thumb]:
@@ -34,12 +34,12 @@ def thumbs_for_a_token(n: int, seed: int) -> list[Thumb]:
         response = [rng.randrange(8, 19) for _ in range(rng.randint(3, 6))]
         if is_liked := rng.random() < 0.5:
             response[rng.randrange(len(response))] = LIKED
-        thumbs.append(Thumb(i, f"user {i % 11}", is_liked, (6, 7), tuple(response)))
+        thumbs.append(Thumb(i, f"reply {i}", f"user {i % 11}", is_liked, (6, 7), tuple(response)))
     return thumbs
 
 
 def cross_fitted(trunk, thumbs, generator):
-    return pool([t.evidence for t in cross_fit(trunk, thumbs, FIT, generator)])
+    return pool_folds([t.evidence for t in cross_fit(trunk, thumbs, FIT, generator)])
 
 
 def test_a_separable_preference_is_learned_and_shuffled_thumbs_are_not(trunk, generator):
@@ -81,7 +81,7 @@ def comparisons_for_a_token(n: int, seed: int) -> list[Comparison]:
     thumbs = thumbs_for_a_token(8 * n, seed)
     better, worse = ([t for t in thumbs if t.is_up is up][:n] for up in (True, False))
     return [
-        Comparison(i, f"user {i % 11}", b.prompt, b.response, w.response)
+        Comparison(i, f"reply {i}", f"user {i % 11}", b.prompt, b.response, w.response)
         for i, (b, w) in enumerate(zip(better, worse, strict=True))
     ]
 
@@ -90,7 +90,8 @@ def test_comparisons_teach_what_thumbs_teach(trunk, generator):
     fit(trunk, comparisons_for_a_token(64, seed=0), FIT, generator)
     assert try_on(trunk, thumbs_for_a_token(200, seed=9)).evidence.auroc > 0.9
     evidence = try_on(trunk, comparisons_for_a_token(20, seed=9)).evidence
-    assert (evidence.auroc > 0.9, evidence.pairs) == (True, 20)
+    assert evidence.auroc > 0.9
+    assert evidence.precision == pytest.approx(80)  # 20 fair coins: a variance of 1 / 80
 
 
 def test_comparisons_without_weight_teach_nothing(trunk, generator):
@@ -101,7 +102,7 @@ def test_comparisons_without_weight_teach_nothing(trunk, generator):
 
 
 def test_the_loss_of_each_kind_by_hand():
-    judged = [thumb(up=True), Comparison(0, "ann", (6,), (8,), (9,)), thumb(up=False)]
+    judged = [thumb(up=True), Comparison(0, "reply", "ann", (6,), (8,), (9,)), thumb(up=False)]
     rewards = torch.tensor([2.0, 1.0, 3.0, -1.0])  # up; better, worse; down
     losses = loss_of(judged, rewards, offset=0.5)
     # -log sigmoid(2.5), -log sigmoid(1 - 3), -log(1 - sigmoid(-0.5))
@@ -113,7 +114,7 @@ def test_the_offset_is_the_weighted_log_odds_of_a_thumb_up():
         thumb(up=True),
         thumb(up=True),
         thumb(up=False),
-        Comparison(0, "ann", (6,), (8,), (9,)),
+        Comparison(0, "reply", "ann", (6,), (8,), (9,)),
     ]
     offset = balance(judged, torch.tensor([2.0, 2.0, 1.5, 9.0]))
     assert offset == pytest.approx(0.693147, abs=1e-6)  # log of (4 + 1) / (1.5 + 1)
@@ -148,3 +149,9 @@ def test_folds_keep_users_whole_and_deal_out_a_lonely_one():
     assert all(len(fold) == 1 for fold in of_user.values())
     assert set(folds) == {0, 1, 2, 3}
     assert user_folds([thumb(i) for i in range(4)]) == [0, 1, 2, 3]
+
+
+def test_what_a_lonely_user_said_of_one_reply_stays_together():
+    pairs = [Comparison(i, f"reply {i // 2}", "ann", (6,), (8,), (9,)) for i in range(8)]
+    assert user_folds(pairs) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert user_folds([thumb(0), replace(pairs[0], response_id="reply 0")]) == [0, 0]

@@ -6,11 +6,11 @@ from trainer.weights import user_cap, weigh
 
 
 def thumb(i: int = 0, user: str = "ann", propensity: float | None = None) -> Thumb:
-    return Thumb(i, user, True, (6, 7), (8, 9), propensity)
+    return Thumb(i, f"reply {i}", user, True, (6, 7), (8, 9), propensity)
 
 
 def comparison(i: int = 0, user: str = "ann") -> Comparison:
-    return Comparison(i, user, (6, 7), (8, 9), (8, 8))
+    return Comparison(i, f"reply {i}", user, (6, 7), (8, 9), (8, 8))
 
 
 def test_weights_are_inverse_propensities_with_mean_one():

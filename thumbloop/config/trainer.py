@@ -74,6 +74,11 @@ class RewardFit(Section):
     max_user_share: float = Field(0.1, gt=0, le=1)
     """Largest share of the total weight that one user may have."""
 
+    @property
+    def uses_preferences(self) -> bool:
+        """Say whether preferences teach anything."""
+        return self.preference_weight > 0
+
 
 class Ppo(Section):
     """The policy update."""
@@ -125,6 +130,8 @@ class Gate(Section):
     """The lower confidence bound of the held-out AUROC has to be above this."""
     harm_confidence: float = Field(0.975, gt=0.5, lt=1)
     """One-sided level at which evidence of harm stops a round."""
+    min_effective_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the rated replies that have to speak for the child, or their estimates say nothing."""
     max_kl: float = Field(20.0, gt=0)
     """Largest divergence from the reference, nats per reply."""
     max_update_norm: float = Field(100.0, gt=0)

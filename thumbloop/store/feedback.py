@@ -2,10 +2,16 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, RowMapping, String, cast, delete, func, insert, not_, select
+from sqlalchemy import Connection, RowMapping, String, cast, delete, func, insert, select
 
 from thumbloop.errors import RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import candidate_of, may_teach, sampling_of, version_of
+from thumbloop.store.interactions import (
+    NewFeedback,
+    candidate_of,
+    may_teach,
+    sampling_of,
+    version_of,
+)
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, feedback, interactions, round_inputs, thumbs
 from thumbloop.types import Arm, Feedback, Learning, RatedReply, Status, User
@@ -114,7 +120,6 @@ def list_rated(
     `learned_by` names the rounds whose feedback is no longer new.
     """
     learned = _learned(connection, learned_by)
-    seen = {response_id for response_id, _ in learned}
     query = (
         select(
             feedback.c.id.label("feedback_id"),
@@ -143,7 +148,6 @@ def list_rated(
             value=row["value"],
             created_at=row["rated_at"],
             is_new=(row["response_id"], row["value"]) not in learned,
-            is_seen=row["response_id"] in seen,
             user=User(row["subject"], row["user_id"]),
             policy_version=row["policy_version"],
             learning=Learning(row["learning"]),
@@ -157,18 +161,17 @@ def list_rated(
     ]
 
 
-def count_new(
-    connection: Connection, policy: str, learned_by: Iterable[str], *, is_usable: bool = True
-) -> int:
-    """Return how many effective thumbs are new, on replies that may be learned from or on the others."""
+def count_new(connection: Connection, policy: str, learned_by: Iterable[str]) -> NewFeedback:
+    """Return how many effective thumbs are new."""
     effective = connection.execute(
-        select(feedback.c.response_id, feedback.c.value)
+        select(feedback.c.response_id, feedback.c.value, may_teach().label("may_teach"))
         .join(thumbs, thumbs.c.feedback_id == feedback.c.id)
         .join(interactions, interactions.c.response_id == thumbs.c.response_id)
-        .where(interactions.c.policy == policy, may_teach() if is_usable else not_(may_teach()))
+        .where(interactions.c.policy == policy)
     )
-    return len(
-        {(row.response_id, row.value) for row in effective} - _learned(connection, learned_by)
+    learned = _learned(connection, learned_by)
+    return NewFeedback.of(
+        row.may_teach for row in effective if (row.response_id, row.value) not in learned
     )
 
 

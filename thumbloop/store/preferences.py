@@ -12,12 +12,11 @@ from sqlalchemy import (
     cast,
     func,
     insert,
-    not_,
     select,
 )
 
 from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import candidate_of, may_teach, version_of
+from thumbloop.store.interactions import NewFeedback, candidate_of, may_teach, version_of
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, interactions, preferences, round_inputs
 from thumbloop.types import ComparedReply, FinishReason, Learning, Preference, Status, User
@@ -138,7 +137,6 @@ def list_compared(
     `learned_by` names the rounds whose preferences are no longer new.
     """
     learned = _learned(connection, learned_by)
-    seen = {frozenset(said) for said in learned}
     query = (
         select(
             preferences,
@@ -169,8 +167,7 @@ def list_compared(
             preference_id=row["id"],
             response_id=row["response_id"],
             created_at=row["created_at"],
-            is_new=(said := _said(row)) not in learned,
-            is_seen=frozenset(said) in seen,
+            is_new=_said(row) not in learned,
             user=User(row["subject"], row["user_id"]),
             policy_version=row["policy_version"],
             learning=Learning(row["learning"]),
@@ -183,20 +180,20 @@ def list_compared(
     ]
 
 
-def count_new(
-    connection: Connection, policy: str, learned_by: Iterable[str], *, is_usable: bool = True
-) -> int:
-    """Return how many effective preferences are new, on replies that may be learned from or on others."""
+def count_new(connection: Connection, policy: str, learned_by: Iterable[str]) -> NewFeedback:
+    """Return how many effective preferences are new."""
     query = (
-        select(preferences.c.response_id, preferences.c.better, preferences.c.worse)
-        .join(interactions, interactions.c.response_id == preferences.c.response_id)
-        .where(
-            preferences.c.id.in_(_effective(policy)),
-            may_teach() if is_usable else not_(may_teach()),
+        select(
+            preferences.c.response_id,
+            preferences.c.better,
+            preferences.c.worse,
+            may_teach().label("may_teach"),
         )
+        .join(interactions, interactions.c.response_id == preferences.c.response_id)
+        .where(preferences.c.id.in_(_effective(policy)))
     )
-    effective = {_said(row) for row in connection.execute(query).mappings()}
-    return len(effective - _learned(connection, learned_by))
+    effective, learned = connection.execute(query).mappings(), _learned(connection, learned_by)
+    return NewFeedback.of(row["may_teach"] for row in effective if _said(row) not in learned)
 
 
 def _learned(connection: Connection, learned_by: Iterable[str]) -> set[tuple[str, int, int]]:

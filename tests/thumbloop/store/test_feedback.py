@@ -186,7 +186,7 @@ def test_what_was_learned_is_not_new_again_for_a_comment_or_a_change_of_mind_and
         assert _count_new(connection, of=1) == 0
 
 
-def test_a_reply_that_was_learned_from_is_seen_whatever_is_thought_of_it_now(store: Engine):
+def test_a_reply_whose_thumb_was_learned_is_known_whatever_is_thought_of_it_now(store: Engine):
     with store.begin() as connection:
         response_id, feedback_id = rated(connection, 1)
         rated(connection, 1)
@@ -194,7 +194,8 @@ def test_a_reply_that_was_learned_from_is_seen_whatever_is_thought_of_it_now(sto
         thumb(connection, response_id, 0)
         rounds = versions.learned_by(connection, DEFAULT_POLICY, 1)
         listed = feedback.list_rated(connection, DEFAULT_POLICY, rounds)
-        assert [(r.is_new, r.is_seen) for r in listed] == [(True, False), (True, True)]
+        assert [r.is_new for r in listed] == [True, True]
+        assert interactions.judged_in(connection, rounds) == {response_id}
         assert _count_new(connection, of=1) == 2
 
 
@@ -205,15 +206,15 @@ def test_only_new_feedback_on_replies_that_may_be_learned_from_is_counted(store:
         rated(connection, status=Status.CANCELLED)
         rated(connection, policy="another")
         _learn(connection, 1, 0, new=ids[:1])
-        assert feedback.count_new(connection, DEFAULT_POLICY, []) == 3
+        assert feedback.count_new(connection, DEFAULT_POLICY, []) == (3, 2)
         rounds = versions.learned_by(connection, DEFAULT_POLICY, 1)
-        assert feedback.count_new(connection, DEFAULT_POLICY, rounds) == 2
+        assert feedback.count_new(connection, DEFAULT_POLICY, rounds) == (2, 2)
 
 
 def test_nothing_is_new_in_an_empty_store(store: Engine):
     with reading(store) as connection:
         assert feedback.list_rated(connection, DEFAULT_POLICY) == []
-        assert feedback.count_new(connection, DEFAULT_POLICY, []) == 0
+        assert feedback.count_new(connection, DEFAULT_POLICY, []) == (0, 0)
         assert feedback.counts(connection) == (0, 0)
 
 
@@ -226,7 +227,7 @@ def _learn(connection: Connection, number: int, parent: int, *, new, replayed=()
 
 def _count_new(connection: Connection, *, of: int) -> int:
     rounds = versions.learned_by(connection, DEFAULT_POLICY, of)
-    return feedback.count_new(connection, DEFAULT_POLICY, rounds)
+    return feedback.count_new(connection, DEFAULT_POLICY, rounds).usable
 
 
 def _new(connection: Connection, *, of: int) -> list[int]:

@@ -100,13 +100,14 @@ def test_preferences_are_new_until_learned_from_and_after_a_change_of_mind(
         done = finished_round(4, 3, new_preferences=(learned.preference_id,))
         versions.finish_round(connection, done, version(4, 3))
         compared = preferences.list_compared(connection, DEFAULT_POLICY, ["round-4"])
-        assert [(c.is_new, c.is_seen) for c in compared] == [(False, True), (True, False)]
-        assert preferences.count_new(connection, DEFAULT_POLICY, ["round-4"]) == 1
+        assert [c.is_new for c in compared] == [False, True]
+        assert preferences.count_new(connection, DEFAULT_POLICY, ["round-4"]) == (1, 0)
         prefer(connection, reply, 1, 0)
         *_, changed = preferences.list_compared(connection, DEFAULT_POLICY, ["round-4"])
-        assert (changed.is_new, changed.is_seen) == (True, True)
-        assert preferences.count_new(connection, DEFAULT_POLICY, ["round-4"]) == 2
-        assert preferences.count_new(connection, DEFAULT_POLICY, []) == 2
+        assert changed.is_new
+        assert interactions.judged_in(connection, ["round-4"]) == {reply}
+        assert preferences.count_new(connection, DEFAULT_POLICY, ["round-4"]) == (2, 0)
+        assert preferences.count_new(connection, DEFAULT_POLICY, []) == (2, 0)
 
 
 def test_replies_that_may_not_be_learned_from_count_as_nothing_new(store: Engine):
@@ -115,6 +116,5 @@ def test_replies_that_may_not_be_learned_from_count_as_nothing_new(store: Engine
             reply = interaction(**change)
             interactions.append(connection, reply)
             prefer(connection, reply.response_id, 0, 1)
-        assert preferences.count_new(connection, DEFAULT_POLICY, []) == 0
-        assert preferences.count_new(connection, DEFAULT_POLICY, [], is_usable=False) == 2
+        assert preferences.count_new(connection, DEFAULT_POLICY, []) == (0, 2)
         assert len(effective(connection)) == 2

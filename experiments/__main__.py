@@ -8,18 +8,15 @@ from experiments import (
     front,
     gate,
     hack,
-    off_policy,
+    learning,
     propensity,
-    reward,
     stages,
-    thumbs,
     truncation,
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for module in (
-    thumbs,
-    reward,
+    learning,
     propensity,
     candidates,
     truncation,
@@ -27,7 +24,6 @@ for module in (
     controls,
     gate,
     hack,
-    off_policy,
     front,
 ):
     app.command(module.__name__.rpartition(".")[2])(module.main)

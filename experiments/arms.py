@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
-
 from experiments.report import console, draw, interval, paired, write
 from experiments.run import learn
 from experiments.serving import Setting
 from experiments.side_by_side import run_all
+from experiments.thumbs import plot_rates, rate_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,42 +60,27 @@ def run_arms(
     return run_all(run, tasks, jobs)
 
 
-def final_rates(rows: Sequence[Mapping[str, Any]], arm: str) -> list[float]:
-    """Return the policy rates that an arm ended with, in the order of preference and seed."""
-    return [row["examined"][-1]["rate"] for row in rows if row["arm"] == arm]
+def rates(rows: Sequence[Mapping[str, Any]], arm: str, thumbs: int) -> list[float]:
+    """Return an arm's policy rates after so many thumbs, in the order of preference and seed."""
+    return [rate_after(row, thumbs) for row in rows if row["arm"] == arm]
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], arms: Sequence[Arm]) -> dict[str, Any]:
-    """Print and return final rates of the arms, and how they differ from the first."""
-    first = final_rates(rows, arms[0].name)
+def summarise(
+    rows: Sequence[Mapping[str, Any]], arms: Sequence[Arm], thumbs: int
+) -> dict[str, Any]:
+    """Print and return policy rates of the arms after equal thumbs, and how they differ from the first's."""
+    first = rates(rows, arms[0].name, thumbs)
     summary: dict[str, Any] = {}
     for arm in arms:
-        rates = final_rates(rows, arm.name)
-        summary[arm.name] = {"rate": interval(rates)._asdict()}
-        words = f"{arm.name}: policy rate {interval(rates)}"
+        found = rates(rows, arm.name, thumbs)
+        summary[arm.name] = {"rate": interval(found)}
+        words = f"{arm.name}: policy rate {interval(found)}"
         if arm is not arms[0]:
-            difference = paired(rates, first)
-            summary[arm.name]["difference"] = difference._asdict()
+            difference = paired(found, first)
+            summary[arm.name]["difference"] = difference
             words += f"; against {arms[0].name} {difference}"
         console.print(words)
     return summary
-
-
-def plot_rates(axes: Axes, rows: Sequence[Mapping[str, Any]], arms: Sequence[Arm]) -> None:
-    """Draw the policy's rate over thumbs, every run thin, in the colour of its arm."""
-    for color, arm in enumerate(arms):
-        for i, row in enumerate(r for r in rows if r["arm"] == arm.name):
-            axes.plot(
-                [e["thumbs"] for e in row["examined"]],
-                [e["rate"] for e in row["examined"]],
-                "o-",
-                color=f"C{color}",
-                alpha=0.5,
-                markersize=3,
-                label=arm.name if i == 0 else None,
-            )
-    axes.set(xlabel="thumbs given", ylabel="share of replies liked", ylim=(0, 1.02))
-    axes.legend(loc="lower right")
 
 
 def ablate(
@@ -111,9 +95,9 @@ def ablate(
 ) -> None:
     """Run the arms on as many thumbs each; write how they end, and draw how they get there."""
     rows = run_arms(arms, preferences, seeds, jobs, thumbs=thumbs)
-    report = {"arms": described(arms), "summary": summarise(rows, arms), "runs": rows}
-    write(folder, name, report)
-    draw(folder, name, lambda axes: plot_rates(axes, rows, arms))
+    summary = summarise(rows, arms, thumbs)
+    write(folder, name, {"arms": described(arms), "summary": summary, "runs": rows})
+    draw(folder, name, lambda axes: plot_rates(axes, rows, "arm", [arm.name for arm in arms]))
 
 
 def described(arms: Sequence[Arm]) -> list[dict[str, Any]]:

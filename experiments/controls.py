@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from experiments.arms import Arm, described, plot_rates, run_arms
+from experiments.arms import Arm, described, run_arms
 from experiments.options import FOLDER, Folder, Jobs, Rounds, Seeds
 from experiments.report import console, draw, interval, write
+from experiments.thumbs import plot_rates
 
 PREFERENCE = "praise"
 _NO_GATE = {"gate": {"enabled": False}}
@@ -25,9 +26,8 @@ def main(seeds: Seeds = 10, rounds: Rounds = 4, jobs: Jobs = 2, folder: Folder =
     }
     for name, change in changes.items():
         console.print(f"{name}: change {change}")
-    summary = {name: change._asdict() for name, change in changes.items()}
-    write(folder, "controls", {"arms": described(ARMS), "change": summary, "runs": rows})
-    draw(folder, "controls", lambda axes: plot_rates(axes, rows, ARMS))
+    write(folder, "controls", {"arms": described(ARMS), "change": changes, "runs": rows})
+    draw(folder, "controls", lambda axes: plot_rates(axes, rows, "arm", list(changes)))
 
 
 def _change(row: dict[str, Any]) -> float:

@@ -1,30 +1,28 @@
 """How good reward models are, on random candidates of their own policies, judged without noise."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from experiments.run import JudgedRewards, Run, Trainer
-from experiments.serving import Setting
 from trainer.calibration import calibration_error
 from trainer.evidence import held_out_auroc, pool
 
 
+@dataclass(frozen=True, slots=True)
+class JudgedRewards:
+    """What one reward model says of candidates, and what is true of them; all (N,)."""
+
+    rewards: list[float]
+    claims: list[float]  # probabilities of a thumb up
+    likes: list[float]  # probabilities of being liked, before anybody slips
+
+
 class Quality(NamedTuple):
-    """Ranking pooled over versions by pairs, calibration error over all claims, and on how many candidates."""
+    """Ranking pooled over reward models by precision, calibration error of all claims, and on how many candidates."""
 
     auroc: float
     calibration_error: float
     candidates: int
-
-
-def judge(
-    setting: Setting, *, rounds: int, candidates: int, trainer: Trainer
-) -> list[JudgedRewards]:
-    """Learn for some rounds; judge the reward model of every version that was published."""
-    with Run(setting, trainer=trainer) as run:
-        return [
-            run.judge_rewards(candidates) for _ in range(rounds) if run.round().version is not None
-        ]
 
 
 def quality(judged: Sequence[JudgedRewards], noise: float) -> Quality:
@@ -37,8 +35,3 @@ def quality(judged: Sequence[JudgedRewards], noise: float) -> Quality:
     truths = [like * (1 - noise) + (1 - like) * noise for j in judged for like in j.likes]
     error = calibration_error(claims, truths) if claims else float("nan")
     return Quality(evidence.auroc, error, len(claims))
-
-
-def as_row(task: Any, found: Quality) -> dict[str, Any]:
-    """Return a run as it is written down."""
-    return {**task._asdict(), **found._asdict()}

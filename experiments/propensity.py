@@ -1,61 +1,79 @@
-"""Do propensity weights matter? Only chosen replies are rated; reward models are judged on random ones."""
+"""Do corrections of the reward fit matter? Only chosen replies are rated; fits are judged on random ones.
 
-from typing import NamedTuple
+One version shows, nearly always, what its reward model likes best. All fits learn from the same thumbs on what
+it showed, from nothing, and are judged on the same candidates of the same policy.
+"""
 
-from experiments.judged import Quality, as_row, judge, quality
-from experiments.options import FOLDER, Folder, Jobs, Rounds, Seeds
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from experiments.judged import JudgedRewards, quality
+from experiments.options import FOLDER, Folder, Jobs, Seeds, Thumbs
 from experiments.report import console, interval, paired, write
+from experiments.run import Run
 from experiments.serving import Setting
 from experiments.side_by_side import run_all
+from trainer import reward
+from trainer.calibration import Calibration
 
-CANDIDATES = 500
 PREFERENCES = {"well specified": "praise", "misspecified": "experiments.hard:exclusive"}
 SHARP = 0.1
 """Temperature of the choice: nearly the best one, so that what is rated is far from random."""
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "weighted": {},
+    "not weighted": {"propensity_weights": False},
+    "weighted, class balance": {"class_balance": True},
+}
+MEASURES = ("auroc", "calibration_error")
 
 
 class Task(NamedTuple):
-    """One run."""
+    """One logging run."""
 
     model: str
-    is_weighted: bool
     seed: int
-    rounds: int
+    thumbs: int
 
 
-def main(seeds: Seeds = 5, rounds: Rounds = 4, jobs: Jobs = 2, folder: Folder = FOLDER) -> None:
-    """AUROC and calibration error on random candidates, with propensity weights and without."""
-    tasks = [
-        Task(model, is_weighted, seed, rounds)
-        for model in PREFERENCES
-        for seed in range(seeds)
-        for is_weighted in (True, False)
-    ]
-    found = run_all(run, tasks, jobs)
-    rows = [as_row(task, each) for task, each in zip(tasks, found, strict=True)]
+def main(seeds: Seeds = 5, thumbs: Thumbs = 320, jobs: Jobs = 2, folder: Folder = FOLDER) -> None:
+    """AUROC and calibration error on random candidates, by how the reward model is fitted."""
+    tasks = [Task(model, seed, thumbs) for model in PREFERENCES for seed in range(seeds)]
+    rows = [row for rows in run_all(run, tasks, jobs) for row in rows]
+    summary: dict[str, Any] = {}
     for model in PREFERENCES:
-        for measure in ("auroc", "calibration_error"):
-            weighted, plain = (
-                [r[measure] for r in rows if r["model"] == model and r["is_weighted"] is on]
-                for on in (True, False)
-            )
-            console.print(
-                f"{model}: {measure} {interval(weighted)} with weights, {interval(plain)} without;"
-                f" difference {paired(weighted, plain)}"
-            )
-    write(folder, "propensity", {"runs": rows})
+        for measure in MEASURES:
+            found = {
+                name: [r[measure] for r in rows if (r["model"], r["variant"]) == (model, name)]
+                for name in VARIANTS
+            }
+            first, *others = VARIANTS
+            words = f"{model}: {measure} {interval(found[first])} {first}"
+            for other in others:
+                difference = paired(found[other], found[first])
+                summary[f"{model}, {measure}, {other} - {first}"] = difference
+                words += f"; {interval(found[other])} {other}, difference {difference}"
+            console.print(words)
+    write(folder, "propensity", {"summary": summary, "runs": rows})
 
 
-def run(task: Task) -> Quality:
-    """Learn, and judge."""
+def run(task: Task) -> list[dict[str, Any]]:
+    """Log thumbs on what one version shows; fit on them in every way, and judge."""
     setting = Setting(PREFERENCES[task.model], task.seed, temperature=SHARP)
-    judged = judge(
-        setting,
-        rounds=task.rounds,
-        candidates=CANDIDATES,
-        trainer={
-            "reward": {"propensity_weights": task.is_weighted},
-            "gate": {"enabled": False},
-        },
-    )
-    return quality(judged, setting.crowd.noise)
+    with Run(setting, trainer={"gate": {"enabled": False}}) as logging:
+        logging.round()
+        thumbs = logging.log(task.thumbs)
+        candidates = logging.candidates()
+        trunk, settings = logging.assembly.trunk, logging.config.reward
+        rows = []
+        for name, changes in VARIANTS.items():
+            torch.manual_seed(task.seed)
+            trunk.reset()
+            generator = torch.Generator().manual_seed(task.seed)
+            fitted = reward.fit(trunk, thumbs, settings.model_copy(update=changes), generator)
+            rewards = reward.score(trunk, candidates.replies).tolist()
+            claims = Calibration(offset=fitted.offset).probabilities(rewards).tolist()
+            found = quality([JudgedRewards(rewards, claims, candidates.likes)], setting.crowd.noise)
+            rows.append({**task._asdict(), "variant": name, **found._asdict()})
+        return rows

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,21 +19,26 @@ CONFIDENCE = 0.95
 console = Console(highlight=False, soft_wrap=True)
 
 
-class Interval(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Interval:
     """A mean and its confidence interval."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
     def __str__(self) -> str:
+        if self.low is None:
+            return f"{self.mean:.3f} (one run)"
         return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 def interval(values: Sequence[float]) -> Interval:
     """Return the mean of independent runs with Student's 95 % interval; one run has none."""
     mean = float(np.mean(values))
-    if len(values) < 2 or np.ptp(values) == 0:
+    if len(values) < 2:
+        return Interval(mean)
+    if np.ptp(values) == 0:
         return Interval(mean, mean, mean)
     low, high = stats.t.interval(CONFIDENCE, len(values) - 1, mean, stats.sem(values))
     return Interval(mean, float(low), float(high))
@@ -47,7 +53,7 @@ def write(folder: Path, name: str, report: dict[str, Any]) -> None:
     """Write NAME.json into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    path.write_text(json.dumps(report, indent=1, default=asdict) + "\n")
     console.print(f"Details: {path}")
 
 

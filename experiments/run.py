@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from rich.console import Console
@@ -15,16 +15,19 @@ from demo.corpus import held_out_prompts
 from demo.grammar import is_well_formed
 from demo.preferences import load_preference
 from experiments.base_model import base_model
+from experiments.judged import JudgedRewards, quality
+from experiments.sampling import Sample
 from experiments.serving import Service, Setting
 from thumbloop.config import Model, State, TrainerConfig
 from thumbloop.store import open_store, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion, VersionState
-from trainer import reward
+from trainer import dataset, reward
 from trainer.assembly import assemble
 from trainer.calibration import Calibration
 from trainer.metrics import TrainerMetrics
+from trainer.rollouts import Thumb
 
-_REQUESTS_AT_ONCE = 36
+_REQUESTS_AT_ONCE = 12
 _EXAMINATION_SEED = 1_000_003
 _HELD_OUT = 600
 
@@ -53,13 +56,12 @@ class Learned:
     metrics: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class JudgedRewards:
-    """What a reward model says of candidates, and what is true of them; all (N,)."""
+class Candidates(NamedTuple):
+    """Random candidates of one policy, one for each prompt, and what is true of them."""
 
-    version: int
-    rewards: list[float]
-    claims: list[float]  # probabilities of a thumb up
+    prompts: list[str]
+    samples: list[Sample]
+    replies: list[reward.Reply]
     likes: list[float]  # probabilities of being liked, before anybody slips
 
 
@@ -94,6 +96,7 @@ class Run:
         self._setting = setting
         self._prefers = load_preference(setting.preference)
         self._held_out = held_out_prompts(_HELD_OUT, setting.seed)
+        self.judged: list[JudgedRewards] = []
 
     def __enter__(self) -> Self:
         return self
@@ -135,37 +138,45 @@ class Run:
             trunk.load(self.config.state.versions / version.folder)
         return version
 
-    def judge_rewards(self, candidates: int) -> JudgedRewards:
-        """Judge the current version's reward model on random candidates of its own policy, without noise."""
+    def log(self, thumbs: int) -> list[Thumb]:
+        """Serve with the current version until it has so many thumbs; return them."""
         version = self.take()
-        texts = held_out_prompts(candidates, self._setting.seed + 1)
-        prompts = [self.service.render(text) for text in texts]
-        samples = self.service.sample(prompts, _EXAMINATION_SEED + 1)
-        pairs = [(p, s.token_ids) for p, s in zip(prompts, samples, strict=True)]
-        rewards = reward.score(self.assembly.trunk, pairs).tolist()
-        likes = [
-            self._prefers(text, self.service.text_of(s.token_ids))
-            for text, s in zip(texts, samples, strict=True)
+        enough = self.service.thumbs + thumbs
+        while self.service.thumbs < enough:
+            self.service.serve(_REQUESTS_AT_ONCE, version)
+        with reading(self.store) as connection:
+            data = dataset.read(connection, DEFAULT_POLICY, version, self.config.round)
+        return [
+            t for t in data.new_thumbs if t.sample and t.sample.policy_version == version.version
         ]
-        calibration = Calibration.of(version.metrics)
-        return JudgedRewards(
-            version.version, rewards, calibration.probabilities(rewards).tolist(), likes
-        )
 
-    def examine(self) -> Examined:
-        """Judge the current version's policy."""
-        version = self.take()
+    def candidates(self) -> Candidates:
+        """Sample one reply to every held-out prompt from the current version's policy, and judge it."""
+        self.take()
         prompts = [self.service.render(text) for text in self._held_out]
         samples = self.service.sample(prompts, _EXAMINATION_SEED)
-        texts = [self.service.text_of(s.token_ids) for s in samples]
+        likes = [
+            self._prefers(text, self.service.text_of(s.token_ids))
+            for text, s in zip(self._held_out, samples, strict=True)
+        ]
+        replies = [(p, s.token_ids) for p, s in zip(prompts, samples, strict=True)]
+        return Candidates(self._held_out, samples, replies, likes)
+
+    def examine(self) -> Examined:
+        """Judge the current version's policy, and its reward model, which is kept in `judged`."""
+        version, found = self.current, self.candidates()
+        if version.reward_digest:
+            rewards = reward.score(self.assembly.trunk, found.replies).tolist()
+            claims = Calibration.of(version.metrics).probabilities(rewards).tolist()
+            self.judged.append(JudgedRewards(rewards, claims, found.likes))
+        texts = [self.service.text_of(s.token_ids) for s in found.samples]
         n = len(texts)
-        liked = sum(self._prefers(p, r) for p, r in zip(self._held_out, texts, strict=True))
         return Examined(
             version=version.version,
             thumbs=self.service.thumbs,
-            rate=liked / n,
+            rate=sum(found.likes) / n,
             well_formed=sum(map(is_well_formed, texts)) / n,
-            mean_tokens=sum(len(s.token_ids) for s in samples) / n,
+            mean_tokens=sum(len(s.token_ids) for s in found.samples) / n,
         )
 
 
@@ -178,7 +189,8 @@ def learn(
 ) -> dict[str, Any]:
     """Learn from version 0 for some rounds, or until some thumbs were given.
 
-    Returns every version as it was examined, one for each round, and how rounds ended.
+    Returns every version as it was examined, one for each round, how rounds ended, and how good the versions'
+    reward models are together.
     """
     with Run(setting, trainer=trainer) as run:
         examined, ended = [run.examine()], list[Learned]()
@@ -189,4 +201,5 @@ def learn(
             "examined": [asdict(each) for each in examined],
             "rounds": [asdict(each) for each in ended],
             "thumbs": run.service.thumbs,
+            "reward": quality(run.judged, setting.crowd.noise)._asdict(),
         }

@@ -97,9 +97,17 @@ def test_a_round_publishes_and_the_next_version_is_served_with_its_rewards(run: 
         assert [c.propensity for c in reply.candidates] == pytest.approx(
             expected.tolist(), abs=1e-5
         )
-    assert run.examine().version == 1
-    judged = run.judge_rewards(8)
-    assert len(judged.rewards) == len(judged.likes) == 8
+    examined = run.examine()
+    assert (examined.version, len(run.judged)) == (1, 1)
+    assert sum(run.judged[0].likes) / len(run.judged[0].rewards) == pytest.approx(examined.rate)
+
+
+def test_logged_thumbs_are_those_of_the_version_that_is_there(run: Run):
+    run.round()
+    before = run.service.thumbs
+    logged = run.log(20)
+    assert len(logged) == run.service.thumbs - before >= 20
+    assert {thumb.sample.policy_version for thumb in logged} == {1}
 
 
 def test_pruned_candidates_end_where_they_were_looked_at(model: Path):

@@ -211,6 +211,18 @@ def _given(message: Any, field: str, default: Any) -> Any:
     return getattr(message, field) if message.HasField(field) else default
 
 
+def _of_feedback(
+    message: feedback_pb2.SubmitFeedbackRequest | feedback_pb2.SubmitPreferenceRequest,
+) -> _Violations:
+    """Return what is wrong with the part that all feedback has in common."""
+    wrong = _Violations()
+    wrong.expect(bool(message.response_id), "response_id", "is missing")
+    wrong.no_longer(message.response_id, MAX_ID, "response_id")
+    wrong.no_longer(message.user_id, MAX_ID, "user_id")
+    wrong.no_longer(message.request_id, MAX_REQUEST_ID, "request_id")
+    return wrong
+
+
 class GivenThumb(NamedTuple):
     """A thumb as a caller sent it: 1 up, 0 down."""
 
@@ -223,13 +235,9 @@ class GivenThumb(NamedTuple):
 
 def thumb_of(message: feedback_pb2.SubmitFeedbackRequest, user: User) -> GivenThumb:
     """Return the user's thumb. Raises InvalidRequest."""
-    wrong = _Violations()
-    wrong.expect(bool(message.response_id), "response_id", "is missing")
-    wrong.no_longer(message.response_id, MAX_ID, "response_id")
+    wrong = _of_feedback(message)
     wrong.expect(message.thumb in _THUMBS, "thumb", "has to be THUMB_UP or THUMB_DOWN")
     wrong.no_longer(message.comment, MAX_COMMENT, "comment")
-    wrong.no_longer(message.user_id, MAX_ID, "user_id")
-    wrong.no_longer(message.request_id, MAX_REQUEST_ID, "request_id")
     wrong.raise_if_any()
     return GivenThumb(
         message.response_id,
@@ -252,13 +260,9 @@ class GivenPreference(NamedTuple):
 
 def preference_of(message: feedback_pb2.SubmitPreferenceRequest, user: User) -> GivenPreference:
     """Return the user's preference. Raises InvalidRequest."""
-    wrong = _Violations()
-    wrong.expect(bool(message.response_id), "response_id", "is missing")
-    wrong.no_longer(message.response_id, MAX_ID, "response_id")
+    wrong = _of_feedback(message)
     is_another = message.better_index != message.worse_index
     wrong.expect(is_another, "worse_index", "has to be another candidate than better_index")
-    wrong.no_longer(message.user_id, MAX_ID, "user_id")
-    wrong.no_longer(message.request_id, MAX_REQUEST_ID, "request_id")
     wrong.raise_if_any()
     return GivenPreference(
         message.response_id, message.better_index, message.worse_index, user, message.request_id

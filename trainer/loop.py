@@ -116,7 +116,7 @@ class Loop:
         if child := awaited(known, parent):
             self._wait(f"waiting for the server to try version {child.version}")
             return None
-        needed = needed_feedback(rounds, parent, self._config.round.min_feedback)
+        needed = needed_feedback(rounds, parent, self._config.round)
         if new.usable < needed:
             words = f"waiting for {needed} new thumbs; version {parent.version} is current"
             if new.unusable and sum(new) >= needed:

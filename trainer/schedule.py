@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from thumbloop.config.trainer import Round
 from thumbloop.types import PolicyVersion, VersionState
 
 UNDECIDED = frozenset({VersionState.PUBLISHED, VersionState.ATTESTED, VersionState.CANARY})
@@ -16,19 +17,20 @@ def awaited(known: Iterable[PolicyVersion], current: PolicyVersion) -> PolicyVer
 
 
 def needed_feedback(
-    rounds: Iterable[Mapping[Any, Any]], current: PolicyVersion, min_feedback: int
+    rounds: Iterable[Mapping[Any, Any]], current: PolicyVersion, settings: Round
 ) -> int:
-    """Return how many new thumbs start the next round.
+    """Return how much new feedback starts the next round.
 
     A round that was blocked, or whose version did not come to serve, gives its thumbs back; trying
     the same ones again would end the same way, so half a round's worth has to join them.
     """
+    enough = settings.min_feedback if current.reward_digest else settings.first_feedback
     tried = [
         int(r["metrics"].get("feedback_new", r["metrics"].get("feedback_used", 0)))
         for r in rounds
         if r["parent"] == current.version
     ]
-    return max(tried) + math.ceil(min_feedback / 2) if tried else min_feedback
+    return max(tried) + math.ceil(enough / 2) if tried else enough
 
 
 def looks(

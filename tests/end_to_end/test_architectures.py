@@ -183,7 +183,7 @@ async def test_the_engine_says_what_peft_and_the_trainer_say(serving: Serving, t
 
 THUMBS = 60
 ONE_ROUND = {
-    "round": {"min_feedback": THUMBS, "max_rounds": 1},
+    "round": {"first_feedback": THUMBS, "max_rounds": 1},
     "lora": {"rank": 4, "alpha": 8.0},
     # Thumbs at random prove nothing, and no gate would let them through.
     "gate": {"enabled": False},

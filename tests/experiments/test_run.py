@@ -16,7 +16,7 @@ from thumbloop.types import DEFAULT_POLICY, Arm, FinishReason, Strategy
 from trainer.rollouts import collate
 
 TRAINER = {
-    "round": {"min_feedback": 32, "min_rollouts": 16, "max_rollouts": 64},
+    "round": {"first_feedback": 32, "min_feedback": 32, "min_rollouts": 16, "max_rollouts": 64},
     "lora": {"rank": 4, "alpha": 8},
     "gate": {"enabled": False},
 }

@@ -30,6 +30,12 @@ def tiny_model() -> LlamaForCausalLM:
     )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Compute as the trainer does: on tensors this small a second thread only waits, and on a busy machine spins."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def base_model() -> LlamaForCausalLM:
     return tiny_model()
@@ -37,7 +43,6 @@ def base_model() -> LlamaForCausalLM:
 
 @pytest.fixture
 def trunk() -> Trunk:
-    torch.set_num_threads(1)
     return Trunk(tiny_model(), LORA, VERDICT)
 
 

@@ -38,7 +38,13 @@ class Bench:
         self.config = TrainerConfig(
             state=State(folder=folder / "state"),
             model=Model(path=str(model)),
-            round=Round(min_feedback=32, min_rollouts=16, max_rollouts=64, poll_interval_s=0.01),
+            round=Round(
+                first_feedback=32,
+                min_feedback=32,
+                min_rollouts=16,
+                max_rollouts=64,
+                poll_interval_s=0.01,
+            ),
             lora=Lora(rank=4, alpha=8),
             ppo=Ppo(minibatch_size=16, epochs=2),
             **{

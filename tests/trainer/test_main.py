@@ -65,7 +65,7 @@ def failure(folder: Path, settings: dict) -> str:
 def test_a_signal_stops_the_trainer_at_once(tmp_path, model, number):
     state = tmp_path / "state"
     process = start(tmp_path, {"state": {"folder": str(state)}, "model": {"path": str(model)}})
-    wait_for(process, "waiting for 64 new thumbs; version 0 is current")
+    wait_for(process, "waiting for 80 new thumbs; version 0 is current")
     assert psutil.Process(process.pid).nice() == min(os.nice(0) + Resources().nice, 19)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
@@ -93,13 +93,13 @@ async def test_a_trainer_that_dies_leaves_the_server_serving_and_the_next_one_go
     settings = {"state": {"folder": str(state.folder)}, "model": {"path": str(model)}}
     async with running(model, state) as server:
         process = start(tmp_path, settings)
-        await asyncio.to_thread(wait_for, process, "waiting for 64 new thumbs")
+        await asyncio.to_thread(wait_for, process, "waiting for 80 new thumbs")
         process.kill()
         process.communicate(timeout=60)
         reply = await server.generate("a b c")
         await server.client.rate(reply.response_id, up=True)
         process = start(tmp_path, settings)
-        await asyncio.to_thread(wait_for, process, "waiting for 64 new thumbs")
+        await asyncio.to_thread(wait_for, process, "waiting for 80 new thumbs")
         process.terminate()
         process.communicate(timeout=60)
         assert process.returncode == 0

@@ -1,4 +1,5 @@
 from tests.rows import version
+from thumbloop.config.trainer import Round
 from thumbloop.types import VersionState
 from trainer.schedule import awaited, looks, needed_feedback
 
@@ -7,17 +8,23 @@ def rounds(*pairs: tuple[int, int]) -> list[dict]:
     return [{"parent": parent, "metrics": {"feedback_used": used}} for parent, used in pairs]
 
 
-def test_the_first_round_starts_with_enough_thumbs():
-    assert needed_feedback([], version(0, None), 64) == 64
+SETTINGS = Round(first_feedback=64, min_feedback=32)
+FIRST = version(0, None, reward_digest="")
+
+
+def test_the_first_round_takes_more_than_those_that_go_on_from_a_reward_model():
+    assert needed_feedback([], FIRST, SETTINGS) == 64
+    assert needed_feedback([], version(1), SETTINGS) == 32
 
 
 def test_a_blocked_round_waits_for_half_as_many_more():
-    assert needed_feedback(rounds((0, 70)), version(0, None), 64) == 102
-    assert needed_feedback(rounds((0, 70), (0, 110)), version(0, None), 64) == 142
+    assert needed_feedback(rounds((0, 70)), FIRST, SETTINGS) == 102
+    assert needed_feedback(rounds((0, 70), (0, 110)), FIRST, SETTINGS) == 142
+    assert needed_feedback(rounds((1, 33)), version(1), SETTINGS) == 49
 
 
 def test_rounds_on_other_parents_do_not_count():
-    assert needed_feedback(rounds((0, 300), (1, 64)), version(2, 1), 64) == 64
+    assert needed_feedback(rounds((0, 300), (1, 64)), version(2, 1), SETTINGS) == 32
 
 
 def test_a_child_the_server_has_not_decided_about_is_awaited():

@@ -19,8 +19,11 @@ class TrainerEndpoint(Metrics):
 class Round(Section):
     """When the trainer learns, and from what."""
 
-    min_feedback: int = Field(64, ge=1)
-    """New thumbs that start a round."""
+    first_feedback: int = Field(80, ge=1)
+    """New thumbs and preferences that start a round while no version has a reward model: to prove that they can
+    be learned from takes more of them than to go on."""
+    min_feedback: int = Field(32, ge=1)
+    """New thumbs and preferences that start any later round."""
     max_rollouts: int = Field(256, ge=1)
     """Most candidates in one PPO batch, newest first."""
     min_rollouts: int = Field(64, ge=1)
@@ -83,7 +86,7 @@ class RewardFit(Section):
 class Ppo(Section):
     """The policy update."""
 
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(4e-3, gt=0)
     """Adam's step size."""
     epochs: int = Field(2, ge=1)
     """Passes over the batch."""
@@ -128,7 +131,7 @@ class Gate(Section):
     model."""
     min_auroc_bound: float = Field(0.5, ge=0, le=1)
     """The lower confidence bound of the held-out AUROC has to be above this."""
-    harm_confidence: float = Field(0.975, gt=0.5, lt=1)
+    harm_confidence: float = Field(0.99, gt=0.5, lt=1)
     """One-sided level at which evidence of harm stops a round."""
     min_effective_share: float = Field(0.1, ge=0, lt=1)
     """Share of the rated replies that have to speak for the child, or their estimates say nothing."""

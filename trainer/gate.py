@@ -49,18 +49,14 @@ def proof_confidence(look: int, error_rate: float) -> float:
 
 
 def check_reward(latest: Evidence, settings: Gate, *, look: int, is_proven: bool) -> GateResult:
-    """Ask for evidence that the reward model ranks feedback it was not fitted on, and for none against.
+    """Ask for evidence that the reward model ranks feedback it was not fitted on.
 
     `is_proven`: the parent has a reward model, which passed. Once a policy is good nearly all replies
     shown are, and the few thumbs down are noise: no round could then prove anything, so what was proven
-    holds until a round contradicts it.
+    holds. Where new feedback contradicts the parent's reward model, it is what the fit is for: see check_fit.
     """
     if is_proven:
-        if latest.upper_bound(settings.harm_confidence) >= CHANCE:
-            return GateResult(())
-        return GateResult(
-            (f"auroc_reversed: {latest.auroc:.3f} on new thumbs, clearly below {CHANCE}",)
-        )
+        return GateResult(())
     bound = latest.lower_bound(proof_confidence(look, settings.error_rate))
     if bound > settings.min_auroc_bound:
         return GateResult(())
@@ -76,10 +72,12 @@ def check_fit(fitted: Evidence, before: Evidence, settings: Gate) -> GateResult:
     """Ask that the fit broke nothing: on the thumbs it was fitted on it should rank better than before.
 
     `before` is held-out evidence on the same thumbs. Ranking what one was taught proves nothing, and
-    failing at it is the sign of a fit that went astray.
+    failing at it is the sign of a fit that went astray, or of feedback that says the opposite of what was
+    replayed beside it.
     """
-    bound = before.lower_bound(settings.harm_confidence)
-    if fitted.auroc >= bound:
+    is_broken = fitted.auroc < before.lower_bound(settings.harm_confidence)
+    is_reversed = fitted.upper_bound(settings.harm_confidence) < CHANCE
+    if not (is_broken or is_reversed):
         return GateResult(())
     reason = f"fit: {fitted.auroc:.3f} on the thumbs it was fitted on, {before.auroc:.3f} before"
     return GateResult((reason,))
@@ -149,7 +147,7 @@ def check_collapse(metrics: Mapping[str, float], settings: Gate) -> GateResult:
 def check_length(
     metrics: Mapping[str, float], judgements: Sequence[Judgement], settings: Gate
 ) -> GateResult:
-    """Ask that replies grow or shrink only where this round's new feedback asks for it.
+    """Ask that replies grow or shrink only where what was said of the line's replies asks for it.
 
     It does where replies of such a length are the better ones, or where the estimated thumb rate has risen
     since a length was justified last. The drift is from that one, so that it cannot creep. Brevity is a

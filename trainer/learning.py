@@ -87,7 +87,7 @@ class Learner:
                 check_update(numbers, norms, settings),
                 check_values(improved.values, settings),
                 check_collapse(numbers, settings),
-                check_length(numbers, data.new, settings),
+                check_length(numbers, [*data.older, *data.new], settings),
             )
         if has_drifted(numbers, settings):  # and the gate, which is asked before, lets it
             for name in ("reply_tokens", "rate", "rate_error"):

@@ -68,9 +68,12 @@ def test_what_was_proven_holds_through_a_round_that_proves_nothing():
     assert check(Evidence(0.45, 100.0), is_proven=True).passed
 
 
-def test_a_round_that_contradicts_it_is_blocked():
-    result = check(Evidence(0.2, 100.0), is_proven=True)
-    assert result.reason.startswith("auroc_reversed: 0.200")
+@pytest.mark.parametrize(("after", "passes"), [(0.6, True), (0.35, True), (0.2, False)])
+def test_feedback_that_contradicts_the_parent_is_learned_where_the_fit_can(after, passes):
+    """A taste that has turned must not lock a line for ever."""
+    before = Evidence(0.2, 100.0)
+    assert check(before, is_proven=True).passed
+    assert check_fit(Evidence(after, 100.0), before, GATE).passed is passes
 
 
 @pytest.mark.parametrize(("auroc", "passes"), [(0.95, True), (0.75, True), (0.5, False)])

@@ -1,8 +1,13 @@
 """The gate on thumbs that mean nothing: how many whole runs publish anything."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
 from experiments.arms import Arm, described, run_arms
 from experiments.options import FOLDER, Folder, Jobs, Rounds, Seeds
-from experiments.report import console, write
+from experiments.report import console, draw, write
 
 PREFERENCE = "praise"
 ARMS = (Arm("shuffled thumbs", {"shuffled": True}),)
@@ -14,6 +19,7 @@ def main(seeds: Seeds = 20, rounds: Rounds = 6, jobs: Jobs = 2, folder: Folder =
     published = [sum(r["version"] is not None for r in row["rounds"]) for row in rows]
     runs = sum(count > 0 for count in published)
     console.print(f"{runs} of {seeds} runs published; versions by run: {published}")
+    draw(folder, "gate", lambda axes: _plot(axes, rows))
     write(
         folder,
         "gate",
@@ -24,3 +30,12 @@ def main(seeds: Seeds = 20, rounds: Rounds = 6, jobs: Jobs = 2, folder: Folder =
             "runs": rows,
         },
     )
+
+
+def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw how near each run came: the bound that has to pass one half, look by look."""
+    for row in rows:
+        bounds = [r["metrics"]["reward_auroc_bound"] for r in row["rounds"]]
+        axes.plot(range(1, len(bounds) + 1), bounds, "o-", color="C0", alpha=0.4, markersize=3)
+    axes.axhline(0.5, color="black", linestyle=":")
+    axes.set(xlabel="round", ylabel="lower bound of the AUROC on held-out thumbs")

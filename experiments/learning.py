@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from demo.preferences import SHIPPED
 from experiments.arms import Arm, described, run_arms
-from experiments.off_policy import ESTIMATORS, covered, estimates
+from experiments.off_policy import ESTIMATORS, covered, estimates, plot_estimates
 from experiments.options import FOLDER, Folder, Jobs, Rounds, Seeds
 from experiments.report import console, draw, interval, write
 from experiments.thumbs import GOAL, plot_rates, thumbs_to_goal
@@ -31,6 +31,7 @@ def main(seeds: Seeds = 5, rounds: Rounds = 6, jobs: Jobs = 2, folder: Folder = 
         folder, "learning", {**report, "off_policy": off_policy, "estimates": points, "runs": rows}
     )
     draw(folder, "learning", lambda axes: _plot(axes, rows))
+    draw(folder, "off_policy", lambda axes: plot_estimates(axes, points))
 
 
 def _thumbs(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
+
 from demo.users import Crowd
 from experiments.report import Interval, interval
 
@@ -32,6 +34,28 @@ def estimates(row: Mapping[str, Any]) -> list[dict[str, Any]]:
                     }
                 )
     return found
+
+
+def plot_estimates(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
+    """Draw what was estimated, with its interval, over the rate that there was then."""
+    for color, name in enumerate(ESTIMATORS):
+        of_it = [p for p in points if p["estimator"] == name]
+        axes.errorbar(
+            [p["rate"] + 0.004 * color for p in of_it],  # side by side
+            [p["value"] for p in of_it],
+            [[p["value"] - p["low"] for p in of_it], [p["high"] - p["value"] for p in of_it]],
+            fmt="o",
+            markersize=3,
+            elinewidth=0.7,
+            alpha=0.7,
+            color=f"C{color}",
+            label=name,
+        )
+    axes.plot([0.3, 1], [0.3, 1], color="black", linestyle=":")
+    axes.set(
+        xlabel="thumb rate that the version then has", ylabel="estimated before", ylim=(0, 1.2)
+    )
+    axes.legend(loc="upper left")
 
 
 def covered(points: Sequence[Mapping[str, Any]], estimator: str) -> dict[str, Any]:

@@ -4,14 +4,15 @@ One version shows, nearly always, what its reward model likes best. All fits lea
 it showed, from nothing, and are judged on the same candidates of the same policy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from matplotlib.axes import Axes
 
 from experiments.judged import JudgedRewards, quality
 from experiments.options import FOLDER, Folder, Jobs, Seeds, Thumbs
-from experiments.report import console, interval, paired, write
+from experiments.report import console, draw, interval, paired, write
 from experiments.run import Run
 from experiments.serving import Setting
 from experiments.side_by_side import run_all
@@ -56,6 +57,23 @@ def main(seeds: Seeds = 5, thumbs: Thumbs = 320, jobs: Jobs = 2, folder: Folder 
                 words += f"; {interval(found[other])} {other}, difference {difference}"
             console.print(words)
     write(folder, "propensity", {"summary": summary, "runs": rows})
+    draw(folder, "propensity", lambda axes: _plot(axes, rows))
+
+
+def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw every fit by how it ranks and how far off its claims are."""
+    for color, variant in enumerate(VARIANTS):
+        for marker, model in zip("ox", PREFERENCES, strict=True):
+            of_it = [r for r in rows if (r["variant"], r["model"]) == (variant, model)]
+            axes.plot(
+                [r["auroc"] for r in of_it],
+                [r["calibration_error"] for r in of_it],
+                marker,
+                color=f"C{color}",
+                label=f"{variant}, {model}",
+            )
+    axes.set(xlabel="AUROC on random candidates", ylabel="calibration error")
+    axes.legend(fontsize="small")
 
 
 def run(task: Task) -> list[dict[str, Any]]:

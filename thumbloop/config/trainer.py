@@ -86,7 +86,7 @@ class RewardFit(Section):
 class Ppo(Section):
     """The policy update."""
 
-    learning_rate: float = Field(4e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     """Adam's step size."""
     epochs: int = Field(2, ge=1)
     """Passes over the batch."""

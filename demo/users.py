@@ -100,8 +100,8 @@ class Users:
         self._unsent.append((user, response_id, up))
         if len(self._unsent) >= self._crowd.shuffle_block:
             block, self._unsent = self._unsent, []
-            thumbs = [up for _, _, up in block]
-            self._rng.shuffle(thumbs)
+            half = len(block) // 2
+            thumbs = [up for _, _, up in (*block[half:], *block[:half])]  # no reply keeps its own
             for (who, reply, _), thumb in zip(block, thumbs, strict=True):
                 await self._send(who, reply, thumb)
 

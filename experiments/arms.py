@@ -9,7 +9,7 @@ from experiments.report import console, draw, interval, paired, write
 from experiments.run import learn
 from experiments.serving import Setting
 from experiments.side_by_side import run_all
-from experiments.thumbs import plot_rates, rate_after
+from experiments.thumbs import examined_after, plot_rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def run_arms(
 
 def rates(rows: Sequence[Mapping[str, Any]], arm: str, thumbs: int) -> list[float]:
     """Return an arm's policy rates after so many thumbs, in the order of preference and seed."""
-    return [rate_after(row, thumbs) for row in rows if row["arm"] == arm]
+    return [float(examined_after(row, thumbs)["rate"]) for row in rows if row["arm"] == arm]
 
 
 def summarise(
@@ -93,7 +93,7 @@ def ablate(
     jobs: int,
     folder: Path,
 ) -> None:
-    """Run the arms on as many thumbs each; write how they end, and draw how they get there."""
+    """Run the arms on as many thumbs each; write their rates then, and draw how they got there."""
     rows = run_arms(arms, preferences, seeds, jobs, thumbs=thumbs)
     summary = summarise(rows, arms, thumbs)
     write(folder, name, {"arms": described(arms), "summary": summary, "runs": rows})

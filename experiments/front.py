@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from experiments.arms import Arm, described, run_arms
 from experiments.options import FOLDER, Folder, Jobs, Seeds, Thumbs
 from experiments.report import console, draw, interval, write
+from experiments.thumbs import examined_after
 
 PREFERENCE = "courtesy"
 WEIGHTS = (1.0, 0.8, 0.6, 0.4, 0.2)
@@ -30,7 +31,7 @@ def main(seeds: Seeds = 2, thumbs: Thumbs = 320, jobs: Jobs = 2, folder: Folder 
     rows = run_arms(ARMS, [PREFERENCE], seeds, jobs, thumbs=thumbs)
     points = []
     for each in ARMS:
-        last = [r["examined"][-1] for r in rows if r["arm"] == each.name]
+        last = [examined_after(r, thumbs) for r in rows if r["arm"] == each.name]
         rate, tokens = (interval([e[key] for e in last]) for key in ("rate", "mean_tokens"))
         points.append({"weight": each.name, "rate": rate.mean, "tokens": tokens.mean})
         console.print(f"thumbs {each.name}: rate {rate.mean:.3f}, {tokens.mean:.1f} tokens")

@@ -1,5 +1,6 @@
 """The gate on thumbs that mean nothing: how many whole runs publish anything."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,6 @@ def main(seeds: Seeds = 20, rounds: Rounds = 6, jobs: Jobs = 2, folder: Folder =
     published = [sum(r["version"] is not None for r in row["rounds"]) for row in rows]
     runs = sum(count > 0 for count in published)
     console.print(f"{runs} of {seeds} runs published; versions by run: {published}")
-    draw(folder, "gate", lambda axes: _plot(axes, rows))
     write(
         folder,
         "gate",
@@ -30,12 +30,13 @@ def main(seeds: Seeds = 20, rounds: Rounds = 6, jobs: Jobs = 2, folder: Folder =
             "runs": rows,
         },
     )
+    draw(folder, "gate", lambda axes: _plot(axes, rows))
 
 
 def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw how near each run came: the bound that has to pass one half, look by look."""
     for row in rows:
-        bounds = [r["metrics"]["reward_auroc_bound"] for r in row["rounds"]]
+        bounds = [r["metrics"].get("reward_auroc_bound", math.nan) for r in row["rounds"]]
         axes.plot(range(1, len(bounds) + 1), bounds, "o-", color="C0", alpha=0.4, markersize=3)
     axes.axhline(0.5, color="black", linestyle=":")
     axes.set(xlabel="round", ylabel="lower bound of the AUROC on held-out thumbs")

@@ -50,7 +50,10 @@ def _reward(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Print and return how good the reward models of a run's versions are together."""
     found = {}
     for name in (*SHIPPED, "all"):
-        of_them = [r["reward"] for r in rows if name in ("all", r["preference"])]
+        judged = [r["reward"] for r in rows if name in ("all", r["preference"])]
+        of_them = [q for q in judged if q["candidates"]]  # a run that published none has none
+        if not of_them:
+            continue
         auroc, error = (
             interval([q[key] for q in of_them]) for key in ("auroc", "calibration_error")
         )

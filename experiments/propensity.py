@@ -80,7 +80,10 @@ def run(task: Task) -> list[dict[str, Any]]:
     """Log thumbs on what one version shows; fit on them in every way, and judge."""
     setting = Setting(PREFERENCES[task.model], task.seed, temperature=SHARP)
     with Run(setting, trainer={"gate": {"enabled": False}}) as logging:
-        logging.round()
+        if logging.round().version is None:
+            raise RuntimeError(
+                "the first round published nothing: there is no ranking to correct for"
+            )
         thumbs = logging.log(task.thumbs)
         candidates = logging.candidates()
         trunk, settings = logging.assembly.trunk, logging.config.reward

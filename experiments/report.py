@@ -1,8 +1,7 @@
 """What experiments share: means with intervals, a JSON file and a picture."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pydantic_core import to_json
 from rich.console import Console
 from scipy import stats
 
@@ -53,7 +53,7 @@ def write(folder: Path, name: str, report: dict[str, Any]) -> None:
     """Write NAME.json into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(report, indent=1, default=asdict) + "\n")
+    path.write_bytes(to_json(report, indent=1, inf_nan_mode="null") + b"\n")
     console.print(f"Details: {path}")
 
 

@@ -59,7 +59,6 @@ class Learned:
 class Candidates(NamedTuple):
     """Random candidates of one policy, one for each prompt, and what is true of them."""
 
-    prompts: list[str]
     samples: list[Sample]
     replies: list[reward.Reply]
     likes: list[float]  # probabilities of being liked, before anybody slips
@@ -160,7 +159,7 @@ class Run:
             for text, s in zip(self._held_out, samples, strict=True)
         ]
         replies = [(p, s.token_ids) for p, s in zip(prompts, samples, strict=True)]
-        return Candidates(self._held_out, samples, replies, likes)
+        return Candidates(samples, replies, likes)
 
     def examine(self) -> Examined:
         """Judge the current version's policy, and its reward model, which is kept in `judged`."""

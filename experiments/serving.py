@@ -240,8 +240,10 @@ class Service:
             if rates:
                 rated.append((reply, likes != slips))
         if self._setting.shuffled:
-            thumbs = [is_up for _, is_up in rated]
-            self._rng.shuffle(thumbs)
+            half = len(rated) // 2
+            thumbs = [
+                is_up for _, is_up in (*rated[half:], *rated[:half])
+            ]  # no reply keeps its own
             rated = [(reply, is_up) for (reply, _), is_up in zip(rated, thumbs, strict=True)]
         return rated
 

@@ -14,9 +14,10 @@ def thumbs_to_goal(row: Mapping[str, Any]) -> float:
     return next((e["thumbs"] for e in row["examined"] if e["rate"] >= GOAL), math.inf)
 
 
-def rate_after(row: Mapping[str, Any], thumbs: int) -> float:
-    """Return the rate of the version that was there when so many thumbs had been given."""
-    return float([e["rate"] for e in row["examined"] if e["thumbs"] <= thumbs][-1])
+def examined_after(row: Mapping[str, Any], thumbs: int) -> Mapping[str, Any]:
+    """Return the version that was there when so many thumbs had been given, as it was examined."""
+    found: Mapping[str, Any] = [e for e in row["examined"] if e["thumbs"] <= thumbs][-1]
+    return found
 
 
 def plot_rates(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from thumbloop.config.trainer import Round
-from thumbloop.store import feedback, interactions, preferences, versions
+from thumbloop.store import feedback, interactions, learned, preferences, versions
 from thumbloop.types import (
     Candidate,
     ComparedReply,
@@ -38,12 +38,14 @@ class Intake:
 class Dataset:
     """What a round may learn from, oldest first; `new` is what no ancestor has learned.
 
+    `recent` is what of both was said of replies of the parent and the ancestors whose rollouts still count.
     Of each kind all that came in is used, or left out and counted: a `reply` for want of a thumb, a
     `thumb`, a `preference` and a `candidate` for what they are.
     """
 
     new: tuple[Judgement, ...]
     older: tuple[Judgement, ...]
+    recent: tuple[Judgement, ...]
     rollouts: tuple[Rollout, ...]
     intake: Mapping[str, Intake]
 
@@ -86,7 +88,7 @@ def read(
     teaching, no_thumbs, no_pairs = _sift(
         [*rated, *compared], settings.max_user_feedback, oldest, uses_preferences=uses_preferences
     )
-    seen = interactions.judged_in(connection, learned_by)
+    seen = learned.learned_replies(connection, learned_by)
     judged = [(each.is_new, _judgement(each, seen)) for each in teaching]
     no_replies: Counter[str] = Counter()
     for learning, status, count in interactions.count_unrated(connection, policy):
@@ -104,6 +106,7 @@ def read(
     return Dataset(
         new=tuple(each for is_new, each in judged if is_new),
         older=tuple(each for is_new, each in judged if not is_new),
+        recent=tuple(each for _, each in judged if each.policy_version in usable),
         rollouts=tuple(rollouts[-settings.max_rollouts :]),
         intake={
             "reply": Intake(interactions.count(connection, policy), dict(+no_replies)),
@@ -289,6 +292,7 @@ def _thumb(rated: RatedReply, is_seen: bool) -> Thumb:
         response=candidate.token_ids,
         propensity=candidate.propensity,
         is_seen=is_seen,
+        policy_version=rated.policy_version,
         sample=_sampled(candidate, *reply) if is_plain and is_complete else None,
     )
 
@@ -302,6 +306,7 @@ def _pair(compared: ComparedReply, is_seen: bool) -> Comparison:
         better=compared.better.token_ids,
         worse=compared.worse.token_ids,
         is_seen=is_seen,
+        policy_version=compared.policy_version,
     )
 
 

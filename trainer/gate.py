@@ -5,6 +5,7 @@ is 0.17); superiority is for delivery to prove.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from scipy.stats import norm
 from thumbloop.config.trainer import Gate
 from trainer.evidence import Evidence, held_out_auroc, ordered_right, pool
 from trainer.harm import Values
-from trainer.rollouts import Comparison, Judgement, Thumb
+from trainer.rollouts import Judgement, Thumb, unrated
 
 CHANCE = 0.5
 
@@ -147,7 +148,7 @@ def check_collapse(metrics: Mapping[str, float], settings: Gate) -> GateResult:
 def check_length(
     metrics: Mapping[str, float], judgements: Sequence[Judgement], settings: Gate
 ) -> GateResult:
-    """Ask that replies grow or shrink only where what was said of the line's replies asks for it.
+    """Ask that replies grow or shrink only where what was said of the line's recent replies asks for it.
 
     It does where replies of such a length are the better ones, or where the estimated thumb rate has risen
     since a length was justified last. The drift is from that one, so that it cannot creep. Brevity is a
@@ -169,11 +170,17 @@ def check_length(
 
 def has_risen(metrics: Mapping[str, float], settings: Gate) -> bool:
     """Say whether the child's estimated thumb rate is above that of when its length was justified last."""
-    if metrics.get("rated_effective_share", 0.0) < max(settings.min_effective_share, 1e-9):
+    if not are_rates_known(metrics, settings):
         return False
     error = math.hypot(metrics["child_rate_error"], metrics["justified_rate_error"])
     rise = metrics["child_rate"] - metrics["justified_rate"]
     return bool(rise > norm.ppf(settings.length_confidence) * error)
+
+
+def are_rates_known(metrics: Mapping[str, float], settings: Gate) -> bool:
+    """Say whether the estimated thumb rates rest on enough replies to make anything of them."""
+    share = metrics.get("rated_effective_share")
+    return share is not None and share >= settings.min_effective_share
 
 
 def has_drifted(metrics: Mapping[str, float], settings: Gate) -> bool:
@@ -190,10 +197,20 @@ def _length_drift(metrics: Mapping[str, float]) -> float:
 
 
 def length_evidence(judgements: Sequence[Judgement], *, is_longer: bool) -> Evidence:
-    """Return how well longer replies, or shorter ones, are told from the others by what was said of them."""
+    """Return how well longer replies, or shorter ones, are told from the others by what was said of them.
+
+    Replies of different versions are not compared: later ones may be both longer and better, for reasons of
+    their own.
+    """
     sign = 1.0 if is_longer else -1.0
-    thumbs = [j for j in judgements if isinstance(j, Thumb)]
-    pairs = [j for j in judgements if isinstance(j, Comparison)]
-    rated = held_out_auroc([sign * len(t.response) for t in thumbs], [t.is_up for t in thumbs])
+    by_version: dict[int, list[Thumb]] = defaultdict(list)
+    for judgement in judgements:
+        if isinstance(judgement, Thumb):
+            by_version[judgement.policy_version].append(judgement)
+    rated = [
+        held_out_auroc([sign * len(t.response) for t in thumbs], [t.is_up for t in thumbs])
+        for thumbs in by_version.values()
+    ]
+    pairs = unrated(judgements)
     margins = [sign * (len(pair.better) - len(pair.worse)) for pair in pairs]
-    return pool([rated, ordered_right(margins, [pair.response_id for pair in pairs])])
+    return pool([*rated, ordered_right(margins, [pair.response_id for pair in pairs])])

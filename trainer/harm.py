@@ -34,12 +34,13 @@ class Rated(NamedTuple):
 class Values(NamedTuple):
     """Thumb rates of parent and child, and of their difference, by one estimator.
 
-    `effective_share` is Kish's, of the rated replies: how many of them speak for the child.
+    `effective_share` is Kish's, of the replies whose thumbs it is made of: how many of them the child would still
+    say. How they were chosen to be shown does not enter.
     """
 
     parent: Estimate
     child: Estimate
-    effective_share: float = 1.0
+    effective_share: float
 
     @property
     def gain(self) -> Estimate:
@@ -48,8 +49,10 @@ class Values(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """How much replies count for a policy: rated ones (N,), and candidates with a reward (M,)."""
+    """How much replies count for a policy: rated ones (N,), these by propensity too (N,), and candidates with a
+    reward (M,)."""
 
+    said: Array
     rated: Array
     candidates: Array
 
@@ -79,7 +82,9 @@ class ValueComparison:
         self._rated = rated
         self._ups = np.array([float(t.is_up) for t in rated.thumbs])
         self._is_scored = np.array([r.reward is not None for r in rated.samples], dtype=bool)
-        self._are_known = np.array([c.is_finished and c.reward is not None for c in candidates])
+        self._are_known = np.array(
+            [c.is_finished and c.reward is not None for c in candidates], dtype=bool
+        )
         self._candidates = [
             c for c, is_known in zip(candidates, self._are_known, strict=True) if is_known
         ]
@@ -94,11 +99,12 @@ class ValueComparison:
     def values(self, of_candidates: Tensor) -> dict[str, Values]:
         """Return the estimates by name; those that have nothing to go by are missing."""
         parent, child = self._parent, self._weights(of_candidates)
-        if len(self._rated.thumbs) < 2 or not (parent.rated.any() and child.rated.any()):
-            return {}
-        share = effective_share(child.rated)
-        found = {"snips": Values(self._snips(parent), self._snips(child), share)}
-        if all(self._can_predict(weights) for weights in (parent, child)):
+        everything, found = np.ones(len(self._rated.thumbs), dtype=bool), dict[str, Values]()
+        if self._can_estimate(everything, parent, child):
+            share = effective_share(child.said)
+            found["snips"] = Values(self._snips(parent), self._snips(child), share)
+        if self._can_estimate(self._is_scored, parent, child) and self._can_predict(parent, child):
+            share = effective_share(child.said[self._is_scored])
             found["dr"] = Values(self._robust(parent), self._robust(child), share)
         return found
 
@@ -107,17 +113,28 @@ class ValueComparison:
         propensities = np.array([t.propensity for t in self._rated.thumbs])
         of_rated = response_logprobs(self._trunk, self._rated.samples).double().numpy()
         of_known = of_candidates.double().cpu().numpy()[self._are_known]
+        said = ratios(of_rated, _logged(self._rated.samples), most=MAX_RATIO)
         return Weights(
-            ratios(of_rated, _logged(self._rated.samples), most=MAX_RATIO) / propensities,
+            said,
+            said / propensities,
             ratios(of_known, _logged(self._candidates), most=MAX_RATIO),
         )
 
-    def _can_predict(self, weights: Weights) -> bool:
-        """Say whether replies with a reward from before anybody rated them count at all.
+    def _can_estimate(self, which: Array, *policies: Weights) -> bool:
+        """Say whether these rated replies (N,) are of several clusters and count for all policies."""
+        names = {
+            self._cluster_of(r)
+            for r, is_in in zip(self._rated.samples, which, strict=True)
+            if is_in
+        }
+        return len(names) > 1 and all(weights.rated[which].any() for weights in policies)
+
+    def _can_predict(self, *policies: Weights) -> bool:
+        """Say whether candidates with a reward from before anybody rated them count for all policies.
 
         Those without one, of a version that had no reward model or when scoring failed, are left aside.
         """
-        return bool(weights.candidates.any() and weights.rated[self._is_scored].any())
+        return all(weights.candidates.any() for weights in policies)
 
     def _snips(self, weights: Weights) -> Estimate:
         return snips(weights.rated, self._ups, self._names(self._rated.samples), self._clusters)

@@ -20,6 +20,7 @@ from trainer.evidence import Evidence, held_out_auroc, pool, pool_folds
 from trainer.gate import (
     GateResult,
     all_of,
+    are_rates_known,
     check_collapse,
     check_finite,
     check_fit,
@@ -87,12 +88,12 @@ class Learner:
                 check_update(numbers, norms, settings),
                 check_values(improved.values, settings),
                 check_collapse(numbers, settings),
-                check_length(numbers, [*data.older, *data.new], settings),
+                check_length(numbers, data.recent, settings),
             )
         if has_drifted(numbers, settings):  # and the gate, which is asked before, lets it
-            for name in ("reply_tokens", "rate", "rate_error"):
-                if f"child_{name}" in numbers:
-                    numbers[f"justified_{name}"] = numbers[f"child_{name}"]
+            is_known = are_rates_known(numbers, settings)
+            for name in ("reply_tokens", "rate", "rate_error") if is_known else ("reply_tokens",):
+                numbers[f"justified_{name}"] = numbers[f"child_{name}"]
         return Learned(gate, numbers, rewarded.replayed)
 
     def learn_reward(
@@ -129,7 +130,7 @@ class Learner:
     def _try(self, data: Dataset, parent: PolicyVersion, generator: torch.Generator) -> list[Trial]:
         """Try a reward model on feedback that it was not fitted on.
 
-        The parent's has never seen what is new, but for replies about which somebody changed their mind;
+        The parent's has never seen what is new, but for replies of which it learned something else before;
         where there is none yet, fits on some users are tried on the others.
         """
         if not parent.reward_digest:

@@ -98,14 +98,17 @@ class PolicyStage:
     def _rewards(
         self, rollouts: Sequence[Rollout], calibration: Calibration
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the mixed rewards (B,), and the mean of each component."""
+        """Return the mixed rewards (B,), and the mean of each component over whole replies."""
         components = self._config.rewards
         parts = rewards_of(self._trunk, rollouts, components, calibration, self._decode)
         mixed = mix(parts, components, forged(self._trunk, rollouts))
+        whole = torch.tensor([r.is_finished for r in rollouts])
+        if not whole.any():
+            return mixed, {}
         return mixed, {
-            "reward_mean": float(mixed.mean()),
-            "reward_std": float(mixed.std(correction=0)),
-            **{f"reward_mean_{name}": float(part.mean()) for name, part in parts.items()},
+            "reward_mean": float(mixed[whole].mean()),
+            "reward_std": float(mixed[whole].std(correction=0)),
+            **{f"reward_mean_{name}": float(part[whole].mean()) for name, part in parts.items()},
         }
 
     def _imitate(self, thumbs: Sequence[Thumb], generator: torch.Generator) -> float:
@@ -121,7 +124,7 @@ def _of_values(values: Mapping[str, Values]) -> dict[str, float]:
         for what, estimate in (("child", each.child), ("gain", each.gain)):
             low, high = estimate.bounds(0.95)
             described |= {f"{name}_{what}_low": low, f"{name}_{what}_high": high}
-    if best := values.get("dr") or values.get("snips"):
+    if best := max(values.values(), key=lambda each: each.effective_share, default=None):
         described["rated_effective_share"] = best.effective_share
         for whose, estimate in (("parent", best.parent), ("child", best.child)):
             described[f"{whose}_rate"] = estimate.value

@@ -17,7 +17,7 @@ from trainer.calibration import Claims, log_odds
 from trainer.evidence import Evidence, held_out_auroc, ordered_right, pool
 from trainer.models import Trunk
 from trainer.ppo import NotFinite
-from trainer.rollouts import Batch, Comparison, Judgement, Thumb, by_length, collate
+from trainer.rollouts import Batch, Comparison, Judgement, Thumb, by_length, collate, unrated
 from trainer.weights import weigh
 
 MICRO_BATCH = 32
@@ -45,10 +45,16 @@ class Trial(NamedTuple):
 
     @property
     def evidence(self) -> Evidence:
-        """Return how well it ranks."""
+        """Return how well it ranks; of a reply with a thumb no comparison counts beside it."""
         thumbs = held_out_auroc(self.rewards, [t.is_up for t in self.thumbs])
-        replies = [c.response_id for c in self.comparisons]
-        return pool([thumbs, ordered_right(self.margins, replies)])
+        alone = {c.preference_id for c in unrated([*self.thumbs, *self.comparisons])}
+        counted = [
+            (margin, c.response_id)
+            for margin, c in zip(self.margins, self.comparisons, strict=True)
+            if c.preference_id in alone
+        ]
+        margins, replies = zip(*counted, strict=True) if counted else ((), ())
+        return pool([thumbs, ordered_right(margins, replies)])
 
     @property
     def claims(self) -> Claims:

@@ -46,6 +46,7 @@ class Thumb:
     response: tuple[int, ...]
     propensity: float | None = None
     is_seen: bool = False
+    policy_version: int = 0
     sample: Rollout | None = None
 
 
@@ -60,9 +61,16 @@ class Comparison:
     better: tuple[int, ...]
     worse: tuple[int, ...]
     is_seen: bool = False
+    policy_version: int = 0
 
 
 Judgement = Thumb | Comparison
+
+
+def unrated(judgements: Sequence[Judgement]) -> list[Comparison]:
+    """Return the comparisons of replies without a thumb: beside one they are the same opinion once more."""
+    rated = {j.response_id for j in judgements if isinstance(j, Thumb)}
+    return [j for j in judgements if isinstance(j, Comparison) and j.response_id not in rated]
 
 
 class Batch(NamedTuple):

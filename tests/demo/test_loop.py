@@ -1,4 +1,5 @@
 import asyncio
+import random
 import time
 
 import pytest
@@ -72,10 +73,14 @@ async def test_users_like_what_they_prefer():
 
 
 async def test_the_control_keeps_the_number_of_thumbs_up_and_moves_them():
+    def is_liked(_prompt: str, reply: str) -> float:
+        return float(random.Random(reply).random() < 0.5)
+
     client = FakeClient(until=400)
-    await crowd_of(client, lambda _, r: float(int(r) % 2), shuffled=True)
+    await crowd_of(client, is_liked, shuffled=True)
     given = client.thumbs
-    right = sum(up == bool(int(r) % 2) for r, up in given.items())
+    right = sum(up == bool(is_liked("", r)) for r, up in given.items())
+    assert sum(given.values()) == sum(is_liked("", r) for r in given)
     assert len(given) % Crowd().shuffle_block == 0
     assert 0.35 < right / len(given) < 0.65
 

@@ -12,7 +12,7 @@ from experiments.judged import JudgedRewards, quality
 from experiments.off_policy import covered, estimates
 from experiments.report import Interval, draw, interval, paired, write
 from experiments.side_by_side import run_all
-from experiments.thumbs import rate_after, thumbs_to_goal
+from experiments.thumbs import examined_after, thumbs_to_goal
 
 
 def double(x: int) -> int:
@@ -43,6 +43,8 @@ def test_results_are_written(tmp_path: Path):
     write(tmp_path / "new", "claim", {"rate": Interval(0.5)})
     written = json.loads((tmp_path / "new" / "claim.json").read_text())
     assert written == {"rate": {"mean": 0.5, "low": None, "high": None}}
+    write(tmp_path, "never", {"thumbs": math.inf})
+    assert json.loads((tmp_path / "never.json").read_text()) == {"thumbs": None}
     draw(tmp_path / "new", "claim", lambda axes: axes.plot([1, 2]))
     assert (tmp_path / "new" / "claim.png").stat().st_size > 1000
 
@@ -73,7 +75,13 @@ def test_the_goal_is_reached_by_the_first_version_that_is_there():
 
 def test_equal_thumbs_are_compared_by_the_version_that_was_there_then():
     early, late = examined((0, 0.3), (70, 0.5), (150, 0.9)), examined((0, 0.3), (99, 0.6))
-    assert [rate_after(early, n) for n in (69, 70, 149, 150, 999)] == [0.3, 0.5, 0.5, 0.9, 0.9]
+    assert [examined_after(early, n)["rate"] for n in (69, 70, 149, 150, 999)] == [
+        0.3,
+        0.5,
+        0.5,
+        0.9,
+        0.9,
+    ]
     rows = [{"arm": "one", **early}, {"arm": "two", **late}]
     found = summarise(rows, [Arm("one"), Arm("two")], 100)
     assert found["two"]["difference"].mean == pytest.approx(0.1)

@@ -287,6 +287,19 @@ def test_preferences_that_are_turned_off_stay_new(connection):
     assert len(read(connection).new) == 1
 
 
+def test_one_users_feedback_is_enough_for_a_first_round(connection):
+    settings = Round()
+    for _ in range(settings.first_feedback):
+        rated(connection, user=ANN)
+    assert len(read(connection, settings).new) == settings.first_feedback
+
+
+def test_recent_is_what_was_said_of_versions_whose_rollouts_still_count(connection):
+    for number in (1, 2, 3):
+        rated(connection, candidates=(candidate(0, policy_version=number),))
+    assert [t.policy_version for t in read(connection).recent] == [2, 3]
+
+
 def test_feedback_may_grow_too_old(connection):
     rated(connection, policy_version=3)
     settings = SETTINGS.model_copy(update={"max_feedback_age_s": 60.0})

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import random
 
@@ -14,6 +15,7 @@ from trainer.gate import (
     check_reward,
     check_update,
     check_values,
+    length_evidence,
     proof_confidence,
 )
 from trainer.harm import Values
@@ -167,6 +169,19 @@ def test_replies_change_their_length_only_where_thumbs_ask_for_it(child, likes_l
     assert passes or result.reason.startswith(f"length: {child / 20:.2f} times what it was")
 
 
+def test_versions_that_grew_longer_and_better_ask_for_no_length():
+    """Within a version length means nothing; over all of them it seems to mean much."""
+    rng = random.Random(1)
+    thumbs = [
+        Thumb(i, f"reply {i}", "ann", rng.random() < up, (1,), (9,) * length, policy_version=v)
+        for v, up, lengths in ((0, 0.4, (17, 23)), (1, 0.8, (21, 27)))
+        for i, length in enumerate(rng.choice(lengths) for _ in range(200))
+    ]
+    assert length_evidence(thumbs, is_longer=True).lower_bound(0.95) < 0.5
+    one = [dataclasses.replace(t, policy_version=0) for t in thumbs]
+    assert length_evidence(one, is_longer=True).lower_bound(0.95) > 0.5
+
+
 @pytest.mark.parametrize(("better", "passes"), [(12, True), (6, False)])
 def test_preferences_ask_for_a_length_as_thumbs_do(better, passes):
     pairs = [
@@ -197,6 +212,7 @@ def values(child_weights: list[float], ups: list[float]) -> Values:
     return Values(
         snips(np.ones(len(ups)), outcomes, names, clusters),
         snips(np.array(child_weights), outcomes, names, clusters),
+        effective_share=0.8,
     )
 
 

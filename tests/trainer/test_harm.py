@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -107,9 +108,36 @@ def test_replies_that_had_no_reward_are_left_aside_where_a_model_predicts(trunk)
 
 def test_nothing_is_estimated_where_the_child_says_nothing_of_what_was_rated(trunk):
     rollouts = of_users(sampled(trunk, 40, 0), 20)
-    far = [dataclasses.replace(r, logprobs=tuple(x + 400.0 for x in r.logprobs)) for r in rollouts]
-    comparison = compare(trunk, thumbs(far), far)
-    assert comparison.values(response_logprobs(trunk, rollouts)) == {}
+    predicted = [dataclasses.replace(r, reward=0.5) for r in rollouts]
+    rated = [
+        dataclasses.replace(t, sample=p) for t, p in zip(thumbs(rollouts), predicted, strict=True)
+    ]
+    comparison = compare(trunk, rated, predicted)
+    with torch.no_grad():
+        trunk.causal.lm_head.weight.mul_(1e4)  # certain of one token in every state
+    assert comparison.values(response_logprobs(trunk, predicted)) == {}
+
+
+@pytest.mark.parametrize(("scored", "names"), [(1, {"snips"}), (2, {"snips", "dr"})])
+def test_one_scored_reply_bounds_nothing(trunk, scored, names):
+    rollouts = of_users(sampled(trunk, 12, 0), 12)
+    some = [
+        dataclasses.replace(r, reward=0.5 if i < scored else None) for i, r in enumerate(rollouts)
+    ]
+    rated = [dataclasses.replace(t, sample=r) for t, r in zip(thumbs(rollouts), some, strict=True)]
+    values = compare(trunk, rated, some).values(response_logprobs(trunk, some))
+    assert values.keys() == names
+    assert all(math.isfinite(x) for each in values.values() for x in each.gain.bounds(0.95))
+
+
+def test_how_replies_were_chosen_does_not_enter_the_share_that_speaks_for_the_child(trunk):
+    rollouts = of_users(sampled(trunk, 32, 0), 20)
+    rated = [
+        dataclasses.replace(t, propensity=0.0075 if i == 0 else 0.98)
+        for i, t in enumerate(thumbs(rollouts))
+    ]
+    values = compare(trunk, rated, rollouts).values(response_logprobs(trunk, rollouts))
+    assert values["snips"].effective_share == pytest.approx(1, abs=1e-4)
 
 
 def test_nothing_is_estimated_of_a_thumb_or_none(trunk):

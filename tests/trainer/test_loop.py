@@ -188,7 +188,8 @@ def test_what_a_round_used_is_recorded_with_its_version(bench):
     assert bench.new_feedback(1) == 0
 
 
-def test_preferences_start_a_round_and_are_recorded_apart(bench):
+def test_preferences_start_a_round_and_are_recorded_apart(tmp_path, model):
+    bench = Bench(tmp_path, model, gate=Gate(enabled=False))
     bench.rate(31)
     with bench.engine.begin() as connection:
         ids = connection.scalars(select(interactions.interactions.c.response_id)).all()
@@ -206,11 +207,15 @@ def test_preferences_start_a_round_and_are_recorded_apart(bench):
         roles = list(connection.scalars(select(round_inputs.c.role)))
         assert preferences.count_new(connection, "default", [version.round_id]).usable == 0
     assert (roles.count("new"), roles.count("preference")) == (31, 9)
+    bench.engine.dispose()
 
 
 def test_preferences_that_are_turned_off_start_no_round(tmp_path, model):
     bench = Bench(
-        tmp_path, model, reward=RewardFit(learning_rate=1e-2, epochs=3, preference_weight=0.0)
+        tmp_path,
+        model,
+        reward=RewardFit(learning_rate=1e-2, epochs=3, preference_weight=0.0),
+        gate=Gate(enabled=False),
     )
     bench.rate(31)
     with bench.engine.begin() as connection:
@@ -221,8 +226,10 @@ def test_preferences_that_are_turned_off_start_no_round(tmp_path, model):
     assert not bench.loop.step()
     bench.rate(1)
     assert bench.loop.step()
+    version = bench.get(1)
     with reading(bench.engine) as connection:
-        assert preferences.count_new(connection, "default", []).usable == 9
+        assert preferences.count_new(connection, "default", [version.round_id]).usable == 9
+    assert version.metrics["preferences_used"] == 0
     bench.engine.dispose()
 
 

@@ -7,6 +7,7 @@ import torch
 from thumbloop.config.trainer import RewardFit
 from trainer.evidence import pool_folds
 from trainer.reward import (
+    Trial,
     balance,
     cross_fit,
     fit,
@@ -92,6 +93,15 @@ def test_comparisons_teach_what_thumbs_teach(trunk, generator):
     evidence = try_on(trunk, comparisons_for_a_token(20, seed=9)).evidence
     assert evidence.auroc > 0.9
     assert evidence.precision == pytest.approx(80)  # 20 fair coins: a variance of 1 / 80
+
+
+def test_a_comparison_beside_a_thumb_on_the_same_reply_is_no_evidence_of_its_own():
+    thumbs = tuple(thumb(i, up=i % 2 == 0) for i in range(6))
+    pairs = [Comparison(i, f"reply {i}", "ann", (6,), (8,), (9,)) for i in range(8)]
+    alone = Trial(thumbs, (1.0,) * 6, tuple(pairs[6:]), (1.0, 1.0)).evidence
+    beside = Trial(thumbs, (1.0,) * 6, tuple(pairs), (-1.0,) * 6 + (1.0, 1.0)).evidence
+    assert beside == alone
+    assert alone.precision == pytest.approx(12 * 9 / 7 + 8)
 
 
 def test_comparisons_without_weight_teach_nothing(trunk, generator):

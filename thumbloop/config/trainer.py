@@ -20,7 +20,7 @@ class Round(Section):
     """When the trainer learns, and from what."""
 
     first_feedback: int = Field(80, ge=1)
-    """New thumbs and preferences that start a round while no version has a reward model: to prove that they can
+    """New thumbs and preferences that start a round on a version without a reward model: to prove that they can
     be learned from takes more of them than to go on."""
     min_feedback: int = Field(32, ge=1)
     """New thumbs and preferences that start any later round."""
@@ -35,7 +35,7 @@ class Round(Section):
     pruned: Literal["exclude", "bootstrap", "survivors"] = "exclude"
     """Groups that lost candidates to pruning: left out; whole, aborted ones bootstrapped by the critic; or
     without those that were aborted, which is biased."""
-    max_user_feedback: int = Field(64, ge=1)
+    max_user_feedback: int = Field(256, ge=1)
     """New thumbs and preferences of one user in a round, at most, newest first; the rest waits."""
     max_feedback_age_s: float | None = Field(None, gt=0)
     """Age from which feedback teaches nothing any more, seconds; absent: it never grows too old."""
@@ -194,7 +194,7 @@ class TrainerConfig(ThumbloopSettings):
     """Fitting the reward model."""
     rewards: Rewards = Field(default_factory=thumbs_alone)
     """What the policy is trained to reach: as `rewards` of the server. A classifier is not run again, what
-    the server logged under its name is taken; candidates without it are left out."""
+    the server logged under its name is taken; whole candidates without it are left out."""
     supervised: Supervised = Supervised()
     """The supervised warm start."""
     objective: Literal["ppo"] = "ppo"

@@ -2,18 +2,18 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, RowMapping, String, cast, delete, func, insert, select
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select
 
 from thumbloop.errors import RequestIdTaken, UnknownResponse
 from thumbloop.store.interactions import (
-    NewFeedback,
     candidate_of,
     may_teach,
     sampling_of,
     version_of,
 )
+from thumbloop.store.learned import NewFeedback, learned_thumbs
 from thumbloop.store.packing import unpack_ids
-from thumbloop.store.schema import candidates, feedback, interactions, round_inputs, thumbs
+from thumbloop.store.schema import candidates, feedback, interactions, thumbs
 from thumbloop.types import Arm, Feedback, Learning, RatedReply, Status, User
 
 THUMB = "thumb"
@@ -119,7 +119,7 @@ def list_rated(
 
     `learned_by` names the rounds whose feedback is no longer new.
     """
-    learned = _learned(connection, learned_by)
+    learned = learned_thumbs(connection, learned_by)
     query = (
         select(
             feedback.c.id.label("feedback_id"),
@@ -169,20 +169,10 @@ def count_new(connection: Connection, policy: str, learned_by: Iterable[str]) ->
         .join(interactions, interactions.c.response_id == thumbs.c.response_id)
         .where(interactions.c.policy == policy)
     )
-    learned = _learned(connection, learned_by)
+    learned = learned_thumbs(connection, learned_by)
     return NewFeedback.of(
         row.may_teach for row in effective if (row.response_id, row.value) not in learned
     )
-
-
-def _learned(connection: Connection, learned_by: Iterable[str]) -> set[tuple[str, int]]:
-    """Return what these rounds learned as new: replies, and what was thought of them."""
-    query = (
-        select(feedback.c.response_id, feedback.c.value)
-        .join(round_inputs, round_inputs.c.row == cast(feedback.c.id, String))
-        .where(round_inputs.c.role == "new", round_inputs.c.round_id.in_(list(learned_by)))
-    )
-    return {(row.response_id, row.value) for row in connection.execute(query)}
 
 
 def counts(connection: Connection) -> tuple[int, int]:

@@ -1,18 +1,16 @@
 """Requests as they were answered, with all their candidates. Written by the server only."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     RowMapping,
-    String,
     and_,
     bindparam,
-    cast,
     func,
     insert,
     select,
@@ -23,9 +21,7 @@ from thumbloop.errors import RequestIdTaken
 from thumbloop.store.packing import pack_floats, pack_ids, unpack_floats, unpack_ids
 from thumbloop.store.schema import (
     candidates,
-    feedback,
     interactions,
-    preferences,
     round_inputs,
     thumbs,
 )
@@ -120,23 +116,6 @@ def list_since(connection: Connection, policy: str, min_version: int) -> list[In
     return _load(connection, ids)
 
 
-class NewFeedback(NamedTuple):
-    """How much feedback nobody learned yet, on replies that may be learned from and on others."""
-
-    usable: int = 0
-    unusable: int = 0
-
-    @classmethod
-    def of(cls, may_teach: Iterable[bool]) -> Self:
-        """Count feedback by whether its reply may be learned from."""
-        counted = Counter(map(bool, may_teach))
-        return cls(counted[True], counted[False])
-
-    def plus(self, other: "NewFeedback") -> "NewFeedback":
-        """Return both together."""
-        return NewFeedback(self.usable + other.usable, self.unusable + other.unusable)
-
-
 def may_teach() -> ColumnElement[bool]:
     """Return the condition that something may be learned from what is said of an interaction."""
     return and_(
@@ -187,19 +166,6 @@ def used_as_rollouts(connection: Connection, round_ids: Iterable[str]) -> set[st
             )
         )
     )
-
-
-def judged_in(connection: Connection, round_ids: Iterable[str]) -> set[str]:
-    """Return the response ids of which these rounds learned any thumb or preference as new."""
-    seen: set[str] = set()
-    for table, role in ((feedback, "new"), (preferences, "preference")):
-        query = (
-            select(table.c.response_id)
-            .join(round_inputs, round_inputs.c.row == cast(table.c.id, String))
-            .where(round_inputs.c.role == role, round_inputs.c.round_id.in_(list(round_ids)))
-        )
-        seen.update(connection.scalars(query))
-    return seen
 
 
 def _load(connection: Connection, response_ids: Iterable[str]) -> list[Interaction]:

@@ -7,18 +7,17 @@ from sqlalchemy import (
     Connection,
     RowMapping,
     Select,
-    String,
     case,
-    cast,
     func,
     insert,
     select,
 )
 
 from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import NewFeedback, candidate_of, may_teach, version_of
+from thumbloop.store.interactions import candidate_of, may_teach, version_of
+from thumbloop.store.learned import NewFeedback, learned_preferences
 from thumbloop.store.packing import unpack_ids
-from thumbloop.store.schema import candidates, interactions, preferences, round_inputs
+from thumbloop.store.schema import candidates, interactions, preferences
 from thumbloop.types import ComparedReply, FinishReason, Learning, Preference, Status, User
 
 _UNKNOWN = (
@@ -136,7 +135,7 @@ def list_compared(
 
     `learned_by` names the rounds whose preferences are no longer new.
     """
-    learned = _learned(connection, learned_by)
+    learned = learned_preferences(connection, learned_by)
     query = (
         select(
             preferences,
@@ -192,18 +191,11 @@ def count_new(connection: Connection, policy: str, learned_by: Iterable[str]) ->
         .join(interactions, interactions.c.response_id == preferences.c.response_id)
         .where(preferences.c.id.in_(_effective(policy)))
     )
-    effective, learned = connection.execute(query).mappings(), _learned(connection, learned_by)
-    return NewFeedback.of(row["may_teach"] for row in effective if _said(row) not in learned)
-
-
-def _learned(connection: Connection, learned_by: Iterable[str]) -> set[tuple[str, int, int]]:
-    """Return what these rounds learned as new."""
-    query = (
-        select(preferences.c.response_id, preferences.c.better, preferences.c.worse)
-        .join(round_inputs, round_inputs.c.row == cast(preferences.c.id, String))
-        .where(round_inputs.c.role == "preference", round_inputs.c.round_id.in_(list(learned_by)))
+    effective, learned = (
+        connection.execute(query).mappings(),
+        learned_preferences(connection, learned_by),
     )
-    return {_said(row) for row in connection.execute(query).mappings()}
+    return NewFeedback.of(row["may_teach"] for row in effective if _said(row) not in learned)
 
 
 def _said(row: RowMapping) -> tuple[str, int, int]:

@@ -3,7 +3,7 @@ from sqlalchemy import Connection, Engine, text
 
 from tests.rows import ANN, BOB, finished_round, interaction, rated, version
 from thumbloop.errors import RequestIdTaken, UnknownResponse
-from thumbloop.store import feedback, interactions, reading, versions
+from thumbloop.store import feedback, interactions, learned, reading, versions
 from thumbloop.types import DEFAULT_POLICY, Arm, Learning, Status, User
 
 
@@ -195,7 +195,7 @@ def test_a_reply_whose_thumb_was_learned_is_known_whatever_is_thought_of_it_now(
         rounds = versions.learned_by(connection, DEFAULT_POLICY, 1)
         listed = feedback.list_rated(connection, DEFAULT_POLICY, rounds)
         assert [r.is_new for r in listed] == [True, True]
-        assert interactions.judged_in(connection, rounds) == {response_id}
+        assert learned.learned_replies(connection, rounds) == {response_id}
         assert _count_new(connection, of=1) == 2
 
 

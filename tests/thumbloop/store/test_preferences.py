@@ -4,6 +4,7 @@ from sqlalchemy import Connection, Engine
 from tests.rows import ANN, BOB, candidate, finished_round, interaction, version
 from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
 from thumbloop.store import interactions, preferences, versions
+from thumbloop.store.learned import learned_replies
 from thumbloop.types import DEFAULT_POLICY, FinishReason, Learning, Status
 
 
@@ -105,7 +106,7 @@ def test_preferences_are_new_until_learned_from_and_after_a_change_of_mind(
         prefer(connection, reply, 1, 0)
         *_, changed = preferences.list_compared(connection, DEFAULT_POLICY, ["round-4"])
         assert changed.is_new
-        assert interactions.judged_in(connection, ["round-4"]) == {reply}
+        assert learned_replies(connection, ["round-4"]) == {reply}
         assert preferences.count_new(connection, DEFAULT_POLICY, ["round-4"]) == (2, 0)
         assert preferences.count_new(connection, DEFAULT_POLICY, []) == (2, 0)
 

@@ -26,7 +26,7 @@ def arm(weight: float) -> Arm:
 ARMS = tuple(map(arm, WEIGHTS))
 
 
-def main(seeds: Seeds = 2, thumbs: Thumbs = 320, jobs: Jobs = 2, folder: Folder = FOLDER) -> None:
+def main(seeds: Seeds = 2, thumbs: Thumbs = 200, jobs: Jobs = 2, folder: Folder = FOLDER) -> None:
     """Policy rate and length of replies by the weight of the thumbs."""
     rows = run_arms(ARMS, [PREFERENCE], seeds, jobs, thumbs=thumbs)
     points = []

@@ -7,6 +7,7 @@ server over gRPC like anybody else, at a bounded rate.
 import asyncio
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -26,6 +27,12 @@ class Crowd:
     noise: float = 0.1
     shuffle_block: int = 16
     """Thumbs permuted together in the control."""
+
+
+def moved(thumbs: Sequence[bool]) -> list[bool]:
+    """Permute thumbs for the control so that no reply keeps its own, which a shuffle would let one in N do."""
+    half = len(thumbs) // 2
+    return [*thumbs[half:], *thumbs[:half]]
 
 
 class Users:
@@ -100,8 +107,7 @@ class Users:
         self._unsent.append((user, response_id, up))
         if len(self._unsent) >= self._crowd.shuffle_block:
             block, self._unsent = self._unsent, []
-            half = len(block) // 2
-            thumbs = [up for _, _, up in (*block[half:], *block[:half])]  # no reply keeps its own
+            thumbs = moved([up for _, _, up in block])
             for (who, reply, _), thumb in zip(block, thumbs, strict=True):
                 await self._send(who, reply, thumb)
 

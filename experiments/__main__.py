@@ -14,8 +14,7 @@ from experiments import (
     truncation,
 )
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for module in (
+COMMANDS = (
     learning,
     propensity,
     candidates,
@@ -25,7 +24,9 @@ for module in (
     gate,
     hack,
     front,
-):
+)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+for module in COMMANDS:
     app.command(module.__name__.rpartition(".")[2])(module.main)
 
 

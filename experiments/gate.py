@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from experiments.arms import Arm, described, run_arms
 from experiments.options import FOLDER, Folder, Jobs, Rounds, Seeds
 from experiments.report import console, draw, write
+from experiments.thumbs import published
 
 PREFERENCE = "praise"
 ARMS = (Arm("shuffled thumbs", {"shuffled": True}),)
@@ -17,16 +18,16 @@ ARMS = (Arm("shuffled thumbs", {"shuffled": True}),)
 def main(seeds: Seeds = 20, rounds: Rounds = 6, jobs: Jobs = 2, folder: Folder = FOLDER) -> None:
     """Runs of six rounds on shuffled thumbs in which a version is published."""
     rows = run_arms(ARMS, [PREFERENCE], seeds, jobs, rounds=rounds)
-    published = [sum(r["version"] is not None for r in row["rounds"]) for row in rows]
-    runs = sum(count > 0 for count in published)
-    console.print(f"{runs} of {seeds} runs published; versions by run: {published}")
+    versions = [published(row) for row in rows]
+    runs = sum(count > 0 for count in versions)
+    console.print(f"{runs} of {seeds} runs published; versions by run: {versions}")
     write(
         folder,
         "gate",
         {
             "arms": described(ARMS),
             "runs_that_published": runs,
-            "published": published,
+            "published": versions,
             "runs": rows,
         },
     )

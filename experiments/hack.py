@@ -6,7 +6,7 @@ from typing import Any
 from experiments.arms import Arm, described, run_arms
 from experiments.options import FOLDER, Folder, Jobs, Rounds, Seeds
 from experiments.report import console, draw, interval, write
-from experiments.thumbs import plot_rates
+from experiments.thumbs import plot_rates, published
 
 PREFERENCES = ("praise", "brevity")
 _LENGTH = {"kind": "length", "weight": 1, "target_tokens": 64, "scale_tokens": 8}
@@ -19,16 +19,12 @@ def main(seeds: Seeds = 3, rounds: Rounds = 6, jobs: Jobs = 2, folder: Folder = 
     rows = run_arms(ARMS, PREFERENCES, seeds, jobs, rounds=rounds)
     kept = {arm.name: [share_of_peak(r) for r in rows if r["arm"] == arm.name] for arm in ARMS}
     for name, shares in kept.items():
-        published = [_published(r) for r in rows if r["arm"] == name]
+        versions = [published(r) for r in rows if r["arm"] == name]
         console.print(
-            f"{name}: worst {min(shares):.3f}, mean {interval(shares)}; versions published: {published}"
+            f"{name}: worst {min(shares):.3f}, mean {interval(shares)}; versions published: {versions}"
         )
     write(folder, "hack", {"arms": described(ARMS), "share_of_peak": kept, "runs": rows})
     draw(folder, "hack", lambda axes: plot_rates(axes, rows, "arm", list(kept)))
-
-
-def _published(row: Mapping[str, Any]) -> int:
-    return sum(r["version"] is not None for r in row["rounds"])
 
 
 def share_of_peak(row: Mapping[str, Any]) -> float:

@@ -32,6 +32,11 @@ def quality(judged: Sequence[JudgedRewards], noise: float) -> Quality:
     """
     evidence = pool([held_out_auroc(j.rewards, [like > 0.5 for like in j.likes]) for j in judged])
     claims = [p for j in judged for p in j.claims]
-    truths = [like * (1 - noise) + (1 - like) * noise for j in judged for like in j.likes]
+    truths = [with_slips(like, noise) for j in judged for like in j.likes]
     error = calibration_error(claims, truths) if claims else float("nan")
     return Quality(evidence.auroc, error, len(claims))
+
+
+def with_slips(likes: float, noise: float) -> float:
+    """Return the probability of a thumb up from that of being liked; `noise` is the share of slips."""
+    return likes * (1 - noise) + (1 - likes) * noise

@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from demo.users import Crowd
+from experiments.judged import with_slips
 from experiments.report import Interval, interval
 
 ESTIMATORS = ("snips", "dr")
@@ -30,7 +31,7 @@ def estimates(row: Mapping[str, Any]) -> list[dict[str, Any]]:
                         "value": value,
                         "low": low,
                         "high": high,
-                        "rate": examined["rate"] * (1 - noise) + (1 - examined["rate"]) * noise,
+                        "rate": with_slips(examined["rate"], noise),
                     }
                 )
     return found

@@ -16,7 +16,6 @@ from demo.grammar import is_well_formed
 from demo.preferences import load_preference
 from experiments.base_model import base_model
 from experiments.judged import JudgedRewards, quality
-from experiments.sampling import Sample
 from experiments.serving import Service, Setting
 from thumbloop.config import Model, State, TrainerConfig
 from thumbloop.store import open_store, reading, versions
@@ -59,7 +58,7 @@ class Learned:
 class Candidates(NamedTuple):
     """Random candidates of one policy, one for each prompt, and what is true of them."""
 
-    samples: list[Sample]
+    texts: list[str]
     replies: list[reward.Reply]
     likes: list[float]  # probabilities of being liked, before anybody slips
 
@@ -154,12 +153,10 @@ class Run:
         self.take()
         prompts = [self.service.render(text) for text in self._held_out]
         samples = self.service.sample(prompts, _EXAMINATION_SEED)
-        likes = [
-            self._prefers(text, self.service.text_of(s.token_ids))
-            for text, s in zip(self._held_out, samples, strict=True)
-        ]
+        texts = [self.service.text_of(s.token_ids) for s in samples]
+        likes = [self._prefers(p, text) for p, text in zip(self._held_out, texts, strict=True)]
         replies = [(p, s.token_ids) for p, s in zip(prompts, samples, strict=True)]
-        return Candidates(samples, replies, likes)
+        return Candidates(texts, replies, likes)
 
     def examine(self) -> Examined:
         """Judge the current version's policy, and its reward model, which is kept in `judged`."""
@@ -168,14 +165,13 @@ class Run:
             rewards = reward.score(self.assembly.trunk, found.replies).tolist()
             claims = Calibration.of(version.metrics).probabilities(rewards).tolist()
             self.judged.append(JudgedRewards(rewards, claims, found.likes))
-        texts = [self.service.text_of(s.token_ids) for s in found.samples]
-        n = len(texts)
+        n = len(found.texts)
         return Examined(
             version=version.version,
             thumbs=self.service.thumbs,
             rate=sum(found.likes) / n,
-            well_formed=sum(map(is_well_formed, texts)) / n,
-            mean_tokens=sum(len(s.token_ids) for s in found.samples) / n,
+            well_formed=sum(map(is_well_formed, found.texts)) / n,
+            mean_tokens=sum(len(response) for _, response in found.replies) / n,
         )
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from demo.corpus import train_prompts
 from demo.preferences import load_preference
-from demo.users import Crowd
+from demo.users import Crowd, moved
 from experiments.sampling import Sample, sample
 from server.guidance.best_of_n import best_weights
 from server.guidance.outcome import Checkpoint, draw_arm, marginal_propensities
@@ -240,10 +240,7 @@ class Service:
             if rates:
                 rated.append((reply, likes != slips))
         if self._setting.shuffled:
-            half = len(rated) // 2
-            thumbs = [
-                is_up for _, is_up in (*rated[half:], *rated[:half])
-            ]  # no reply keeps its own
+            thumbs = moved([is_up for _, is_up in rated])
             rated = [(reply, is_up) for (reply, _), is_up in zip(rated, thumbs, strict=True)]
         return rated
 

@@ -20,6 +20,11 @@ def examined_after(row: Mapping[str, Any], thumbs: int) -> Mapping[str, Any]:
     return found
 
 
+def published(row: Mapping[str, Any]) -> int:
+    """Return how many versions a run published."""
+    return sum(ended["version"] is not None for ended in row["rounds"])
+
+
 def plot_rates(
     axes: Axes, rows: Sequence[Mapping[str, Any]], by: str, names: Sequence[str]
 ) -> None:

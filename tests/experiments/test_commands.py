@@ -7,19 +7,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from experiments import (
-    arms,
-    candidates,
-    controls,
-    front,
-    gate,
-    hack,
-    learning,
-    propensity,
-    stages,
-    truncation,
-)
-from experiments.__main__ import app
+from experiments import arms, propensity
+from experiments.__main__ import COMMANDS, app
 
 ESTIMATED = {
     f"{name}_child{end}": value
@@ -29,9 +18,7 @@ ESTIMATED = {
 
 
 ARMS = {
-    arm.name: place
-    for module in (learning, candidates, truncation, stages, controls, gate, hack, front)
-    for place, arm in enumerate(module.ARMS)
+    arm.name: place for module in COMMANDS for place, arm in enumerate(getattr(module, "ARMS", ()))
 }
 
 

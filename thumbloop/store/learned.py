@@ -28,7 +28,7 @@ class NewFeedback(NamedTuple):
 
 def learned_thumbs(connection: Connection, round_ids: Iterable[str]) -> set[tuple[str, int]]:
     """Return the replies of which these rounds learned a thumb, and its value."""
-    query = _inputs(feedback, "new", round_ids)
+    query = _inputs("new", round_ids, feedback, "response_id", "value")
     return {(row.response_id, row.value) for row in connection.execute(query)}
 
 
@@ -36,7 +36,7 @@ def learned_preferences(
     connection: Connection, round_ids: Iterable[str]
 ) -> set[tuple[str, int, int]]:
     """Return the replies of which these rounds learned a preference, and its better and worse candidate."""
-    query = _inputs(preferences, "preference", round_ids)
+    query = _inputs("preference", round_ids, preferences, "response_id", "better", "worse")
     return {(row.response_id, row.better, row.worse) for row in connection.execute(query)}
 
 
@@ -47,9 +47,9 @@ def learned_replies(connection: Connection, round_ids: Iterable[str]) -> set[str
     return rated | {response_id for response_id, _, _ in learned_preferences(connection, ids)}
 
 
-def _inputs(table: Table, role: str, round_ids: Iterable[str]) -> Select[Any]:
+def _inputs(role: str, round_ids: Iterable[str], table: Table, *columns: str) -> Select[Any]:
     return (
-        select(table)
+        select(*(table.c[name] for name in columns))
         .join(round_inputs, round_inputs.c.row == cast(table.c.id, String))
         .where(round_inputs.c.role == role, round_inputs.c.round_id.in_(list(round_ids)))
     )

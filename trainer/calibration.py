@@ -1,4 +1,4 @@
-"""What a reward is worth as a probability: temperature, offset, and how far off the claims were.
+"""What a reward is worth as a probability: temperature, shift, and how far off the claims were.
 
 Pure functions of numbers.
 """
@@ -8,29 +8,46 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 BINS = 10
-_PRIOR_SPREAD = 0.5
-"""Standard deviation of log T before anything was seen: without it a dozen thumbs that all agree would
-make every claim certain."""
+_SPREAD_OF_LOG_TEMPERATURE, _SPREAD_OF_SHIFT = 0.3, 0.5
+"""How far, in standard deviations, one round moves a calibration from its parent's: without that prior a
+dozen thumbs that all agree would make every claim certain. Chosen on logged runs: docs/algorithm.md."""
 
 
 class Calibration(NamedTuple):
-    """P(thumb up) = sigmoid(reward / temperature + offset)."""
+    """P(thumb up) = sigmoid(reward / temperature + offset + shift).
+
+    The offset is the one under which the reward model was fitted, the shift what its claims were found to be off by.
+    """
 
     temperature: float = 1.0
     offset: float = 0.0
+    shift: float = 0.0
 
     @classmethod
     def of(cls, metrics: Mapping[str, float]) -> "Calibration":
         """Return how the rewards of a version with these metrics are to be read."""
-        return cls(metrics.get("reward_temperature", 1.0), metrics.get("reward_offset", 0.0))
+        return cls(
+            metrics.get("reward_temperature", 1.0),
+            metrics.get("reward_offset", 0.0),
+            metrics.get("reward_shift", 0.0),
+        )
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Return what `of` reads."""
+        return {
+            "reward_temperature": self.temperature,
+            "reward_offset": self.offset,
+            "reward_shift": self.shift,
+        }
 
     def probabilities(self, rewards: Sequence[float]) -> np.ndarray:
         """Return the predicted probabilities (N,) of a thumb up."""
-        return np.asarray(expit(np.asarray(rewards) / self.temperature + self.offset))
+        return np.asarray(expit(np.asarray(rewards) / self.temperature + self.offset + self.shift))
 
 
 class Claims(NamedTuple):
@@ -41,24 +58,25 @@ class Claims(NamedTuple):
     offset: float = 0.0
 
 
-def fit_temperature(parts: Sequence[Claims]) -> float:
-    """Return the temperature that makes the claims most likely (Guo et al. 2017, arXiv 1706.04599).
+def recalibrate(parts: Sequence[Claims], prior: Calibration) -> Calibration:
+    """Return temperature and shift that make the claims most likely (Platt 1999; Guo et al. 2017, arXiv 1706.04599).
 
-    With a log-normal prior around 1, which a few hundred thumbs overrule.
+    With a normal prior around the parent's log-temperature and shift, which a few dozen thumbs move and a few hundred
+    overrule: a line's thumbs add up, older ones counting less and less. The offset stays.
     """
-    if not parts:
-        return 1.0
-    rewards = np.concatenate([np.asarray(p.rewards, dtype=float) for p in parts])
-    signs = np.concatenate([np.where(np.asarray(p.ups, dtype=bool), 1.0, -1.0) for p in parts])
-    offsets = np.concatenate([np.full(len(p.ups), p.offset) for p in parts])
+    rewards = np.concatenate([[], *(np.asarray(p.rewards, dtype=float) for p in parts)])
+    signs = np.concatenate([[], *(np.where(np.asarray(p.ups, bool), 1.0, -1.0) for p in parts)])
+    offsets = np.concatenate([[], *(np.full(len(p.ups), p.offset) for p in parts)])
+    before = np.array([math.log(prior.temperature), prior.shift])
+    spreads = np.array([_SPREAD_OF_LOG_TEMPERATURE, _SPREAD_OF_SHIFT])
 
-    def loss(log_temperature: float) -> float:
-        logits = rewards * math.exp(-log_temperature) + offsets
-        prior = 0.5 * (log_temperature / _PRIOR_SPREAD) ** 2
-        return float(prior - log_expit(signs * logits).sum())
+    def loss(found: np.ndarray) -> float:
+        logits = rewards * math.exp(-found[0]) + offsets + found[1]
+        surprise = 0.5 * (((found - before) / spreads) ** 2).sum()
+        return float(surprise - log_expit(signs * logits).sum())
 
-    found = minimize_scalar(loss, bounds=(-2.0, 2.0), method="bounded")
-    return math.exp(float(found.x))
+    log_temperature, shift = minimize(loss, before).x.tolist()
+    return prior._replace(temperature=math.exp(log_temperature), shift=shift)
 
 
 def log_odds(ups: float, downs: float) -> float:

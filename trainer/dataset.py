@@ -269,6 +269,7 @@ def _sampled(
         has_eos=candidate.finish_reason is FinishReason.STOP,
         user=_name(user),
         reward=components.get("thumbs") if components else candidate.reward,
+        propensity=candidate.propensity,
         components=components,
     )
 

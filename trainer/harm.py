@@ -15,7 +15,15 @@ from trainer.calibration import Calibration
 from trainer.drift import MAX_RATIO
 from trainer.measure import response_logprobs
 from trainer.models import Trunk
-from trainer.off_policy import Clusters, Estimate, doubly_robust, effective_share, ratios, snips
+from trainer.off_policy import (
+    Clusters,
+    Estimate,
+    by_design,
+    doubly_robust,
+    effective_share,
+    ratios,
+    snips,
+)
 from trainer.rollouts import Rollout, Thumb
 
 Array = np.ndarray
@@ -89,6 +97,8 @@ class ValueComparison:
             c for c, is_known in zip(candidates, self._are_known, strict=True) if is_known
         ]
         self._calibration = calibration
+        self._predicted = self._predictions(self._candidates)
+        self._noise = self._predicted * (1 - self._predicted)  # variance of a thumb
         is_crowd = len({r.user for r in rated.samples}) >= MIN_USERS
         self._cluster_of: Callable[[Rollout], str] = attrgetter(
             "user" if is_crowd else "response_id"
@@ -137,15 +147,38 @@ class ValueComparison:
         return all(weights.candidates.any() for weights in policies)
 
     def _snips(self, weights: Weights) -> Estimate:
-        return snips(weights.rated, self._ups, self._names(self._rated.samples), self._clusters)
+        names = self._names(self._rated.samples)
+        estimate = snips(weights.rated, self._ups, names, self._clusters)
+        away = self._predicted - estimate.value
+        expected = self._expected(weights, self._noise + away**2, len(self._ups))
+        return estimate._replace(expected=expected)
 
     def _robust(self, weights: Weights) -> Estimate:
-        predicted = self._predictions(self._candidates)
-        direct = snips(weights.candidates, predicted, self._names(self._candidates), self._clusters)
+        names = self._names(self._candidates)
+        direct = snips(weights.candidates, self._predicted, names, self._clusters)
         scored = [r for r in self._rated.samples if r.reward is not None]
         residuals = self._ups[self._is_scored] - self._predictions(scored)
         of_scored = weights.rated[self._is_scored]
-        return doubly_robust(direct, of_scored, residuals, self._names(scored), self._clusters)
+        estimate = doubly_robust(direct, of_scored, residuals, self._names(scored), self._clusters)
+        return estimate._replace(expected=self._expected(weights, self._noise, len(scored)))
+
+    def _expected(self, weights: Weights, variances: Array, rated: int) -> Array:
+        """Return what the known candidates (M,) lead one to expect, whose thumbs have these variances (M,).
+
+        Those that nobody could be shown, or that are shown by a rule that is not known, are left aside.
+        """
+        may_show = np.array([bool(c.propensity) for c in self._candidates], dtype=bool)
+        said = weights.candidates[may_show]
+        if not said.any():
+            return np.zeros_like(said)
+        shown = [c for c, is_in in zip(self._candidates, may_show, strict=True) if is_in]
+        return by_design(
+            said,
+            np.array([c.propensity for c in shown]),
+            np.sqrt(variances[may_show]),
+            requests=len({c.response_id for c in shown}),
+            rated=rated,
+        )
 
     def _names(self, rollouts: Sequence[Rollout]) -> list[str]:
         return [self._cluster_of(rollout) for rollout in rollouts]

@@ -12,7 +12,7 @@ from trainer.calibration import (
     Calibration,
     calibration_error,
     calibration_noise,
-    fit_temperature,
+    recalibrate,
 )
 from trainer.dataset import Dataset
 from trainer.epochs import RatioMismatch
@@ -101,6 +101,7 @@ class Learner:
     ) -> Learned:
         """Fit the reward adapter, if it is proven that feedback like this can be learned from."""
         settings, is_proven = self._config.gate, bool(parent.reward_digest)
+        before = Calibration.of(parent.metrics)
         with self._metrics.stage("evidence"):
             trials = self._try(data, parent, generator)
         parts = [trial.evidence for trial in trials]
@@ -108,7 +109,7 @@ class Learner:
         numbers = {
             **describe_feedback(data),
             **describe_evidence(latest, parent, settings.error_rate, look=look),
-            **describe_claims(trials, data, Calibration.of(parent.metrics).temperature),
+            **describe_claims(trials, data, before),
         }
         gate = check_reward(latest, settings, look=look, is_proven=is_proven)
         if settings.enabled and not gate.passed:
@@ -121,8 +122,9 @@ class Learner:
         numbers |= {
             "reward_loss": fitted.loss,
             "reward_auroc_fitted": again.auroc,
-            "reward_temperature": fit_temperature([trial.claims for trial in trials]),
-            "reward_offset": fitted.offset,
+            **recalibrate(
+                [trial.claims for trial in trials], before._replace(offset=fitted.offset)
+            ).metrics,
         }
         gate = check_fit(again, latest, settings) if settings.enabled else GateResult(())
         return Learned(gate, numbers, tuple(replay))
@@ -167,7 +169,9 @@ def describe_evidence(
     }
 
 
-def describe_claims(trials: Sequence[Trial], data: Dataset, temperature: float) -> dict[str, float]:
+def describe_claims(
+    trials: Sequence[Trial], data: Dataset, calibration: Calibration
+) -> dict[str, float]:
     """Return how far off the claims about unseen thumbs were, and how well unknown users were ranked."""
     known = {j.user for j in data.older}
     strangers = [
@@ -178,7 +182,7 @@ def describe_claims(trials: Sequence[Trial], data: Dataset, temperature: float) 
         for trial in trials
     ]
     claimed = [
-        p for t in trials for p in Calibration(temperature, t.offset).probabilities(t.rewards)
+        p for t in trials for p in calibration._replace(offset=t.offset).probabilities(t.rewards)
     ]
     if not claimed:
         return {}

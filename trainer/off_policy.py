@@ -11,29 +11,41 @@ import numpy as np
 from scipy.stats import t as student
 
 Array = np.ndarray
+_NOTHING = np.zeros(0)
 
 
 class Estimate(NamedTuple):
     """A policy's thumb rate; `influence` (clusters,) is what each cluster moved it by.
 
-    `rated` is how many clusters have ratings: those that have none lend no degree of freedom.
+    `rated` is how many clusters have ratings: those that have none lend no degree of freedom. `expected` (M,) is by
+    how much each candidate, had it been shown and rated, would have been expected to move it: see `by_design`.
     """
 
     value: float
     influence: Array
     rated: int
+    expected: Array = _NOTHING
 
     @property
     def standard_error(self) -> float:
-        """Return the linearised standard error, clusters being independent (Liang & Zeger 1986)."""
+        """Return the larger of what the ratings and what the design say.
+
+        The first is the linearised standard error, clusters being independent (Liang & Zeger 1986). It does not see
+        that replies which are hardly ever shown, and count the more, are missing by chance among few ratings.
+        """
         if self.rated < 2:
             return float("inf")
-        return float(np.sqrt((self.influence**2).sum() * self.rated / (self.rated - 1)))
+        seen = (self.influence**2).sum() * self.rated / (self.rated - 1)
+        return float(np.sqrt(max(seen, (self.expected**2).sum())))
 
     def minus(self, other: "Estimate") -> "Estimate":
-        """Return the difference of two estimates from the same clusters: what they share cancels."""
-        rated = min(self.rated, other.rated)
-        return Estimate(self.value - other.value, self.influence - other.influence, rated)
+        """Return the difference of two estimates from the same clusters and candidates: what they share cancels."""
+        return Estimate(
+            self.value - other.value,
+            self.influence - other.influence,
+            min(self.rated, other.rated),
+            self.expected - other.expected,
+        )
 
     def bounds(self, confidence: float) -> tuple[float, float]:
         """Return the two-sided interval by Student's t."""
@@ -94,6 +106,21 @@ def doubly_robust(
     correction = snips(weights, residuals, names, clusters)
     return Estimate(
         direct.value + correction.value, direct.influence + correction.influence, correction.rated
+    )
+
+
+def by_design(
+    weights: Array, propensities: Array, spreads: Array, *, requests: int, rated: int
+) -> Array:
+    """Return how much each candidate is expected to move a self-normalised estimate; the root of their squares' sum
+    is its standard error (Owen 2013, "Monte Carlo theory, methods and examples", section 9.2).
+
+    All that guidance could have shown is known, and how likely it was: weights (M,) are policy / behaviour
+    probabilities of all candidates of `requests`, `rated` of whose replies have a thumb; spreads (M,) are standard
+    deviations of a thumb on each.
+    """
+    return np.asarray(
+        weights / weights.sum() * spreads * np.sqrt(requests / (rated * propensities))
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,7 +123,9 @@ def _of_values(values: Mapping[str, Values]) -> dict[str, float]:
     for name, each in values.items():
         described |= {f"{name}_parent": each.parent.value, f"{name}_child": each.child.value}
         for what, estimate in (("child", each.child), ("gain", each.gain)):
-            low, high = estimate.bounds(0.95)
+            low, high = np.clip(
+                estimate.bounds(0.95), -1.0 if what == "gain" else 0.0, 1.0
+            ).tolist()
             described |= {f"{name}_{what}_low": low, f"{name}_{what}_high": high}
     if best := max(values.values(), key=lambda each: each.effective_share, default=None):
         described["rated_effective_share"] = best.effective_share

@@ -13,7 +13,7 @@ class Rollout:
     """One sampled candidate: what the policy saw, said and how likely the sampler found it.
 
     `is_finished` is False for a truncated candidate, whose score is unknown; `has_eos` is False for
-    one that reached its token limit. `components` are rewards that the server logged by name, `reward`
+    one that reached its token limit. `propensity` is with which it was shown, None where it is not known. `components` are rewards that the server logged by name, `reward`
     the thumbs' part of them, None where there was none.
     """
 
@@ -27,6 +27,7 @@ class Rollout:
     has_eos: bool = True
     user: str = ""
     reward: float | None = None
+    propensity: float | None = None
     components: Mapping[str, float] = field(default_factory=dict)
 
 

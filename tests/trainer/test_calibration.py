@@ -6,8 +6,8 @@ from trainer.calibration import (
     Claims,
     calibration_error,
     calibration_noise,
-    fit_temperature,
     log_odds,
+    recalibrate,
 )
 
 
@@ -44,18 +44,49 @@ def drawn(temperature: float, offset: float, n: int) -> Claims:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_the_temperature_is_found_whatever_the_offset(temperature):
     parts = [drawn(temperature, 0.0, 4000), drawn(temperature, 1.5, 4000)]
-    assert fit_temperature(parts) == pytest.approx(temperature, rel=0.1)
+    found = recalibrate(parts, Calibration(offset=7.0))
+    assert found.temperature == pytest.approx(temperature, rel=0.1)
+    assert found.shift == pytest.approx(0, abs=0.15)
+    assert found.offset == 7.0  # the fit's own, which no claim was made under
+
+
+def test_a_shift_is_found_that_the_claims_do_not_know_of():
+    whole = drawn(2.0, -1.0, 8000)
+    found = recalibrate([whole._replace(offset=0.0)], Calibration())
+    assert (found.temperature, found.shift) == pytest.approx((2.0, -1.0), rel=0.1)
 
 
 def test_a_few_thumbs_that_agree_do_not_make_claims_certain():
     few = Claims([1.0, -1.0] * 3, [True, False] * 3)
-    assert fit_temperature([few]) > 0.5
-    assert fit_temperature([Claims([], [])]) == pytest.approx(1, abs=1e-3)
-    assert fit_temperature([]) == 1
+    found = recalibrate([few], Calibration())
+    assert 0.6 < found.temperature < 1
+    assert found.shift == pytest.approx(0, abs=1e-4)
+
+
+def test_without_claims_a_child_reads_rewards_as_its_parent_did():
+    parent = Calibration(1.7, 0.3, -0.4)
+    for nothing in ([], [Claims([], [])]):
+        assert recalibrate(nothing, parent) == pytest.approx(parent, abs=1e-4)
+
+
+def test_what_earlier_rounds_found_adds_up():
+    """The same few thumbs again and again: what they say is believed more each time."""
+    found, shifts = Calibration(), []
+    for _ in range(4):
+        found = recalibrate([Claims([0.0] * 12, [True] * 9 + [False] * 3)], found)
+        shifts.append(found.shift)
+    assert shifts == sorted(shifts)
+    assert shifts[0] < 0.6 < 0.9 < shifts[-1] < np.log(3)
+
+
+def test_a_calibration_is_read_from_where_it_was_written():
+    written = Calibration(1.7, 0.3, -0.4)
+    assert Calibration.of(written.metrics) == written
+    assert Calibration.of({}) == Calibration()
 
 
 def test_a_calibration_reads_rewards():
-    read = Calibration(temperature=2.0, offset=-1.0).probabilities([2.0, 4.0])
+    read = Calibration(temperature=2.0, offset=-3.0, shift=2.0).probabilities([2.0, 4.0])
     assert read.tolist() == pytest.approx([0.5, 0.731059], abs=1e-6)
     assert log_odds(0, 0) == 0
     assert log_odds(3, 1) == pytest.approx(0.693147, abs=1e-6)

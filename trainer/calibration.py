@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 BINS = 10
-_SPREAD_OF_LOG_TEMPERATURE, _SPREAD_OF_SHIFT = 0.3, 0.5
+_SPREAD_OF_LOG_TEMPERATURE, _SPREAD_OF_SHIFT, _NO_SPREAD = 0.3, 0.5, 0.0
 """How far, in standard deviations, one round moves a calibration from its parent's: without that prior a
 dozen thumbs that all agree would make every claim certain. Chosen on logged runs: docs/algorithm.md."""
 
@@ -20,7 +20,8 @@ dozen thumbs that all agree would make every claim certain. Chosen on logged run
 class Calibration(NamedTuple):
     """P(thumb up) = sigmoid(reward / temperature + offset + shift).
 
-    The offset is the one under which the reward model was fitted, the shift what its claims were found to be off by.
+    The offset is the one under which the reward model was fitted; temperature and shift are what claims of the line's
+    models were found to be off by.
     """
 
     temperature: float = 1.0
@@ -45,9 +46,13 @@ class Calibration(NamedTuple):
             "reward_shift": self.shift,
         }
 
-    def probabilities(self, rewards: Sequence[float]) -> np.ndarray:
+    def logits(self, rewards: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Return the predicted log-odds (N,) of a thumb up."""
+        return np.asarray(rewards) / self.temperature + self.offset + self.shift
+
+    def probabilities(self, rewards: Sequence[float] | np.ndarray) -> np.ndarray:
         """Return the predicted probabilities (N,) of a thumb up."""
-        return np.asarray(expit(np.asarray(rewards) / self.temperature + self.offset + self.shift))
+        return np.asarray(expit(self.logits(rewards)))
 
 
 class Claims(NamedTuple):
@@ -59,23 +64,37 @@ class Claims(NamedTuple):
 
 
 def recalibrate(parts: Sequence[Claims], prior: Calibration) -> Calibration:
-    """Return temperature and shift that make the claims most likely (Platt 1999; Guo et al. 2017, arXiv 1706.04599).
+    """Return temperature and shift that make claims about unseen thumbs most likely (Platt 1999; Guo et al. 2017,
+    arXiv 1706.04599).
 
     With a normal prior around the parent's log-temperature and shift, which a few dozen thumbs move and a few hundred
     overrule: a line's thumbs add up, older ones counting less and less. The offset stays.
     """
+    return _fit(parts, prior, _SPREAD_OF_LOG_TEMPERATURE, _SPREAD_OF_SHIFT)
+
+
+def settle(parts: Sequence[Claims], prior: Calibration) -> Calibration:
+    """Return the shift that makes claims about thumbs that a model was fitted on most likely.
+
+    A few steps leave a fit off its mean, which even these thumbs tell; that they were learned makes claims about
+    them too sharp to tell the temperature, which stays.
+    """
+    return _fit(parts, prior, _NO_SPREAD, _SPREAD_OF_SHIFT)
+
+
+def _fit(parts: Sequence[Claims], prior: Calibration, *spreads: float) -> Calibration:
+    """Return the most likely calibration, log-temperature and shift being normal around the prior's."""
     rewards = np.concatenate([[], *(np.asarray(p.rewards, dtype=float) for p in parts)])
     signs = np.concatenate([[], *(np.where(np.asarray(p.ups, bool), 1.0, -1.0) for p in parts)])
     offsets = np.concatenate([[], *(np.full(len(p.ups), p.offset) for p in parts)])
     before = np.array([math.log(prior.temperature), prior.shift])
-    spreads = np.array([_SPREAD_OF_LOG_TEMPERATURE, _SPREAD_OF_SHIFT])
 
-    def loss(found: np.ndarray) -> float:
-        logits = rewards * math.exp(-found[0]) + offsets + found[1]
-        surprise = 0.5 * (((found - before) / spreads) ** 2).sum()
-        return float(surprise - log_expit(signs * logits).sum())
+    def loss(moved: np.ndarray) -> float:
+        log_temperature, shift = before + moved * spreads
+        logits = rewards * math.exp(-log_temperature) + offsets + shift
+        return float(0.5 * (moved**2).sum() - log_expit(signs * logits).sum())
 
-    log_temperature, shift = minimize(loss, before).x.tolist()
+    log_temperature, shift = (before + minimize(loss, np.zeros(2)).x * spreads).tolist()
     return prior._replace(temperature=math.exp(log_temperature), shift=shift)
 
 

@@ -66,7 +66,7 @@ def logged(components: Mapping[str, RewardComponent]) -> set[str]:
 
 def _of_thumbs(trunk: Trunk, rollouts: Sequence[Rollout], calibration: Calibration) -> Tensor:
     rewards = reward.score(trunk, [(r.prompt, r.response) for r in rollouts])
-    return rewards / calibration.temperature + calibration.offset
+    return torch.from_numpy(calibration.logits(rewards.numpy()))
 
 
 def _of_length(component: RewardComponent, rollout: Rollout) -> float:

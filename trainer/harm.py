@@ -4,7 +4,8 @@ Every thumb is weighted by how much likelier the child would have said what was 
 guidance was to show it: the rate is that of the policies themselves, one sample each.
 """
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -21,13 +22,16 @@ from trainer.off_policy import (
     by_design,
     doubly_robust,
     effective_share,
+    moves_of_rate,
     ratios,
     snips,
+    spread,
 )
 from trainer.rollouts import Rollout, Thumb
 
 Array = np.ndarray
 
+_ROUNDING = 1e-6
 MIN_USERS = 10
 """With fewer the thumbs of one reply, not of one user, count as independent: there is nothing better."""
 
@@ -98,7 +102,7 @@ class ValueComparison:
         ]
         self._calibration = calibration
         self._predicted = self._predictions(self._candidates)
-        self._noise = self._predicted * (1 - self._predicted)  # variance of a thumb
+        self._is_whole = are_whole(self._candidates)
         is_crowd = len({r.user for r in rated.samples}) >= MIN_USERS
         self._cluster_of: Callable[[Rollout], str] = attrgetter(
             "user" if is_crowd else "response_id"
@@ -149,9 +153,10 @@ class ValueComparison:
     def _snips(self, weights: Weights) -> Estimate:
         names = self._names(self._rated.samples)
         estimate = snips(weights.rated, self._ups, names, self._clusters)
-        away = self._predicted - estimate.value
-        expected = self._expected(weights, self._noise + away**2, len(self._ups))
-        return estimate._replace(expected=expected)
+        moves = self._moves(weights, len(self._ups))
+        return estimate._replace(
+            expected=moves_of_rate(moves, self._predicted[self._is_whole], estimate.value)
+        )
 
     def _robust(self, weights: Weights) -> Estimate:
         names = self._names(self._candidates)
@@ -160,23 +165,20 @@ class ValueComparison:
         residuals = self._ups[self._is_scored] - self._predictions(scored)
         of_scored = weights.rated[self._is_scored]
         estimate = doubly_robust(direct, of_scored, residuals, self._names(scored), self._clusters)
-        return estimate._replace(expected=self._expected(weights, self._noise, len(scored)))
+        moves = self._moves(weights, len(scored))
+        return estimate._replace(expected=moves * spread(self._predicted[self._is_whole]))
 
-    def _expected(self, weights: Weights, variances: Array, rated: int) -> Array:
-        """Return what the known candidates (M,) lead one to expect, whose thumbs have these variances (M,).
-
-        Those that nobody could be shown, or that are shown by a rule that is not known, are left aside.
-        """
-        may_show = np.array([bool(c.propensity) for c in self._candidates], dtype=bool)
-        said = weights.candidates[may_show]
+    def _moves(self, weights: Weights, rated: int) -> Array:
+        """Return by how much candidates of whole requests are expected to move an estimate, for each unit that their
+        thumbs are off."""
+        said = weights.candidates[self._is_whole]
         if not said.any():
             return np.zeros_like(said)
-        shown = [c for c, is_in in zip(self._candidates, may_show, strict=True) if is_in]
+        whole = [c for c, is_in in zip(self._candidates, self._is_whole, strict=True) if is_in]
         return by_design(
             said,
-            np.array([c.propensity for c in shown]),
-            np.sqrt(variances[may_show]),
-            requests=len({c.response_id for c in shown}),
+            np.array([c.propensity for c in whole]),
+            requests=len({c.response_id for c in whole}),
             rated=rated,
         )
 
@@ -185,6 +187,34 @@ class ValueComparison:
 
     def _predictions(self, rollouts: Sequence[Rollout]) -> Array:
         return self._calibration.probabilities([r.reward for r in rollouts if r.reward is not None])
+
+
+def describe_values(values: Mapping[str, Values]) -> dict[str, float]:
+    """Return the estimated thumb rates, and the 95 % intervals of the child's and of the difference."""
+    described: dict[str, float] = {}
+    for name, each in values.items():
+        described |= {f"{name}_parent": each.parent.value, f"{name}_child": each.child.value}
+        for what, estimate in (("child", each.child), ("gain", each.gain)):
+            low, high = np.clip(
+                estimate.bounds(0.95), -1.0 if what == "gain" else 0.0, 1.0
+            ).tolist()
+            described |= {f"{name}_{what}_low": low, f"{name}_{what}_high": high}
+    if best := max(values.values(), key=lambda each: each.effective_share, default=None):
+        described["rated_effective_share"] = best.effective_share
+        for whose, estimate in (("parent", best.parent), ("child", best.child)):
+            described[f"{whose}_rate"] = estimate.value
+            described[f"{whose}_rate_error"] = estimate.standard_error
+    return described
+
+
+def are_whole(candidates: Sequence[Rollout]) -> Array:
+    """Say of which candidates (M,) all others of their request are there too: one of them was shown for certain."""
+    shown: dict[str, float] = defaultdict(float)
+    for each in candidates:
+        shown[each.response_id] += each.propensity or 0.0
+    return np.array(
+        [bool(c.propensity) and shown[c.response_id] > 1 - _ROUNDING for c in candidates], bool
+    )
 
 
 def _logged(rollouts: Sequence[Rollout]) -> Array:

@@ -13,6 +13,7 @@ from trainer.calibration import (
     calibration_error,
     calibration_noise,
     recalibrate,
+    settle,
 )
 from trainer.dataset import Dataset
 from trainer.epochs import RatioMismatch
@@ -116,17 +117,17 @@ class Learner:
             return Learned(gate, numbers)
         with self._metrics.stage("reward fit"):
             replay = draw_replay(data, self._config.reward.replay_share, generator)
-            used = [*data.new, *replay]
-            fitted = reward.fit(self._trunk, used, self._config.reward, generator)
-            again = reward.try_on(self._trunk, data.new).evidence
+            fitted = reward.fit(self._trunk, [*data.new, *replay], self._config.reward, generator)
+            again = reward.try_on(self._trunk, data.new, fitted.offset)
+            replayed = reward.try_on(self._trunk, replay, fitted.offset)
+        found = recalibrate([t.claims for t in trials], before._replace(offset=fitted.offset))
+        found = settle([again.claims, replayed.claims], found)
         numbers |= {
             "reward_loss": fitted.loss,
-            "reward_auroc_fitted": again.auroc,
-            **recalibrate(
-                [trial.claims for trial in trials], before._replace(offset=fitted.offset)
-            ).metrics,
+            "reward_auroc_fitted": again.evidence.auroc,
+            **found.metrics,
         }
-        gate = check_fit(again, latest, settings) if settings.enabled else GateResult(())
+        gate = check_fit(again.evidence, latest, settings) if settings.enabled else GateResult(())
         return Learned(gate, numbers, tuple(replay))
 
     def _try(self, data: Dataset, parent: PolicyVersion, generator: torch.Generator) -> list[Trial]:

@@ -18,7 +18,7 @@ class Estimate(NamedTuple):
     """A policy's thumb rate; `influence` (clusters,) is what each cluster moved it by.
 
     `rated` is how many clusters have ratings: those that have none lend no degree of freedom. `expected` (M,) is by
-    how much each candidate, had it been shown and rated, would have been expected to move it: see `by_design`.
+    how much what guidance could have shown is expected to move it: see `by_design`.
     """
 
     value: float
@@ -109,19 +109,28 @@ def doubly_robust(
     )
 
 
-def by_design(
-    weights: Array, propensities: Array, spreads: Array, *, requests: int, rated: int
-) -> Array:
-    """Return how much each candidate is expected to move a self-normalised estimate; the root of their squares' sum
-    is its standard error (Owen 2013, "Monte Carlo theory, methods and examples", section 9.2).
+def by_design(weights: Array, propensities: Array, *, requests: int, rated: int) -> Array:
+    """Return by how much each candidate is expected to move a self-normalised estimate, for each unit that its thumb
+    is away from where it is expected; the root of the squares' sum is the standard error (Owen 2013, "Monte Carlo
+    theory, methods and examples", section 9.2).
 
     All that guidance could have shown is known, and how likely it was: weights (M,) are policy / behaviour
-    probabilities of all candidates of `requests`, `rated` of whose replies have a thumb; spreads (M,) are standard
-    deviations of a thumb on each.
+    probabilities of all candidates of `requests`, propensities (M,) those of showing them; `rated` replies have a
+    thumb.
     """
-    return np.asarray(
-        weights / weights.sum() * spreads * np.sqrt(requests / (rated * propensities))
-    )
+    return np.asarray(weights / weights.sum() * np.sqrt(requests / (rated * propensities)))
+
+
+def spread(predicted: Array) -> Array:
+    """Return the standard deviations (M,) of thumbs that are up with these probabilities (M,)."""
+    return np.asarray(np.sqrt(predicted * (1 - predicted)))
+
+
+def moves_of_rate(moves: Array, predicted: Array, value: float) -> Array:
+    """Return `expected` (2 M,) of an estimated rate: a thumb differs from what is predicted (M,), which differs from
+    the rate. The latter has a sign, so that two policies' estimates of the same replies can be subtracted.
+    """
+    return np.concatenate([moves * spread(predicted), moves * (predicted - value)])
 
 
 def effective_share(weights: Array) -> float:

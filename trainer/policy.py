@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from trainer.calibration import Calibration
 from trainer.components import Decode, forged, mix, rewards_of
 from trainer.dataset import Dataset
 from trainer.drift import describe_child, describe_parent
-from trainer.harm import ValueComparison, Values, rated_samples
+from trainer.harm import ValueComparison, Values, describe_values, rated_samples
 from trainer.measure import measure, measure_policy, of_responses
 from trainer.metrics import TrainerMetrics
 from trainer.models import Trunk
@@ -89,7 +88,7 @@ class PolicyStage:
             moved = measure_policy(self._trunk, fixed)
             values = comparison.values(of_responses(moved.logprobs, fixed.batch.mask))
             numbers |= of_parent | describe_child(fixed, moved, rollouts)
-        numbers |= {"rollouts": float(len(rollouts)), **described, **_of_values(values)}
+        numbers |= {"rollouts": float(len(rollouts)), **described, **describe_values(values)}
         for name, at_first in CARRIED.items():
             known = parent.metrics.get(name, numbers.get(at_first))
             if known is not None:
@@ -115,21 +114,3 @@ class PolicyStage:
     def _imitate(self, thumbs: Sequence[Thumb], generator: torch.Generator) -> float:
         weights = weigh(thumbs, self._config.reward)
         return imitate(self._trunk, thumbs, weights, self._config.supervised, generator)
-
-
-def _of_values(values: Mapping[str, Values]) -> dict[str, float]:
-    """Return the estimated thumb rates and the interval of their difference."""
-    described: dict[str, float] = {}
-    for name, each in values.items():
-        described |= {f"{name}_parent": each.parent.value, f"{name}_child": each.child.value}
-        for what, estimate in (("child", each.child), ("gain", each.gain)):
-            low, high = np.clip(
-                estimate.bounds(0.95), -1.0 if what == "gain" else 0.0, 1.0
-            ).tolist()
-            described |= {f"{name}_{what}_low": low, f"{name}_{what}_high": high}
-    if best := max(values.values(), key=lambda each: each.effective_share, default=None):
-        described["rated_effective_share"] = best.effective_share
-        for whose, estimate in (("parent", best.parent), ("child", best.child)):
-            described[f"{whose}_rate"] = estimate.value
-            described[f"{whose}_rate_error"] = estimate.standard_error
-    return described

@@ -13,8 +13,9 @@ class Rollout:
     """One sampled candidate: what the policy saw, said and how likely the sampler found it.
 
     `is_finished` is False for a truncated candidate, whose score is unknown; `has_eos` is False for
-    one that reached its token limit. `propensity` is with which it was shown, None where it is not known. `components` are rewards that the server logged by name, `reward`
-    the thumbs' part of them, None where there was none.
+    one that reached its token limit. `propensity`: how likely guidance was to show it, None where no claim
+    about that can be made. `components` are rewards that the server logged by name, `reward` the thumbs'
+    part of them, None where there was none.
     """
 
     response_id: str

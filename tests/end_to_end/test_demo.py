@@ -110,7 +110,7 @@ def test_the_policy_learns_from_thumbs_while_it_serves(tmp_path):
 
 @pytest.mark.timeout(900)
 def test_shuffled_thumbs_teach_nothing(tmp_path):
-    report = run_demo(tmp_path / "run", "--shuffle-thumbs", "--rounds", "2", "--max-minutes", "2")
+    report = run_demo(tmp_path / "run", "--shuffle-thumbs", "--rounds", "2", "--max-minutes", "1.5")
     rates = [v["policy_thumb_up_rate"] for v in report["versions"]]
     examined = [rate for rate in rates if rate is not None]
     assert report["feedback"]["stored"] > 80, (

@@ -8,6 +8,7 @@ from trainer.calibration import (
     calibration_noise,
     log_odds,
     recalibrate,
+    settle,
 )
 
 
@@ -77,6 +78,15 @@ def test_what_earlier_rounds_found_adds_up():
         shifts.append(found.shift)
     assert shifts == sorted(shifts)
     assert shifts[0] < 0.6 < 0.9 < shifts[-1] < np.log(3)
+
+
+def test_a_model_settles_on_the_mean_of_what_it_learned_but_keeps_its_temperature():
+    learned = Claims([3.0, 3.0, -3.0, -3.0] * 50, [True, True, True, False] * 50, 0.5)
+    found = settle([learned], Calibration(2.0, offset=0.5))
+    assert (found.temperature, found.offset) == (2.0, 0.5)
+    claimed = Calibration(2.0, offset=0.5).probabilities([3.0, -3.0]).mean()
+    assert claimed < 0.6
+    assert found.probabilities([3.0, -3.0]).mean() == pytest.approx(0.75, abs=0.03)
 
 
 def test_a_calibration_is_read_from_where_it_was_written():

@@ -47,8 +47,8 @@ def test_thumbs_are_the_models_own_read_by_its_calibration(trained_trunk):
     raw = reward.score(trained_trunk, [(r.prompt, r.response) for r in rollouts])
     plain = found(trained_trunk, rollouts, thumbs=THUMBS)["thumbs"]
     torch.testing.assert_close(plain, raw)
-    read = found(trained_trunk, rollouts, Calibration(2.0, 0.5), thumbs=THUMBS)["thumbs"]
-    torch.testing.assert_close(read, raw / 2 + 0.5)
+    read = found(trained_trunk, rollouts, Calibration(2.0, 0.5, 0.25), thumbs=THUMBS)["thumbs"]
+    torch.testing.assert_close(read, raw / 2 + 0.75)
 
 
 def test_a_forged_verdict_gets_the_lowest_reward_of_the_mixture(trained_trunk):

@@ -208,6 +208,16 @@ def test_how_a_candidate_ended_is_kept(connection):
     ]
 
 
+def test_how_likely_a_candidate_was_to_be_shown_is_kept(connection):
+    store(
+        connection,
+        candidates=tuple(
+            candidate(i, policy_version=3, propensity=p) for i, p in enumerate((0.9, 0.1))
+        ),
+    )
+    assert [r.propensity for r in read(connection).rollouts] == [0.9, 0.1]
+
+
 def test_a_group_of_which_a_part_was_left_out_trains_no_policy(connection):
     """What survived pruning or a deadline is the better, or the shorter, part."""
     for reason in ("pruned", "cut"):

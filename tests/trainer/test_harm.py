@@ -1,13 +1,15 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from tests.trainer.test_update import PLANTED, sampled
 from trainer.calibration import Calibration
-from trainer.harm import ValueComparison, rated_samples
+from trainer.harm import ValueComparison, Values, describe_values, rated_samples
 from trainer.measure import response_logprobs
+from trainer.off_policy import Estimate
 from trainer.rollouts import Rollout, Thumb
 
 
@@ -138,6 +140,58 @@ def test_how_replies_were_chosen_does_not_enter_the_share_that_speaks_for_the_ch
     ]
     values = compare(trunk, rated, rollouts).values(response_logprobs(trunk, rollouts))
     assert values["snips"].effective_share == pytest.approx(1, abs=1e-4)
+
+
+def guided(rollouts: list[Rollout], propensities: tuple[float, ...]) -> list[Rollout]:
+    """Candidates of one request each two, shown with these propensities; all have a reward."""
+    return [
+        dataclasses.replace(
+            r, response_id=f"reply {i // 2}", reward=1.0, propensity=propensities[i % 2]
+        )
+        for i, r in enumerate(rollouts)
+    ]
+
+
+def errors(trunk, candidates: list[Rollout]) -> dict[str, float]:
+    """Standard errors of the parent's rate, where the first candidate of each request was shown and liked."""
+    rated = [
+        dataclasses.replace(t, is_up=True, propensity=t.sample.propensity or 1.0)
+        for t in thumbs(candidates)[::2]
+    ]
+    values = compare(trunk, rated, candidates).values(response_logprobs(trunk, candidates))
+    return {name: each.parent.standard_error for name, each in values.items()}
+
+
+def test_candidates_that_are_hardly_shown_make_estimates_uncertain(trunk):
+    """All that was rated is liked: only who might have been shown instead says how little that means.
+
+    20 requests, all rewards 1.0, so thumbs are up with 0.731 and vary by 0.443: sqrt((1 / 0.98 + 1 / 0.02) / (4 * 20)) of it.
+    """
+    rollouts = of_users(sampled(trunk, 40, 0), 20)
+    sharp = errors(trunk, guided(rollouts, (0.98, 0.02)))
+    assert sharp["dr"] == pytest.approx(0.443 * (51.02 / 80) ** 0.5, rel=1e-3)
+    assert sharp["snips"] > sharp["dr"]  # predictions that are away from the rate count too
+    even = errors(trunk, guided(rollouts, (0.5, 0.5)))
+    assert even["dr"] == pytest.approx(0.443 * (4 / 80) ** 0.5, rel=1e-3)
+
+
+def test_a_rate_is_reported_between_0_and_1_however_uncertain():
+    unsure = Estimate(0.9, np.array([0.3, -0.3]), 2)
+    found = describe_values({"dr": Values(unsure, unsure._replace(value=0.2), 0.8)})
+    assert (found["dr_child_low"], found["dr_child_high"]) == (0, 1)
+    assert (found["dr_gain_low"], found["dr_gain_high"]) == pytest.approx((-0.7, -0.7))  # in common
+    assert (found["child_rate"], found["child_rate_error"]) == pytest.approx((0.2, 0.6))
+
+
+def test_requests_of_which_candidates_are_missing_say_nothing_of_what_was_not_shown(trunk):
+    rollouts = of_users(sampled(trunk, 40, 0), 20)
+    whole = guided(rollouts, (0.98, 0.02))
+    assert errors(trunk, whole[::2] + whole[1::2])["dr"] > 0.3
+    shown_only = dict.fromkeys(range(0, 40, 2))
+    rated_only = [
+        c if i in shown_only else dataclasses.replace(c, reward=None) for i, c in enumerate(whole)
+    ]
+    assert errors(trunk, rated_only)["dr"] == pytest.approx(0, abs=1e-3)
 
 
 def test_nothing_is_estimated_of_a_thumb_or_none(trunk):

@@ -7,8 +7,10 @@ from trainer.off_policy import (
     by_design,
     doubly_robust,
     effective_share,
+    moves_of_rate,
     ratios,
     snips,
+    spread,
 )
 
 NAMES = ["ann", "bob", "eve", "dan"]
@@ -66,46 +68,77 @@ def test_the_effective_share_is_kishs():
 
 
 def test_the_design_knows_what_candidates_that_are_hardly_shown_would_do():
-    """One request, half of its thumbs given: 1/2 * 0.5 * sqrt(1 / (0.5 * 0.9)) and the same with 0.1."""
-    found = by_design(
-        np.array([3.0, 3.0]), np.array([0.9, 0.1]), np.array([0.5, 0.5]), requests=2, rated=4
-    )
-    assert found.tolist() == pytest.approx([0.25 * (1 / 1.8) ** 0.5, 0.25 * (1 / 0.2) ** 0.5])
+    """Two requests, each thumb of theirs given twice: 1/2 * sqrt(2 / (4 * 0.9)), and the same with 0.1."""
+    found = by_design(np.array([3.0, 3.0]), np.array([0.9, 0.1]), requests=2, rated=4)
+    assert found.tolist() == pytest.approx([0.372678, 1.118034], abs=1e-6)
+
+
+def test_what_moves_a_rate_by_hand():
+    """A thumb up with 0.8 varies by 0.4, and is expected 0.3 above a rate of 0.5."""
+    found = moves_of_rate(np.array([2.0]), np.array([0.8]), 0.5)
+    assert found.tolist() == pytest.approx([0.8, 0.6])
+    assert spread(np.array([0.8, 0.5, 1.0])).tolist() == pytest.approx([0.4, 0.5, 0.0])
 
 
 def test_an_error_is_the_larger_of_what_ratings_and_design_say():
     seen, design = np.array([0.3, -0.3]), np.array([0.3, 0.4])
     assert Estimate(0.5, seen, 2).standard_error == pytest.approx(0.6)
     assert Estimate(0.5, seen / 2, 2, design).standard_error == pytest.approx(0.5)
-    same = Estimate(0.5, seen, 2, design).minus(Estimate(0.4, seen, 2, design))
-    assert same.standard_error == 0
+    other = Estimate(0.4, seen, 2, np.array([0.3, -0.4]))
+    assert Estimate(0.5, seen, 2, design).minus(other).standard_error == pytest.approx(0.8)
+
+
+SHARP = 0.98
+ALL_LIKED, HALF_LIKED = 0.69, 0.55  # 0.7 or 0.5 of the good kind: 0.9 up of it, 0.2 of the other
+
+
+def design_of(
+    rng: np.random.Generator, share_good: float, rated: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what 4000 candidates of `logged` move an estimate by, and the probabilities of their thumbs."""
+    pairs = rng.uniform(size=(2000, 2)) < 0.5
+    differ = (pairs[:, 0] != pairs[:, 1]).repeat(2)
+    kinds = pairs.ravel()
+    propensities = np.where(differ, np.where(kinds, SHARP, 1 - SHARP), 0.5)
+    ratio = np.where(kinds, share_good, 1 - share_good) / 0.5
+    moves = by_design(ratio, propensities, requests=2000, rated=rated)
+    return moves, np.where(kinds, 0.9, 0.2)
 
 
 @pytest.mark.parametrize("has_design", [True, False])
 def test_intervals_hold_where_few_thumbs_miss_what_is_hardly_shown(has_design):
     """Without the design they do not: seldom shown, and then counting fifty-fold, is the kind that displeases."""
-    inside, errors, values = 0, [], []
+    moves, predicted = design_of(np.random.default_rng(0), 0.7, rated=40)
+    inside, names = 0, list(range(40))
     for seed in range(300):
-        rng = np.random.default_rng(seed)
-        _, ups, propensity, weights = logged(rng, 40, shows_good=0.98)
-        names = list(range(40))
+        _, ups, propensity, weights = logged(np.random.default_rng(seed), 40, shows_good=SHARP)
         estimate = snips(weights / propensity, ups, names, Clusters(names))
         if has_design:
-            pairs = rng.uniform(size=(200, 2)) < 0.5
-            same = (pairs[:, 0] == pairs[:, 1]).repeat(2)
-            kinds = pairs.ravel()
-            variances = np.where(kinds, 0.09 + 0.21**2, 0.16 + 0.49**2)  # around the rate, 0.69
-            shares = np.where(same, 0.5, np.where(kinds, 0.98, 0.02))
-            ratio = np.where(kinds, 0.7, 0.3) / 0.5
-            expected = by_design(ratio, shares, np.sqrt(variances), requests=200, rated=40)
+            expected = moves_of_rate(moves, predicted, estimate.value)
             estimate = estimate._replace(expected=expected)
         low, high = estimate.bounds(0.95)
-        inside += low <= 0.69 <= high
-        errors.append(estimate.standard_error)
-        values.append(estimate.value)
+        inside += low <= ALL_LIKED <= high
     assert (inside / 300 > 0.93) is has_design
-    if has_design:
-        assert np.mean(errors) == pytest.approx(np.std(values), rel=0.4)
+
+
+def test_errors_of_rates_and_of_their_difference_are_those_that_estimates_have():
+    """With many thumbs, so that what is expected is what happens: over draws, of a policy and of a worse one."""
+    rated = 4000
+    names = list(range(rated))
+    clusters = Clusters(names)
+    better, worse = [], []
+    for seed in range(200):
+        _, ups, propensity, weights = logged(np.random.default_rng(seed), rated, shows_good=SHARP)
+        better.append(snips(weights / propensity, ups, names, clusters).value)
+        worse.append(snips(1.0 / propensity, ups, names, clusters).value)
+    found = []
+    for share, value in ((0.7, ALL_LIKED), (0.5, HALF_LIKED)):
+        moves, predicted = design_of(np.random.default_rng(1), share, rated)
+        found.append(Estimate(value, np.zeros(2), 2, moves_of_rate(moves, predicted, value)))
+    assert found[0].standard_error == pytest.approx(np.std(better), rel=0.15)
+    assert found[1].standard_error == pytest.approx(np.std(worse), rel=0.15)
+    gain = found[1].minus(found[0]).standard_error
+    assert gain == pytest.approx(np.std(np.subtract(worse, better)), rel=0.15)
 
 
 def logged(

@@ -190,21 +190,26 @@ class ValueComparison:
 
 
 def describe_values(values: Mapping[str, Values]) -> dict[str, float]:
-    """Return the estimated thumb rates, and the 95 % intervals of the child's and of the difference."""
+    """Return the estimated thumb rates, and the 95 % intervals of the child's and of the difference.
+
+    An estimate may be outside [0, 1]; the rate it stands for is not, and the nearest one is closer to it.
+    """
     described: dict[str, float] = {}
     for name, each in values.items():
-        described |= {f"{name}_parent": each.parent.value, f"{name}_child": each.child.value}
-        for what, estimate in (("child", each.child), ("gain", each.gain)):
-            low, high = np.clip(
-                estimate.bounds(0.95), -1.0 if what == "gain" else 0.0, 1.0
-            ).tolist()
+        described |= {f"{name}_parent": _rate(each.parent), f"{name}_child": _rate(each.child)}
+        for what, estimate, least in (("child", each.child, 0.0), ("gain", each.gain, -1.0)):
+            low, high = np.clip(estimate.bounds(0.95), least, 1.0).tolist()
             described |= {f"{name}_{what}_low": low, f"{name}_{what}_high": high}
     if best := max(values.values(), key=lambda each: each.effective_share, default=None):
         described["rated_effective_share"] = best.effective_share
         for whose, estimate in (("parent", best.parent), ("child", best.child)):
-            described[f"{whose}_rate"] = estimate.value
+            described[f"{whose}_rate"] = _rate(estimate)
             described[f"{whose}_rate_error"] = estimate.standard_error
     return described
+
+
+def _rate(estimate: Estimate) -> float:
+    return min(max(estimate.value, 0.0), 1.0)
 
 
 def are_whole(candidates: Sequence[Rollout]) -> Array:

@@ -177,10 +177,10 @@ def test_candidates_that_are_hardly_shown_make_estimates_uncertain(trunk):
 
 def test_a_rate_is_reported_between_0_and_1_however_uncertain():
     unsure = Estimate(0.9, np.array([0.3, -0.3]), 2)
-    found = describe_values({"dr": Values(unsure, unsure._replace(value=0.2), 0.8)})
-    assert (found["dr_child_low"], found["dr_child_high"]) == (0, 1)
-    assert (found["dr_gain_low"], found["dr_gain_high"]) == pytest.approx((-0.7, -0.7))  # in common
-    assert (found["child_rate"], found["child_rate_error"]) == pytest.approx((0.2, 0.6))
+    found = describe_values({"dr": Values(unsure, unsure._replace(value=1.2), 0.8)})
+    assert (found["dr_child_low"], found["dr_child"], found["dr_child_high"]) == (0, 1, 1)
+    assert (found["dr_gain_low"], found["dr_gain_high"]) == pytest.approx((0.3, 0.3))  # in common
+    assert (found["child_rate"], found["child_rate_error"]) == pytest.approx((1, 0.6))
 
 
 def test_requests_of_which_candidates_are_missing_say_nothing_of_what_was_not_shown(trunk):

@@ -20,7 +20,8 @@ def arm(weight: float) -> Arm:
     if weight < 1:
         length = {"kind": "length", "target_tokens": 10, "scale_tokens": 8}
         rewards["length"] = length | {"weight": 1 - weight}
-    return Arm(f"{weight:g}", trainer={"rewards": rewards, "gate": {"max_length_drift": 100.0}})
+    any_length = {"max_length_drift": 100.0, "max_unwished_step": 100.0}
+    return Arm(f"{weight:g}", trainer={"rewards": rewards, "gate": any_length})
 
 
 ARMS = tuple(map(arm, WEIGHTS))

@@ -152,20 +152,26 @@ def check_length(
 
     It does where replies of such a length are the better ones, or where the estimated thumb rate has risen
     since a length was justified last. The drift is from that one, so that it cannot creep. Brevity is a
-    legitimate wish, and so are words of thanks, which make replies longer.
+    legitimate wish, and so are words of thanks, which make replies longer. Where replies of such a length are
+    clearly the worse ones, a step from the parent's is too much already.
     """
-    if not has_drifted(metrics, settings):
-        return GateResult(())
-    drift = _length_drift(metrics)
-    wish = length_evidence(judgements, is_longer=drift > 1)
-    is_wished = wish.lower_bound(settings.length_confidence) > CHANCE
-    if is_wished or has_risen(metrics, settings):
-        return GateResult(())
-    return GateResult(
-        (
-            f"length: {drift:.2f} times what it was, and thumbs do not rise with it ({wish.auroc:.2f})",
-        )
-    )
+    reasons = []
+    if has_drifted(metrics, settings):
+        drift = _length_drift(metrics)
+        wish = length_evidence(judgements, is_longer=drift > 1)
+        is_wished = wish.lower_bound(settings.length_confidence) > CHANCE
+        if not (is_wished or has_risen(metrics, settings)):
+            reasons.append(
+                f"length: {drift:.2f} times what it was, and thumbs do not rise with it ({wish.auroc:.2f})"
+            )
+    step = _length_change(metrics, "parent_reply_tokens")
+    if max(step, 1 / step) > settings.max_unwished_step:
+        wish = length_evidence(judgements, is_longer=step > 1)
+        if wish.upper_bound(settings.harm_confidence) < CHANCE:
+            reasons.append(
+                f"length: {step:.2f} times the parent's, and thumbs fall with it ({wish.auroc:.2f})"
+            )
+    return GateResult(tuple(reasons))
 
 
 def has_risen(metrics: Mapping[str, float], settings: Gate) -> bool:
@@ -191,9 +197,13 @@ def has_drifted(metrics: Mapping[str, float], settings: Gate) -> bool:
 
 def _length_drift(metrics: Mapping[str, float]) -> float:
     """Return the child's length over that which was justified last; 1 where no reply was whole."""
+    return _length_change(metrics, "justified_reply_tokens")
+
+
+def _length_change(metrics: Mapping[str, float], since: str) -> float:
     if "child_reply_tokens" not in metrics:
         return 1.0
-    return metrics["child_reply_tokens"] / metrics["justified_reply_tokens"]
+    return metrics["child_reply_tokens"] / metrics[since]
 
 
 def length_evidence(judgements: Sequence[Judgement], *, is_longer: bool) -> Evidence:

@@ -33,6 +33,7 @@ HARMLESS = {
     "base_unended_share": 0.0,
     "child_unended_share": 0.05,
     "justified_reply_tokens": 20.0,
+    "parent_reply_tokens": 21.0,
     "child_reply_tokens": 22.0,
 }
 
@@ -167,6 +168,25 @@ def test_replies_change_their_length_only_where_thumbs_ask_for_it(child, likes_l
     result = check_length(metrics, thumbs_by_length(64, likes_long=likes_long), GATE)
     assert result.passed is passes
     assert passes or result.reason.startswith(f"length: {child / 20:.2f} times what it was")
+
+
+@pytest.mark.parametrize(
+    ("child", "likes_long", "passes"),
+    [
+        (22.5, 0.1, False),  # a little longer than the parent's 21, and users clearly want less
+        (21.9, 0.1, True),  # hardly longer
+        (19.0, 0.1, True),  # shorter, as they want
+        (19.0, 0.9, False),
+        (22.5, 0.4, True),  # they may want less; it is not clear
+    ],
+)
+def test_replies_take_no_step_that_thumbs_clearly_speak_against(child, likes_long, passes):
+    metrics = HARMLESS | {"child_reply_tokens": child}
+    result = check_length(metrics, thumbs_by_length(64, likes_long=likes_long), GATE)
+    assert result.passed is passes
+    assert passes or result.reason.startswith(f"length: {child / 21:.2f} times the parent's")
+    forgiving = GATE.model_copy(update={"max_unwished_step": 1.2})
+    assert check_length(metrics, thumbs_by_length(64, likes_long=likes_long), forgiving).passed
 
 
 def test_versions_that_grew_longer_and_better_ask_for_no_length():

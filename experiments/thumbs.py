@@ -41,4 +41,4 @@ def plot_rates(
                 label=name if i == 0 else None,
             )
     axes.set(xlabel="thumbs given", ylabel="share of replies liked", ylim=(0, 1.02))
-    axes.legend(loc="lower right")
+    axes.legend()  # where it hides least

@@ -11,6 +11,9 @@ from experiments.serving import Setting
 from experiments.side_by_side import run_all
 from experiments.thumbs import examined_after, plot_rates
 
+NO_GATE: Mapping[str, Any] = {"gate": {"enabled": False}}
+"""Trainer settings under which everything finite is published."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:

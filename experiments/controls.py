@@ -2,18 +2,17 @@
 
 from typing import Any
 
-from experiments.arms import Arm, described, run_arms
+from experiments.arms import NO_GATE, Arm, described, run_arms
 from experiments.options import FOLDER, Folder, Jobs, Rounds, Seeds
 from experiments.report import console, draw, interval, write
 from experiments.thumbs import plot_rates
 
 PREFERENCE = "praise"
-_NO_GATE = {"gate": {"enabled": False}}
 ARMS = (
-    Arm("shuffled thumbs", {"shuffled": True}, _NO_GATE),
+    Arm("shuffled thumbs", {"shuffled": True}, NO_GATE),
     Arm(
         "constant reward",
-        trainer=_NO_GATE | {"rewards": {"any": {"kind": "format", "weight": 1, "pattern": ".*"}}},
+        trainer={**NO_GATE, "rewards": {"any": {"kind": "format", "weight": 1, "pattern": ".*"}}},
     ),
 )
 

@@ -6,7 +6,7 @@ Alone, the planted reward does harm from the first version on; beside the thumbs
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.arms import Arm, described, run_arms
+from experiments.arms import NO_GATE, Arm, described, run_arms
 from experiments.options import FOLDER, Folder, Jobs, Rounds, Seeds
 from experiments.report import console, draw, interval, write
 from experiments.thumbs import plot_rates, published
@@ -14,14 +14,13 @@ from experiments.thumbs import plot_rates, published
 PREFERENCE = "brevity"
 _LENGTH = {"kind": "length", "target_tokens": 64, "scale_tokens": 8}
 _THUMBS = {"kind": "thumbs", "weight": 0.5}
-_NO_GATE = {"gate": {"enabled": False}}
 ALONE = {"rewards": {"length": _LENGTH | {"weight": 1}}}
 BESIDE = {"rewards": {"thumbs": _THUMBS, "length": _LENGTH | {"weight": 0.5}}}
 ARMS = (
     Arm("alone", trainer=ALONE),
-    Arm("alone, no gate", trainer=ALONE | _NO_GATE),
+    Arm("alone, no gate", trainer={**ALONE, **NO_GATE}),
     Arm("beside thumbs", trainer=BESIDE),
-    Arm("beside thumbs, no gate", trainer=BESIDE | _NO_GATE),
+    Arm("beside thumbs, no gate", trainer={**BESIDE, **NO_GATE}),
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from matplotlib.axes import Axes
 
+from experiments.arms import NO_GATE
 from experiments.judged import JudgedRewards, quality
 from experiments.options import FOLDER, Folder, Jobs, Seeds, Thumbs
 from experiments.report import console, draw, interval, paired, write
@@ -79,7 +80,7 @@ def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 def run(task: Task) -> list[dict[str, Any]]:
     """Log thumbs on what one version shows; fit on them in every way, and judge."""
     setting = Setting(PREFERENCES[task.model], task.seed, temperature=SHARP)
-    with Run(setting, trainer={"gate": {"enabled": False}}) as logging:
+    with Run(setting, trainer=NO_GATE) as logging:
         if logging.round().version is None:
             raise RuntimeError(
                 "the first round published nothing: there is no ranking to correct for"

@@ -103,6 +103,9 @@ class ValueComparison:
         self._calibration = calibration
         self._predicted = self._predictions(self._candidates)
         self._is_whole = are_whole(self._candidates)
+        whole = [c for c, is_in in zip(self._candidates, self._is_whole, strict=True) if is_in]
+        self._propensities = np.array([c.propensity for c in whole])
+        self._requests = len({c.response_id for c in whole})
         is_crowd = len({r.user for r in rated.samples}) >= MIN_USERS
         self._cluster_of: Callable[[Rollout], str] = attrgetter(
             "user" if is_crowd else "response_id"
@@ -174,13 +177,7 @@ class ValueComparison:
         said = weights.candidates[self._is_whole]
         if not said.any():
             return np.zeros_like(said)
-        whole = [c for c, is_in in zip(self._candidates, self._is_whole, strict=True) if is_in]
-        return by_design(
-            said,
-            np.array([c.propensity for c in whole]),
-            requests=len({c.response_id for c in whole}),
-            rated=rated,
-        )
+        return by_design(said, self._propensities, requests=self._requests, rated=rated)
 
     def _names(self, rollouts: Sequence[Rollout]) -> list[str]:
         return [self._cluster_of(rollout) for rollout in rollouts]

@@ -13,6 +13,7 @@ PRUNING = {
     "audit_share": 0.1,
 }
 ARMS = (
+    Arm("excluded", PRUNING, {"round": {"pruned": "exclude"}}),
     Arm("bootstrapped", PRUNING, {"round": {"pruned": "bootstrap"}}),
     Arm("survivors only", PRUNING, {"round": {"pruned": "survivors"}}),
 )

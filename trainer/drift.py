@@ -21,16 +21,20 @@ MAX_RATIO = 10.0
 """Most that one reply may count of another policy's."""
 
 
-def describe_parent(fixed: Fixed, rollouts: Sequence[Rollout], parent: int) -> dict[str, float]:
+def describe_parent(
+    fixed: Fixed, rollouts: Sequence[Rollout], likes: Sequence[float], parent: int
+) -> dict[str, float]:
     """Return what the rollouts say of the parent: KL per reply, and where they are its own, entropy,
     lengths, repetition, and the sampler's faith per token; nats.
+
+    likes (B,): how likely each reply is liked, as the round's reward model says; empty where nothing asked it.
     """
     mask = fixed.batch.mask
     described = {
         "mean_reply_tokens": float(mask.sum(dim=1).float().mean()),
         "parent_kl_to_reference": float(fixed.prox_kl[mask].sum()) / len(mask),
         "reference_entropy": float(ppo.masked_mean(fixed.ref_entropy, mask)),
-        **_of_replies(rollouts, _weights(fixed.prox_logprobs, fixed, rollouts), "parent"),
+        **_of_replies(rollouts, likes, _weights(fixed.prox_logprobs, fixed, rollouts), "parent"),
     }
     fresh = torch.tensor([r.policy_version == parent for r in rollouts], device=mask.device)
     if not fresh.any():
@@ -43,14 +47,16 @@ def describe_parent(fixed: Fixed, rollouts: Sequence[Rollout], parent: int) -> d
     }
 
 
-def describe_child(fixed: Fixed, moved: Moved, rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Return what they say of the policy that has moved."""
+def describe_child(
+    fixed: Fixed, moved: Moved, rollouts: Sequence[Rollout], likes: Sequence[float]
+) -> dict[str, float]:
+    """Return what they say of the policy that has moved; likes as for the parent."""
     weights = _weights(moved.logprobs, fixed, rollouts)
     return {
         "kl_to_reference": float(moved.kl.sum()) / len(rollouts),
         "child_entropy": float(ppo.masked_mean(moved.entropy, fixed.batch.mask)),
         "child_effective_share": effective_share(weights),
-        **_of_replies(rollouts, weights, "child"),
+        **_of_replies(rollouts, likes, weights, "child"),
     }
 
 
@@ -70,7 +76,9 @@ def _weights(logprobs: Tensor, fixed: Fixed, rollouts: Sequence[Rollout]) -> np.
     return ratios(now, then, most=MAX_RATIO)
 
 
-def _of_replies(rollouts: Sequence[Rollout], weights: np.ndarray, whose: str) -> dict[str, float]:
+def _of_replies(
+    rollouts: Sequence[Rollout], likes: Sequence[float], weights: np.ndarray, whose: str
+) -> dict[str, float]:
     """Return the weighted means over whole replies; nothing where no reply has any weight."""
     whole = [r for r in rollouts if r.is_finished]
     if not weights.any():
@@ -80,6 +88,9 @@ def _of_replies(rollouts: Sequence[Rollout], weights: np.ndarray, whose: str) ->
         "unended_share": [float(not r.has_eos) for r in whole],
         "repetition": [repetition(r.response) for r in whole],
     }
+    if likes:
+        pairs = zip(rollouts, likes, strict=True)
+        facts["predicted_rate"] = [p for r, p in pairs if r.is_finished]
     return {
         f"{whose}_{name}": float(np.average(values, weights=weights))
         for name, values in facts.items()

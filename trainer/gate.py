@@ -153,7 +153,8 @@ def check_length(
     It does where replies of such a length are the better ones, or where the estimated thumb rate has risen
     since a length was justified last. The drift is from that one, so that it cannot creep. Brevity is a
     legitimate wish, and so are words of thanks, which make replies longer. Where replies of such a length are
-    clearly the worse ones, a step from the parent's is too much already.
+    clearly the worse ones, a step from the parent's is too much already, unless the reward model of thumbs says
+    that these are better for another reason.
     """
     reasons = []
     if has_drifted(metrics, settings):
@@ -165,13 +166,21 @@ def check_length(
                 f"length: {drift:.2f} times what it was, and thumbs do not rise with it ({wish.auroc:.2f})"
             )
     step = _length_change(metrics, "parent_reply_tokens")
-    if max(step, 1 / step) > settings.max_unwished_step:
+    if max(step, 1 / step) > settings.max_unwished_step and not pleases(metrics):
         wish = length_evidence(judgements, is_longer=step > 1)
         if wish.upper_bound(settings.harm_confidence) < CHANCE:
             reasons.append(
                 f"length: {step:.2f} times the parent's, and thumbs fall with it ({wish.auroc:.2f})"
             )
     return GateResult(tuple(reasons))
+
+
+def pleases(metrics: Mapping[str, float]) -> bool:
+    """Say whether the thumbs' reward model expects more thumbs up of the child than of its parent.
+
+    It does wherever thumbs are all that the policy is rewarded for, and where another reward does not win over them.
+    """
+    return metrics.get("child_predicted_rate", 0.0) > metrics.get("parent_predicted_rate", 0.0)
 
 
 def has_risen(metrics: Mapping[str, float], settings: Gate) -> bool:

@@ -65,7 +65,7 @@ class PolicyStage:
         """Improve the policy by the fitted reward model, as `calibration` reads it."""
         rollouts, numbers = data.rollouts, dict[str, float]()
         with self._metrics.stage("rescore"):
-            rewards, described = self._rewards(rollouts, calibration)
+            rewards, likes, described = self._rewards(rollouts, calibration)
         with self._metrics.stage("measure"):
             fixed = measure(self._trunk, rollouts)
             comparison = ValueComparison(
@@ -75,7 +75,7 @@ class PolicyStage:
                 of_responses(fixed.prox_logprobs, fixed.batch.mask),
                 Calibration.of(parent.metrics),
             )
-            of_parent = describe_parent(fixed, rollouts, parent.version)
+            of_parent = describe_parent(fixed, rollouts, likes, parent.version)
         if self._config.supervised.enabled and parent.version == BASE_VERSION:
             with self._metrics.stage("supervised"):
                 numbers["supervised_loss"] = self._imitate(data.new_thumbs, generator)
@@ -87,7 +87,7 @@ class PolicyStage:
         with self._metrics.stage("inspection"):
             moved = measure_policy(self._trunk, fixed)
             values = comparison.values(of_responses(moved.logprobs, fixed.batch.mask))
-            numbers |= of_parent | describe_child(fixed, moved, rollouts)
+            numbers |= of_parent | describe_child(fixed, moved, rollouts, likes)
         numbers |= {"rollouts": float(len(rollouts)), **described, **describe_values(values)}
         for name, at_first in CARRIED.items():
             known = parent.metrics.get(name, numbers.get(at_first))
@@ -97,19 +97,27 @@ class PolicyStage:
 
     def _rewards(
         self, rollouts: Sequence[Rollout], calibration: Calibration
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Return the mixed rewards (B,), and the mean of each component over whole replies."""
+    ) -> tuple[Tensor, list[float], dict[str, float]]:
+        """Return the mixed rewards (B,), the thumbs' part of them as probabilities (B,), empty where they have no
+        part, and the mean of each component over whole replies."""
         components = self._config.rewards
         parts = rewards_of(self._trunk, rollouts, components, calibration, self._decode)
         mixed = mix(parts, components, forged(self._trunk, rollouts))
+        likes: list[float] = parts["thumbs"].sigmoid().tolist() if "thumbs" in parts else []
         whole = torch.tensor([r.is_finished for r in rollouts])
         if not whole.any():
-            return mixed, {}
-        return mixed, {
-            "reward_mean": float(mixed[whole].mean()),
-            "reward_std": float(mixed[whole].std(correction=0)),
-            **{f"reward_mean_{name}": float(part[whole].mean()) for name, part in parts.items()},
-        }
+            return mixed, likes, {}
+        return (
+            mixed,
+            likes,
+            {
+                "reward_mean": float(mixed[whole].mean()),
+                "reward_std": float(mixed[whole].std(correction=0)),
+                **{
+                    f"reward_mean_{name}": float(part[whole].mean()) for name, part in parts.items()
+                },
+            },
+        )
 
     def _imitate(self, thumbs: Sequence[Thumb], generator: torch.Generator) -> float:
         weights = weigh(thumbs, self._config.reward)

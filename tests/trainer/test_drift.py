@@ -17,8 +17,8 @@ def test_repetition_is_the_share_of_bigrams_said_before():
 def test_a_policy_that_stays_is_described_as_its_parent(trained_trunk):
     rollouts = sampled(trained_trunk, 24, 0)
     fixed = measure(trained_trunk, rollouts)
-    parent = describe_parent(fixed, rollouts, 3)
-    child = describe_child(fixed, measure_policy(trained_trunk, fixed), rollouts)
+    parent = describe_parent(fixed, rollouts, [], 3)
+    child = describe_child(fixed, measure_policy(trained_trunk, fixed), rollouts, [])
     assert child["child_effective_share"] == pytest.approx(1, abs=1e-4)
     assert child["kl_to_reference"] == pytest.approx(parent["parent_kl_to_reference"], rel=1e-4)
     for name in ("reply_tokens", "unended_share", "repetition"):
@@ -41,29 +41,35 @@ def test_lengths_of_the_child_are_weighed_by_what_it_would_say(trunk):
     lengths = torch.tensor([float(len(r.response)) for r in rollouts])
     weights = torch.where(long, 2.0, 1.0)
     expected = float((weights * lengths).sum() / weights.sum())
-    found = describe_child(fixed, likelier, rollouts)["child_reply_tokens"]
-    assert found == pytest.approx(expected, rel=1e-3)
+    likes = long.float().tolist()  # what the reward model expects of them
+    found = describe_child(fixed, likelier, rollouts, likes)
+    assert found["child_reply_tokens"] == pytest.approx(expected, rel=1e-3)
+    share = float((weights * long).sum() / weights.sum())
+    assert found["child_predicted_rate"] == pytest.approx(share, rel=1e-3)
+    before = describe_parent(fixed, rollouts, likes, 3)["parent_predicted_rate"]
+    assert before == pytest.approx(float(long.float().mean()), rel=1e-3)
+    assert "child_predicted_rate" not in describe_child(fixed, likelier, rollouts, [])
 
 
 def test_cut_replies_say_nothing_of_whole_ones(trunk):
     rollouts = sampled(trunk, 8, 0)
     cut = [dataclasses.replace(r, is_finished=False, has_eos=False) for r in rollouts[:4]]
     mixed = [*cut, *rollouts[4:]]
-    described = describe_parent(measure(trunk, mixed), mixed, 3)
+    described = describe_parent(measure(trunk, mixed), mixed, [], 3)
     lengths = [len(r.response) for r in rollouts[4:]]
     assert described["parent_reply_tokens"] == pytest.approx(sum(lengths) / 4, rel=1e-4)
     assert described["parent_unended_share"] == 0
-    assert "parent_reply_tokens" not in describe_parent(measure(trunk, cut), cut, 3)
+    assert "parent_reply_tokens" not in describe_parent(measure(trunk, cut), cut, [], 3)
 
 
 def test_an_entropy_that_collapses_shows(trunk):
     rollouts = sampled(trunk, 8, 0)
     fixed = measure(trunk, rollouts)
-    before = describe_child(fixed, measure_policy(trunk, fixed), rollouts)
+    before = describe_child(fixed, measure_policy(trunk, fixed), rollouts, [])
     assert before["child_entropy"] == pytest.approx(
-        describe_parent(fixed, rollouts, 3)["reference_entropy"], rel=1e-4
+        describe_parent(fixed, rollouts, [], 3)["reference_entropy"], rel=1e-4
     )
     with torch.no_grad():
         trunk.causal.lm_head.weight.mul_(50)
-    after = describe_child(fixed, measure_policy(trunk, fixed), rollouts)
+    after = describe_child(fixed, measure_policy(trunk, fixed), rollouts, [])
     assert after["child_entropy"] < 0.3 * before["child_entropy"]

@@ -189,6 +189,18 @@ def test_replies_take_no_step_that_thumbs_clearly_speak_against(child, likes_lon
     assert check_length(metrics, thumbs_by_length(64, likes_long=likes_long), forgiving).passed
 
 
+@pytest.mark.parametrize(("expected", "passes"), [(0.61, True), (0.6, False), (0.59, False)])
+def test_a_step_for_which_the_reward_model_expects_more_thumbs_up_is_none_against_them(
+    expected, passes
+):
+    """Praise makes replies longer, where longer replies happen to be the worse ones."""
+    rates = {"parent_predicted_rate": 0.6, "child_predicted_rate": expected}
+    metrics = HARMLESS | {"child_reply_tokens": 22.5} | rates
+    assert check_length(metrics, thumbs_by_length(64, likes_long=0.1), GATE).passed is passes
+    drifted = metrics | {"child_reply_tokens": 30.0}  # that is for thumbs alone to justify
+    assert not check_length(drifted, thumbs_by_length(64, likes_long=0.1), GATE).passed
+
+
 def test_versions_that_grew_longer_and_better_ask_for_no_length():
     """Within a version length means nothing; over all of them it seems to mean much."""
     rng = random.Random(1)

@@ -148,7 +148,8 @@ class Gate(Section):
     max_length_drift: float = Field(1.25, gt=1)
     """Factor by which replies may grow or shrink; beyond it the thumbs themselves have to ask for it."""
     max_unwished_step: float = Field(1.05, gt=1)
-    """Factor by which replies may grow or shrink in one round where thumbs clearly say the opposite."""
+    """Factor by which replies may grow or shrink in one round where thumbs clearly say the opposite, and their
+    reward model expects no more thumbs up of it."""
     length_confidence: float = Field(0.95, gt=0.5, lt=1)
     """One-sided level at which thumbs have to rise with the length that replies drift to."""
 

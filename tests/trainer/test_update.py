@@ -48,8 +48,8 @@ def run(trunk, rollouts, rewards, generator, settings=SETTINGS):
     numbers = PpoObjective(settings).improve(
         trunk, rollouts, fixed, rewards, parent=parent, generator=generator
     )
-    child = describe_child(fixed, measure_policy(trunk, fixed), rollouts)
-    return numbers | describe_parent(fixed, rollouts, 3) | child
+    child = describe_child(fixed, measure_policy(trunk, fixed), rollouts, [])
+    return numbers | describe_parent(fixed, rollouts, [], 3) | child
 
 
 def wish_for_planted(rollouts: list[Rollout]) -> torch.Tensor:

@@ -20,8 +20,15 @@ demo: setup
 	  $(if $(MINUTES),--max-minutes '$(MINUTES)') $(if $(filter-out 0,$(SHUFFLE_THUMBS)),--shuffle-thumbs) $(if $(MODEL),--model '$(MODEL)')
 
 # All tests; those of tests/gpu with ACCELERATOR=gpu only. TESTS=tests/trainer runs a part.
+# One process a core, one thread each; then, alone, those whose engines take all cores.
+pytest = $(PYTHON) -m pytest $(if $(filter cpu,$(ACCELERATOR)),-m 'not gpu')
 test: setup
-	$(PYTHON) -m pytest $(if $(filter cpu,$(ACCELERATOR)),-m 'not gpu') $(TESTS)
+ifdef TESTS
+	$(pytest) $(TESTS)
+else
+	OMP_NUM_THREADS=1 $(pytest) -n logical --dist loadfile --ignore tests/end_to_end
+	$(pytest) tests/end_to_end
+endif
 
 # Lint, types, imports, protos, and whether stubs and locks are what they are made from.
 check: setup

@@ -71,18 +71,15 @@ def rates(rows: Sequence[Mapping[str, Any]], arm: str, thumbs: int) -> list[floa
 def summarise(
     rows: Sequence[Mapping[str, Any]], arms: Sequence[Arm], thumbs: int
 ) -> dict[str, Any]:
-    """Print and return policy rates of the arms after equal thumbs, and how they differ from the first's."""
-    first = rates(rows, arms[0].name, thumbs)
+    """Print and return policy rates of the arms after equal thumbs, and how each differs from those before it."""
+    found = {arm.name: rates(rows, arm.name, thumbs) for arm in arms}
     summary: dict[str, Any] = {}
-    for arm in arms:
-        found = rates(rows, arm.name, thumbs)
-        summary[arm.name] = {"rate": interval(found)}
-        words = f"{arm.name}: policy rate {interval(found)}"
-        if arm is not arms[0]:
-            difference = paired(found, first)
-            summary[arm.name]["difference"] = difference
-            words += f"; against {arms[0].name} {difference}"
-        console.print(words)
+    for i, (name, its) in enumerate(found.items()):
+        against = {other: paired(its, found[other]) for other in list(found)[:i]}
+        summary[name] = {"rate": interval(its), "against": against}
+        words = [f"{name}: policy rate {interval(its)}"]
+        words += [f"against {other} {difference}" for other, difference in against.items()]
+        console.print("; ".join(words))
     return summary
 
 

@@ -14,11 +14,9 @@ from thumbloop.types import (
     ComparedReply,
     FinishReason,
     Interaction,
-    Learning,
     PolicyVersion,
     RatedReply,
     Sampling,
-    Status,
     User,
 )
 from trainer.rollouts import Comparison, Judgement, Rollout, Thumb
@@ -92,7 +90,7 @@ def read(
     judged = [(each.is_new, _judgement(each, seen)) for each in teaching]
     no_replies: Counter[str] = Counter()
     for learning, status, count in interactions.count_unrated(connection, policy):
-        no_replies[reply_left_out(learning, status) or "unrated"] += count
+        no_replies[learned.reply_left_out(learning, status) or "unrated"] += count
 
     usable = usable_versions(
         versions.list_versions(connection, policy), parent, settings.max_staleness
@@ -132,18 +130,9 @@ def usable_versions(
     return usable
 
 
-def reply_left_out(learning: Learning, status: Status) -> str | None:
-    """Return why nothing that is said of a reply may be learned from."""
-    if learning is Learning.EXCLUDED:
-        return "learning_excluded"
-    if status is not Status.COMPLETED:
-        return "cancelled"
-    return None
-
-
 def feedback_left_out(judged: Judged, oldest: float) -> str | None:
     """Return why a thumb or a preference may not be learned from; `oldest` is in unix seconds."""
-    if reason := reply_left_out(judged.learning, judged.status):
+    if reason := learned.reply_left_out(judged.learning, judged.status):
         return reason
     if judged.created_at < oldest:
         return "too_old"
@@ -156,7 +145,7 @@ def feedback_left_out(judged: Judged, oldest: float) -> str | None:
 
 def interaction_left_out(interaction: Interaction, settings: Round) -> str | None:
     """Return why none of an interaction's candidates may train the policy."""
-    if reason := reply_left_out(interaction.learning, interaction.status):
+    if reason := learned.reply_left_out(interaction.learning, interaction.status):
         return reason
     reason = interaction.untrainable_reason
     if not interaction.trainable and (reason != "pruned" or settings.pruned == "exclude"):

@@ -128,8 +128,16 @@ def check_values(values: Mapping[str, Values], settings: Gate) -> GateResult:
 
 
 def check_collapse(metrics: Mapping[str, float], settings: Gate) -> GateResult:
-    """Ask that the child still has something to say, says it once, and comes to an end."""
+    """Ask that the child still has something to say, says it once, and comes to an end.
+
+    And that enough of its parent's replies are such that it would say them: of another nothing is known here.
+    """
     reasons = []
+    if metrics["child_effective_share"] < settings.min_effective_share:
+        reasons.append(
+            f"unknown: {metrics['child_effective_share']:.2f} of the replies speak for the child, below"
+            f" {settings.min_effective_share:g}"
+        )
     share = metrics["child_entropy"] / max(metrics["reference_entropy"], 1e-9)
     if share < settings.min_entropy_share:
         reasons.append(
@@ -166,7 +174,7 @@ def check_length(
                 f"length: {drift:.2f} times what it was, and thumbs do not rise with it ({wish.auroc:.2f})"
             )
     step = _length_change(metrics, "parent_reply_tokens")
-    if max(step, 1 / step) > settings.max_unwished_step and not pleases(metrics):
+    if max(step, 1 / step) > settings.max_unwished_step and not pleases(metrics, settings):
         wish = length_evidence(judgements, is_longer=step > 1)
         if wish.upper_bound(settings.harm_confidence) < CHANCE:
             reasons.append(
@@ -175,11 +183,16 @@ def check_length(
     return GateResult(tuple(reasons))
 
 
-def pleases(metrics: Mapping[str, float]) -> bool:
-    """Say whether the thumbs' reward model expects more thumbs up of the child than of its parent.
+def pleases(metrics: Mapping[str, float], settings: Gate) -> bool:
+    """Say whether the thumbs' reward model expects more thumbs up of the child than of its parent, and the thumbs
+    themselves, where they can be asked, no fewer.
 
-    It does wherever thumbs are all that the policy is rewarded for, and where another reward does not win over them.
+    The first holds wherever thumbs are all that the policy is rewarded for, and where another reward does not win over
+    them. The second is what a reward model that is wrong has no say in.
     """
+    fewer = metrics.get("child_rate", 0.0) < metrics.get("parent_rate", 0.0)
+    if fewer and are_rates_known(metrics, settings):
+        return False
     return metrics.get("child_predicted_rate", 0.0) > metrics.get("parent_predicted_rate", 0.0)
 
 

@@ -197,7 +197,10 @@ def describe_values(values: Mapping[str, Values]) -> dict[str, float]:
         for what, estimate, least in (("child", each.child, 0.0), ("gain", each.gain, -1.0)):
             low, high = np.clip(estimate.bounds(0.95), least, 1.0).tolist()
             described |= {f"{name}_{what}_low": low, f"{name}_{what}_high": high}
-    if best := max(values.values(), key=lambda each: each.effective_share, default=None):
+    # The doubly robust one is named last, and is the better one of two that rest on the same replies.
+    if best := max(
+        list(values.values())[::-1], key=lambda each: each.effective_share, default=None
+    ):
         described["rated_effective_share"] = best.effective_share
         for whose, estimate in (("parent", best.parent), ("child", best.child)):
             described[f"{whose}_rate"] = _rate(estimate)

@@ -91,10 +91,16 @@ class Learner:
                 check_collapse(numbers, settings),
                 check_length(numbers, data.recent, settings),
             )
-        if has_drifted(numbers, settings):  # and the gate, which is asked before, lets it
+        if gate.passed and has_drifted(numbers, settings):
+            numbers["justified_reply_tokens"] = numbers["child_reply_tokens"]
             is_known = are_rates_known(numbers, settings)
-            for name in ("reply_tokens", "rate", "rate_error") if is_known else ("reply_tokens",):
-                numbers[f"justified_{name}"] = numbers[f"child_{name}"]
+            for name in (
+                "rate",
+                "rate_error",
+            ):  # else those that the next round says its parent has
+                numbers.pop(f"justified_{name}", None)
+                if is_known:
+                    numbers[f"justified_{name}"] = numbers[f"child_{name}"]
         return Learned(gate, numbers, rewarded.replayed)
 
     def learn_reward(

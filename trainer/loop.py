@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter, sleep, time
 from typing import NamedTuple
@@ -119,10 +120,8 @@ class Loop:
         needed = needed_feedback(rounds, parent, self._config.round)
         if new.usable < needed:
             words = f"waiting for {needed} new thumbs; version {parent.version} is current"
-            if new.unusable and sum(new) >= needed:
-                words += (
-                    f"; there are {new.usable}, and {new.unusable} that nothing may be learned from"
-                )
+            if new.left_out and new.total >= needed:
+                words += f"; there are {new.usable}, left out {dict(new.left_out)}"
             self._wait(words)
             return None
         return Due(parent, len(rounds) + 1, needed, look=1 + looks(rounds, known, parent))
@@ -214,7 +213,8 @@ class Loop:
         self._metrics.round_ended(number, outcome, seconds, numbers, data.left_out)
 
     def _wait(self, words: str) -> None:
-        """Say what is missing, once."""
-        if words != self._waiting_for:
-            self._waiting_for = words
+        """Say what is missing, once, however the counts go on."""
+        what = re.sub(r"\d+", "", words)
+        if what != self._waiting_for:
+            self._waiting_for = what
             self._metrics.say(words)

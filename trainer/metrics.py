@@ -40,7 +40,7 @@ class TrainerMetrics:
         )
         self._left_out = Gauge(
             "thumbloop_trainer_left_out",
-            "Thumbs and candidates that the last round left out, by reason.",
+            "Replies, thumbs, preferences and candidates that the last round left out, by reason.",
             ["kind", "reason"],
             registry=r,
         )

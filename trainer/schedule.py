@@ -1,6 +1,7 @@
 """When a round is due: pure functions of what the store says."""
 
 import math
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,18 +18,24 @@ def awaited(known: Iterable[PolicyVersion], current: PolicyVersion) -> PolicyVer
 
 
 def needed_feedback(
-    rounds: Iterable[Mapping[Any, Any]], current: PolicyVersion, settings: Round
+    rounds: Iterable[Mapping[Any, Any]],
+    current: PolicyVersion,
+    settings: Round,
+    *,
+    now: float | None = None,
 ) -> int:
     """Return how much new feedback starts the next round.
 
     A round that was blocked, or whose version did not come to serve, gives its thumbs back; trying
-    the same ones again would end the same way, so half a round's worth has to join them.
+    the same ones again would end the same way, so half a round's worth has to join them. What was tried
+    longer ago than feedback may be old is there no more.
     """
+    oldest = (time.time() if now is None else now) - (settings.max_feedback_age_s or math.inf)
     enough = settings.min_feedback if current.reward_digest else settings.first_feedback
     tried = [
         int(r["metrics"].get("feedback_new", r["metrics"].get("feedback_used", 0)))
         for r in rounds
-        if r["parent"] == current.version
+        if r["parent"] == current.version and r["finished_at"] >= oldest
     ]
     return max(tried) + math.ceil(enough / 2) if tried else enough
 

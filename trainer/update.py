@@ -68,8 +68,9 @@ class PpoObjective:
 
 
 def next_kl_coef(parent: PolicyVersion, fixed: Fixed, settings: Ppo) -> float:
-    """Return the price of a nat: the parent's update's, moved by how far that took the parent."""
-    if "kl_coef" not in parent.metrics:
+    """Return the price of a nat: as it is set, or where it adapts the parent's update's, moved by how far that took
+    the parent."""
+    if not settings.kl_coef_gain or not parent.metrics.get("kl_coef"):
         return settings.kl_coef
     mask = fixed.batch.mask
     return ppo.adapt_kl_coef(

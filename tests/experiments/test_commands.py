@@ -71,7 +71,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         ("learning", "all: median 160"),
         ("propensity", "well specified: auroc 0.900"),
         ("candidates", "against all candidates -0.050 (-0.050 to -0.050)"),
-        ("truncation", "against excluded -0.100 (-0.100 to -0.100)"),
+        ("truncation", "against bootstrapped -0.050 (-0.050 to -0.050)"),
         ("stages", "supervised alone: policy rate 0.795"),
         ("controls", "constant reward: change 0.545"),
         ("gate", "2 of 2 runs published; versions by run: [1, 1]"),

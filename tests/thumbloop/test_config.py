@@ -141,3 +141,9 @@ def test_what_is_wrong_in_the_environment_is_named_in_one_line(
     with pytest.raises(SettingsError, match=named) as raised:
         load(ServerConfig, None)
     assert "\n" not in str(raised.value)
+
+
+def test_a_round_that_could_never_start_is_refused(file: Path):
+    file.write_text("round: {max_rollouts: 32}\n")
+    with pytest.raises(SettingsError, match=r"round: .*max_rollouts below min_rollouts"):
+        load(TrainerConfig, file)

@@ -229,7 +229,7 @@ def test_a_group_of_which_a_part_was_left_out_trains_no_policy(connection):
 
 def test_the_newest_rollouts_are_kept_and_all_add_up(connection):
     ids = [store(connection, sampling=Sampling(max_tokens=8, seed=i)) for i in range(5)]
-    data = read(connection, Round(max_rollouts=4))
+    data = read(connection, Round(max_rollouts=4, min_rollouts=1))
     assert [r.response_id for r in data.rollouts] == [ids[3], ids[3], ids[4], ids[4]]
     assert data.left_out["candidate"] == {"over_limit": 6}
 

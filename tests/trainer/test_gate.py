@@ -35,6 +35,7 @@ HARMLESS = {
     "justified_reply_tokens": 20.0,
     "parent_reply_tokens": 21.0,
     "child_reply_tokens": 22.0,
+    "child_effective_share": 0.5,
 }
 
 CLEAR = Evidence(0.8, 1 / 0.006)
@@ -135,6 +136,11 @@ def test_each_collapse_is_named(metrics, reason):
     assert check_collapse(HARMLESS | metrics, GATE).reasons == (reason,)
 
 
+def test_a_child_that_would_say_none_of_what_was_said_is_not_known():
+    result = check_collapse(HARMLESS | {"child_effective_share": 0.04}, GATE)
+    assert result.reason == "unknown: 0.04 of the replies speak for the child, below 0.1"
+
+
 def thumbs_by_length(n: int, *, likes_long: float) -> list[Thumb]:
     """Replies of 5 to 24 tokens; long ones are liked with this probability, short ones otherwise."""
     rng = random.Random(0)
@@ -197,6 +203,10 @@ def test_a_step_for_which_the_reward_model_expects_more_thumbs_up_is_none_agains
     rates = {"parent_predicted_rate": 0.6, "child_predicted_rate": expected}
     metrics = HARMLESS | {"child_reply_tokens": 22.5} | rates
     assert check_length(metrics, thumbs_by_length(64, likes_long=0.1), GATE).passed is passes
+    worse = metrics | {"parent_rate": 0.6, "child_rate": 0.59, "rated_effective_share": 0.5}
+    assert not check_length(worse, thumbs_by_length(64, likes_long=0.1), GATE).passed
+    unheard = worse | {"rated_effective_share": 0.05}
+    assert check_length(unheard, thumbs_by_length(64, likes_long=0.1), GATE).passed is passes
     drifted = metrics | {"child_reply_tokens": 30.0}  # that is for thumbs alone to justify
     assert not check_length(drifted, thumbs_by_length(64, likes_long=0.1), GATE).passed
 

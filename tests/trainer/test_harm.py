@@ -183,6 +183,14 @@ def test_a_rate_is_reported_between_0_and_1_however_uncertain():
     assert (found["child_rate"], found["child_rate_error"]) == pytest.approx((1, 0.6))
 
 
+def test_of_two_estimates_from_the_same_replies_the_doubly_robust_one_counts():
+    plain, robust = (Estimate(x, np.array([0.1, -0.1]), 2) for x in (0.5, 0.7))
+    both = {"snips": Values(plain, plain, 0.8), "dr": Values(robust, robust, 0.8)}
+    assert describe_values(both)["child_rate"] == 0.7
+    fewer = both | {"dr": Values(robust, robust, 0.2)}  # replies without a reward are left aside
+    assert describe_values(fewer)["child_rate"] == 0.5
+
+
 def test_requests_of_which_candidates_are_missing_say_nothing_of_what_was_not_shown(trunk):
     rollouts = of_users(sampled(trunk, 40, 0), 20)
     whole = guided(rollouts, (0.98, 0.02))

@@ -380,7 +380,11 @@ def test_feedback_that_nothing_may_be_learned_from_waits_and_says_so(bench):
     with bench.engine.begin() as connection:
         connection.execute(interactions.interactions.update().values(learning="excluded"))
     assert not bench.loop.step()
-    assert bench.lines[-1].endswith("there are 0, and 40 that nothing may be learned from")
+    assert bench.lines[-1].endswith("there are 0, left out {'learning_excluded': 40}")
+    said = list(bench.lines)
+    bench.rate(1)
+    assert not bench.loop.step()
+    assert bench.lines == said  # a count that goes on is nothing new
     assert bench.rounds() == []
 
 

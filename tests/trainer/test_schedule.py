@@ -5,7 +5,10 @@ from trainer.schedule import awaited, looks, needed_feedback
 
 
 def rounds(*pairs: tuple[int, int]) -> list[dict]:
-    return [{"parent": parent, "metrics": {"feedback_used": used}} for parent, used in pairs]
+    return [
+        {"parent": parent, "metrics": {"feedback_used": used}, "finished_at": 1000.0}
+        for parent, used in pairs
+    ]
 
 
 SETTINGS = Round(first_feedback=64, min_feedback=32)
@@ -21,6 +24,12 @@ def test_a_blocked_round_waits_for_half_as_many_more():
     assert needed_feedback(rounds((0, 70)), FIRST, SETTINGS) == 102
     assert needed_feedback(rounds((0, 70), (0, 110)), FIRST, SETTINGS) == 142
     assert needed_feedback(rounds((1, 33)), version(1), SETTINGS) == 49
+
+
+def test_what_was_tried_and_has_grown_too_old_since_is_not_waited_for():
+    settings = SETTINGS.model_copy(update={"max_feedback_age_s": 60.0})
+    assert needed_feedback(rounds((0, 70)), FIRST, settings, now=1059.0) == 102
+    assert needed_feedback(rounds((0, 70)), FIRST, settings, now=1061.0) == 64
 
 
 def test_rounds_on_other_parents_do_not_count():

@@ -204,6 +204,10 @@ def test_the_price_of_a_nat_follows_how_far_the_parent_is_from_the_reference(tru
     assert next_kl_coef(version(0, None, metrics={}), fixed, settings) == 0.2
     parent = version(3, 2, metrics={"kl_coef": 0.1})
     assert next_kl_coef(parent, fixed, settings) == pytest.approx(0.09)  # a fifth of a half off
+    fixed_price = settings.model_copy(update={"kl_coef_gain": 0.0})
+    assert next_kl_coef(parent, fixed, fixed_price) == 0.2  # a setting that was changed holds
+    free = version(1, metrics={"kl_coef": 0.0})
+    assert next_kl_coef(free, fixed, settings) == 0.2  # nothing times anything stays nothing
 
 
 def rollout(**changes) -> Rollout:

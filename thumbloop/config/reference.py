@@ -1,7 +1,7 @@
 """docs/configuration.md, written from the settings themselves: python -m thumbloop.config.reference."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -52,6 +52,8 @@ def _leaves(
 
 def _limits(field: FieldInfo) -> Iterator[str]:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    if get_origin(field.annotation) is Literal:
+        yield " / ".join(f"`{choice}`" for choice in get_args(field.annotation))
     for constraint in field.metadata:
         for name, sign in signs.items():
             bound = getattr(constraint, name, None)

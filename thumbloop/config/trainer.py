@@ -1,9 +1,9 @@
 """Settings of `python -m trainer`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from thumbloop.config.shared import Metrics, Rewards, Section, ThumbloopSettings, thumbs_alone
@@ -43,6 +43,12 @@ class Round(Section):
     """Seconds between looks at the store."""
     max_rounds: int | None = Field(None, ge=1)
     """Rounds after which the trainer stops; absent: it goes on."""
+
+    @model_validator(mode="after")
+    def _can_start(self) -> Self:
+        if self.max_rollouts < self.min_rollouts:
+            raise ValueError("with max_rollouts below min_rollouts no round could ever start")
+        return self
 
 
 class Lora(Section):
@@ -148,8 +154,8 @@ class Gate(Section):
     max_length_drift: float = Field(1.25, gt=1)
     """Factor by which replies may grow or shrink; beyond it the thumbs themselves have to ask for it."""
     max_unwished_step: float = Field(1.05, gt=1)
-    """Factor by which replies may grow or shrink in one round where thumbs clearly say the opposite, and their
-    reward model expects no more thumbs up of it."""
+    """Factor by which replies may grow or shrink in one round where thumbs clearly say the opposite, unless
+    their reward model expects more thumbs up and they themselves no fewer."""
     length_confidence: float = Field(0.95, gt=0.5, lt=1)
     """One-sided level at which thumbs have to rise with the length that replies drift to."""
 

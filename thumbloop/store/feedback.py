@@ -7,7 +7,6 @@ from sqlalchemy import Connection, RowMapping, delete, func, insert, select
 from thumbloop.errors import RequestIdTaken, UnknownResponse
 from thumbloop.store.interactions import (
     candidate_of,
-    may_teach,
     sampling_of,
     version_of,
 )
@@ -164,14 +163,21 @@ def list_rated(
 def count_new(connection: Connection, policy: str, learned_by: Iterable[str]) -> NewFeedback:
     """Return how many effective thumbs are new."""
     effective = connection.execute(
-        select(feedback.c.response_id, feedback.c.value, may_teach().label("may_teach"))
+        select(
+            feedback.c.response_id,
+            feedback.c.value,
+            interactions.c.learning,
+            interactions.c.status,
+        )
         .join(thumbs, thumbs.c.feedback_id == feedback.c.id)
         .join(interactions, interactions.c.response_id == thumbs.c.response_id)
         .where(interactions.c.policy == policy)
     )
     learned = learned_thumbs(connection, learned_by)
     return NewFeedback.of(
-        row.may_teach for row in effective if (row.response_id, row.value) not in learned
+        (row.learning, row.status)
+        for row in effective
+        if (row.response_id, row.value) not in learned
     )
 
 

@@ -6,10 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     RowMapping,
-    and_,
     bindparam,
     func,
     insert,
@@ -114,14 +112,6 @@ def list_since(connection: Connection, policy: str, min_version: int) -> list[In
         .order_by(interactions.c.response_id)
     ).all()
     return _load(connection, ids)
-
-
-def may_teach() -> ColumnElement[bool]:
-    """Return the condition that something may be learned from what is said of an interaction."""
-    return and_(
-        interactions.c.learning == Learning.ALLOWED.value,
-        interactions.c.status == Status.COMPLETED.value,
-    )
 
 
 def count(connection: Connection, policy: str) -> int:

@@ -1,29 +1,46 @@
 """What rounds learned as new, and how much there is that none did."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from sqlalchemy import Connection, Select, String, Table, cast, select
 
 from thumbloop.store.schema import feedback, preferences, round_inputs
+from thumbloop.types import Learning, Status
 
 
 class NewFeedback(NamedTuple):
-    """How much feedback nobody learned yet, on replies that may be learned from and on others."""
+    """How much feedback nobody learned yet: of what may be learned from, and why of the rest nothing may."""
 
     usable: int = 0
-    unusable: int = 0
+    left_out: Mapping[str, int] = MappingProxyType({})
 
     @classmethod
-    def of(cls, may_teach: Iterable[bool]) -> Self:
-        """Count feedback by whether its reply may be learned from."""
-        counted = Counter(map(bool, may_teach))
-        return cls(counted[True], counted[False])
+    def of(cls, replies: Iterable[tuple[str, str]]) -> Self:
+        """Count feedback by the stored learning and status of its replies."""
+        counted = Counter(reply_left_out(Learning(may), Status(was)) for may, was in replies)
+        return cls(counted.pop(None, 0), {why: n for why, n in counted.items() if why})
+
+    @property
+    def total(self) -> int:
+        """Return how much there is of either."""
+        return self.usable + sum(self.left_out.values())
 
     def plus(self, other: "NewFeedback") -> "NewFeedback":
         """Return both together."""
-        return NewFeedback(self.usable + other.usable, self.unusable + other.unusable)
+        left_out = Counter(self.left_out) + Counter(other.left_out)
+        return NewFeedback(self.usable + other.usable, left_out)
+
+
+def reply_left_out(learning: Learning, status: Status) -> str | None:
+    """Return why nothing that is said of a reply may be learned from."""
+    if learning is Learning.EXCLUDED:
+        return "learning_excluded"
+    if status is not Status.COMPLETED:
+        return "cancelled"
+    return None
 
 
 def learned_thumbs(connection: Connection, round_ids: Iterable[str]) -> set[tuple[str, int]]:

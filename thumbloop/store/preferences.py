@@ -14,7 +14,7 @@ from sqlalchemy import (
 )
 
 from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import candidate_of, may_teach, version_of
+from thumbloop.store.interactions import candidate_of, version_of
 from thumbloop.store.learned import NewFeedback, learned_preferences
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, interactions, preferences
@@ -186,7 +186,8 @@ def count_new(connection: Connection, policy: str, learned_by: Iterable[str]) ->
             preferences.c.response_id,
             preferences.c.better,
             preferences.c.worse,
-            may_teach().label("may_teach"),
+            interactions.c.learning,
+            interactions.c.status,
         )
         .join(interactions, interactions.c.response_id == preferences.c.response_id)
         .where(preferences.c.id.in_(_effective(policy)))
@@ -195,7 +196,9 @@ def count_new(connection: Connection, policy: str, learned_by: Iterable[str]) ->
         connection.execute(query).mappings(),
         learned_preferences(connection, learned_by),
     )
-    return NewFeedback.of(row["may_teach"] for row in effective if _said(row) not in learned)
+    return NewFeedback.of(
+        (row["learning"], row["status"]) for row in effective if _said(row) not in learned
+    )
 
 
 def _said(row: RowMapping) -> tuple[str, int, int]:

@@ -102,13 +102,13 @@ def test_preferences_are_new_until_learned_from_and_after_a_change_of_mind(
         versions.finish_round(connection, done, version(4, 3))
         compared = preferences.list_compared(connection, DEFAULT_POLICY, ["round-4"])
         assert [c.is_new for c in compared] == [False, True]
-        assert preferences.count_new(connection, DEFAULT_POLICY, ["round-4"]) == (1, 0)
+        assert preferences.count_new(connection, DEFAULT_POLICY, ["round-4"]) == (1, {})
         prefer(connection, reply, 1, 0)
         *_, changed = preferences.list_compared(connection, DEFAULT_POLICY, ["round-4"])
         assert changed.is_new
         assert learned_replies(connection, ["round-4"]) == {reply}
-        assert preferences.count_new(connection, DEFAULT_POLICY, ["round-4"]) == (2, 0)
-        assert preferences.count_new(connection, DEFAULT_POLICY, []) == (2, 0)
+        assert preferences.count_new(connection, DEFAULT_POLICY, ["round-4"]) == (2, {})
+        assert preferences.count_new(connection, DEFAULT_POLICY, []) == (2, {})
 
 
 def test_replies_that_may_not_be_learned_from_count_as_nothing_new(store: Engine):
@@ -117,5 +117,8 @@ def test_replies_that_may_not_be_learned_from_count_as_nothing_new(store: Engine
             reply = interaction(**change)
             interactions.append(connection, reply)
             prefer(connection, reply.response_id, 0, 1)
-        assert preferences.count_new(connection, DEFAULT_POLICY, []) == (0, 2)
+        assert preferences.count_new(connection, DEFAULT_POLICY, []) == (
+            0,
+            {"learning_excluded": 1, "cancelled": 1},
+        )
         assert len(effective(connection)) == 2

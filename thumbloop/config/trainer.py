@@ -32,9 +32,9 @@ class Round(Section):
     """Versions behind the current one that a rollout may be; older ones are dropped and counted."""
     candidates: Literal["all", "chosen"] = "all"
     """Which candidates of a reply train the policy; chosen ones alone are no sample of it."""
-    pruned: Literal["exclude", "bootstrap", "survivors"] = "exclude"
+    pruned: Literal["exclude", "bootstrap", "survivors"] = "survivors"
     """Groups that lost candidates to pruning: left out; whole, aborted ones bootstrapped by the critic; or
-    without those that were aborted, which is biased."""
+    without those that were aborted, which is biased and learns fastest."""
     max_user_feedback: int = Field(256, ge=1)
     """New thumbs and preferences of one user in a round, at most, newest first; the rest waits."""
     max_feedback_age_s: float | None = Field(None, gt=0)

@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from tests.trainer.test_update import sampled
+from thumbloop.config.trainer import Ppo
+from trainer.epochs import RatioMismatch, improve
+from trainer.measure import measure
+
+SETTINGS = Ppo(minibatch_size=8, epochs=1, learning_rate=3e-3, target_kl=1.0)
+
+
+@pytest.fixture
+def fixed(trained_trunk):
+    return measure(trained_trunk, sampled(trained_trunk, 16, 0))
+
+
+def run(trunk, fixed, generator, *, blamed: int | None = None, settings=SETTINGS):
+    """Run the epochs with advantages that are 1 but for one rollout, which has none that is a number."""
+    advantages = torch.ones(fixed.batch.mask.shape)
+    if blamed is not None:
+        advantages[blamed] = torch.nan
+    return improve(trunk, fixed, advantages, settings, generator, step_scale=1.0)
+
+
+def has_moved(trunk, before) -> bool:
+    return any(not torch.equal(p, before[n]) for n, p in trunk.parameters("policy").items())
+
+
+def test_a_policy_that_disagrees_with_itself_before_its_first_step_is_an_error(
+    trained_trunk, fixed, generator
+):
+    before = trained_trunk.snapshot("policy")
+    off = fixed._replace(prox_logprobs=fixed.prox_logprobs + 0.01)
+    with pytest.raises(RatioMismatch, match=r"off by 0\.01 nats"):
+        run(trained_trunk, off, generator)
+    assert not has_moved(trained_trunk, before)
+
+
+def test_a_minibatch_whose_loss_is_no_number_is_skipped_and_the_others_are_not(
+    trained_trunk, fixed, generator
+):
+    before = trained_trunk.snapshot("policy")
+    settings = SETTINGS.model_copy(update={"epochs": 2})  # so that a step follows what was skipped
+    progress = run(trained_trunk, fixed, generator, blamed=3, settings=settings)
+    assert (progress.steps, progress.skipped, len(progress.losses)) == (2, 2, 2)
+    assert all(outcome.loss.isfinite() for outcome in progress.losses)
+    assert has_moved(trained_trunk, before)
+    assert all(p.isfinite().all() for p in trained_trunk.parameters("policy").values())
+
+
+def test_a_minibatch_in_which_a_token_counts_twentyfold_moves_nothing(
+    trained_trunk, fixed, generator
+):
+    before = trained_trunk.snapshot("policy")
+    old = fixed.old_logprobs.clone()
+    old[:, 0] -= 3.5  # e^3.5 is 33
+    settings = SETTINGS.model_copy(update={"max_importance_weight": 100.0})
+    unlikely = fixed._replace(old_logprobs=old)
+    progress = run(trained_trunk, unlikely, generator, settings=settings)
+    assert (progress.steps, progress.skipped, progress.losses) == (0, 2, [])
+    assert not has_moved(trained_trunk, before)
+    run(trained_trunk, unlikely, generator)  # whose weights are truncated at 2
+    assert has_moved(trained_trunk, before)

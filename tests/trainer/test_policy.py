@@ -109,7 +109,7 @@ def test_the_expected_rate_is_the_mean_of_what_whole_replies_are_said_to_be_wort
     rewards = reward.score(trained_trunk, [(r.prompt, r.response) for r in rollouts])
     cut = Rollout("cut", 0, (6,), (8, 9), (-1.0, -1.0), 1.0, is_finished=False)
     parent = version(0, None, metrics={})
-    metrics = stage.improve(dataset([*rollouts, cut]), parent, calibration, generator).metrics
+    metrics = stage.improve(dataset([cut, *rollouts]), parent, calibration, generator).metrics
     expected = (rewards / 2 - 0.5).sigmoid().mean().item()
     assert metrics["parent_predicted_rate"] == pytest.approx(expected, abs=1e-5)
 

@@ -204,6 +204,6 @@ def describe_claims(
 
 def draw_replay(data: Dataset, share: float, generator: torch.Generator) -> list[Judgement]:
     """Draw older feedback, at most `share` times as much as there is new."""
-    size = min(len(data.older), int(share * len(data.new)))
+    size = int(share * len(data.new))  # or all there is
     chosen = torch.randperm(len(data.older), generator=generator)[:size].tolist()
     return [data.older[i] for i in sorted(chosen)]

@@ -81,7 +81,7 @@ def test_equal_thumbs_are_compared_by_the_version_that_was_there_then():
     ]
     rows = [{"arm": "one", **early}, {"arm": "two", **late}]
     found = summarise(rows, [Arm("one"), Arm("two")], 100)
-    assert found["two"]["difference"].mean == pytest.approx(0.1)
+    assert found["two"]["against"]["one"].mean == pytest.approx(0.1)
 
 
 def test_estimates_are_held_against_the_rate_with_slips_of_what_was_published():

@@ -84,6 +84,9 @@ def test_each_check_of_the_child_can_block_a_round(new_bench, reasons, settings)
     bench.rate(40)
     assert bench.loop.step()
     assert_blocked(bench, *reasons)
+    numbers = bench.rounds()[-1]["metrics"]
+    if reasons == ["length: "]:  # what was not let is not what later drift is from
+        assert numbers["justified_reply_tokens"] == numbers["parent_reply_tokens"]
 
 
 def test_a_policy_that_is_no_number_blocks_the_round_though_the_gate_is_off(new_bench):

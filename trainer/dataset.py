@@ -80,7 +80,7 @@ def read(
     computed.
     """
     learned_by = versions.learned_by(connection, policy, parent.version)
-    oldest = (time.time() if now is None else now) - (settings.max_feedback_age_s or float("inf"))
+    oldest = settings.oldest_feedback(time.time() if now is None else now)
     rated = feedback.list_rated(connection, policy, learned_by)
     compared = preferences.list_compared(connection, policy, learned_by)
     teaching, no_thumbs, no_pairs = _sift(

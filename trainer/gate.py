@@ -190,10 +190,10 @@ def pleases(metrics: Mapping[str, float], settings: Gate) -> bool:
     The first holds wherever thumbs are all that the policy is rewarded for, and where another reward does not win over
     them. The second is what a reward model that is wrong has no say in.
     """
-    fewer = metrics.get("child_rate", 0.0) < metrics.get("parent_rate", 0.0)
-    if fewer and are_rates_known(metrics, settings):
-        return False
-    return metrics.get("child_predicted_rate", 0.0) > metrics.get("parent_predicted_rate", 0.0)
+    expected = metrics.get("child_predicted_rate", 0.0) > metrics.get("parent_predicted_rate", 0.0)
+    if not (expected and are_rates_known(metrics, settings)):
+        return expected
+    return metrics["child_rate"] >= metrics["parent_rate"]
 
 
 def has_risen(metrics: Mapping[str, float], settings: Gate) -> bool:
@@ -209,6 +209,17 @@ def are_rates_known(metrics: Mapping[str, float], settings: Gate) -> bool:
     """Say whether the estimated thumb rates rest on enough replies to make anything of them."""
     share = metrics.get("rated_effective_share")
     return share is not None and share >= settings.min_effective_share
+
+
+def justify(metrics: Mapping[str, float], settings: Gate) -> dict[str, float]:
+    """Return the metrics with the child's length, and its thumb rate, as those that later drift is from.
+
+    A rate that is not known is none: the next round takes what it says of its parent.
+    """
+    names = ("reply_tokens", "rate", "rate_error")
+    known = names if are_rates_known(metrics, settings) else names[:1]
+    others = {k: x for k, x in metrics.items() if k not in {f"justified_{name}" for name in names}}
+    return others | {f"justified_{name}": metrics[f"child_{name}"] for name in known}
 
 
 def has_drifted(metrics: Mapping[str, float], settings: Gate) -> bool:

@@ -197,9 +197,9 @@ def describe_values(values: Mapping[str, Values]) -> dict[str, float]:
         for what, estimate, least in (("child", each.child, 0.0), ("gain", each.gain, -1.0)):
             low, high = np.clip(estimate.bounds(0.95), least, 1.0).tolist()
             described |= {f"{name}_{what}_low": low, f"{name}_{what}_high": high}
-    # The doubly robust one is named last, and is the better one of two that rest on the same replies.
+    robust = values.get("dr")  # the better one of two that rest on the same replies
     if best := max(
-        list(values.values())[::-1], key=lambda each: each.effective_share, default=None
+        values.values(), key=lambda each: (each.effective_share, each is robust), default=None
     ):
         described["rated_effective_share"] = best.effective_share
         for whose, estimate in (("parent", best.parent), ("child", best.child)):

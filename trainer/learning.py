@@ -21,7 +21,6 @@ from trainer.evidence import Evidence, held_out_auroc, pool, pool_folds
 from trainer.gate import (
     GateResult,
     all_of,
-    are_rates_known,
     check_collapse,
     check_finite,
     check_fit,
@@ -30,6 +29,7 @@ from trainer.gate import (
     check_update,
     check_values,
     has_drifted,
+    justify,
     proof_confidence,
 )
 from trainer.metrics import TrainerMetrics
@@ -92,15 +92,7 @@ class Learner:
                 check_length(numbers, data.recent, settings),
             )
         if gate.passed and has_drifted(numbers, settings):
-            numbers["justified_reply_tokens"] = numbers["child_reply_tokens"]
-            is_known = are_rates_known(numbers, settings)
-            for name in (
-                "rate",
-                "rate_error",
-            ):  # else those that the next round says its parent has
-                numbers.pop(f"justified_{name}", None)
-                if is_known:
-                    numbers[f"justified_{name}"] = numbers[f"child_{name}"]
+            numbers = justify(numbers, settings)
         return Learned(gate, numbers, rewarded.replayed)
 
     def learn_reward(

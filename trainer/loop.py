@@ -117,7 +117,7 @@ class Loop:
         if child := awaited(known, parent):
             self._wait(f"waiting for the server to try version {child.version}")
             return None
-        needed = needed_feedback(rounds, parent, self._config.round)
+        needed = needed_feedback(rounds, parent, self._config.round, now=time())
         if new.usable < needed:
             words = f"waiting for {needed} new thumbs; version {parent.version} is current"
             if new.left_out and new.total >= needed:

@@ -38,6 +38,16 @@ class Improved(NamedTuple):
     values: Mapping[str, Values]
 
 
+class Rewarded(NamedTuple):
+    """Rewards of rollouts: mixed (B,), the thumbs' part as probabilities (B,), which is empty where they have no part,
+    and what is said of them.
+    """
+
+    mixed: Tensor
+    likes: list[float]
+    metrics: dict[str, float]
+
+
 class PolicyStage:
     """Moves the policy adapter by the rewards of a round's rollouts."""
 
@@ -95,29 +105,19 @@ class PolicyStage:
                 numbers[name] = known
         return Improved(numbers, values)
 
-    def _rewards(
-        self, rollouts: Sequence[Rollout], calibration: Calibration
-    ) -> tuple[Tensor, list[float], dict[str, float]]:
-        """Return the mixed rewards (B,), the thumbs' part of them as probabilities (B,), empty where they have no
-        part, and the mean of each component over whole replies."""
+    def _rewards(self, rollouts: Sequence[Rollout], calibration: Calibration) -> Rewarded:
+        """Reward rollouts; means are over whole replies."""
         components = self._config.rewards
         parts = rewards_of(self._trunk, rollouts, components, calibration, self._decode)
         mixed = mix(parts, components, forged(self._trunk, rollouts))
         likes: list[float] = parts["thumbs"].sigmoid().tolist() if "thumbs" in parts else []
         whole = torch.tensor([r.is_finished for r in rollouts])
         if not whole.any():
-            return mixed, likes, {}
-        return (
-            mixed,
-            likes,
-            {
-                "reward_mean": float(mixed[whole].mean()),
-                "reward_std": float(mixed[whole].std(correction=0)),
-                **{
-                    f"reward_mean_{name}": float(part[whole].mean()) for name, part in parts.items()
-                },
-            },
-        )
+            return Rewarded(mixed, likes, {})
+        means = {f"reward_mean_{name}": float(part[whole].mean()) for name, part in parts.items()}
+        spread = float(mixed[whole].std(correction=0))
+        described = {"reward_mean": float(mixed[whole].mean()), "reward_std": spread, **means}
+        return Rewarded(mixed, likes, described)
 
     def _imitate(self, thumbs: Sequence[Thumb], generator: torch.Generator) -> float:
         weights = weigh(thumbs, self._config.reward)

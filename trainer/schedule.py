@@ -1,7 +1,6 @@
 """When a round is due: pure functions of what the store says."""
 
 import math
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,15 +21,15 @@ def needed_feedback(
     current: PolicyVersion,
     settings: Round,
     *,
-    now: float | None = None,
+    now: float,
 ) -> int:
-    """Return how much new feedback starts the next round.
+    """Return how much new feedback starts the next round; `now` in unix seconds.
 
     A round that was blocked, or whose version did not come to serve, gives its thumbs back; trying
     the same ones again would end the same way, so half a round's worth has to join them. What was tried
     longer ago than feedback may be old is there no more.
     """
-    oldest = (time.time() if now is None else now) - (settings.max_feedback_age_s or math.inf)
+    oldest = settings.oldest_feedback(now)
     enough = settings.min_feedback if current.reward_digest else settings.first_feedback
     tried = [
         int(r["metrics"].get("feedback_new", r["metrics"].get("feedback_used", 0)))

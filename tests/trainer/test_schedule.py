@@ -16,14 +16,14 @@ FIRST = version(0, None, reward_digest="")
 
 
 def test_the_first_round_takes_more_than_those_that_go_on_from_a_reward_model():
-    assert needed_feedback([], FIRST, SETTINGS) == 64
-    assert needed_feedback([], version(1), SETTINGS) == 32
+    assert needed_feedback([], FIRST, SETTINGS, now=1000.0) == 64
+    assert needed_feedback([], version(1), SETTINGS, now=1000.0) == 32
 
 
 def test_a_blocked_round_waits_for_half_as_many_more():
-    assert needed_feedback(rounds((0, 70)), FIRST, SETTINGS) == 102
-    assert needed_feedback(rounds((0, 70), (0, 110)), FIRST, SETTINGS) == 142
-    assert needed_feedback(rounds((1, 33)), version(1), SETTINGS) == 49
+    assert needed_feedback(rounds((0, 70)), FIRST, SETTINGS, now=1000.0) == 102
+    assert needed_feedback(rounds((0, 70), (0, 110)), FIRST, SETTINGS, now=1000.0) == 142
+    assert needed_feedback(rounds((1, 33)), version(1), SETTINGS, now=1000.0) == 49
 
 
 def test_what_was_tried_and_has_grown_too_old_since_is_not_waited_for():
@@ -33,7 +33,7 @@ def test_what_was_tried_and_has_grown_too_old_since_is_not_waited_for():
 
 
 def test_rounds_on_other_parents_do_not_count():
-    assert needed_feedback(rounds((0, 300), (1, 64)), version(2, 1), SETTINGS) == 32
+    assert needed_feedback(rounds((0, 300), (1, 64)), version(2, 1), SETTINGS, now=1000.0) == 32
 
 
 def test_a_child_the_server_has_not_decided_about_is_awaited():

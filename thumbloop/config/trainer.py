@@ -1,5 +1,6 @@
 """Settings of `python -m trainer`."""
 
+import math
 from pathlib import Path
 from typing import Literal, Self
 
@@ -43,6 +44,10 @@ class Round(Section):
     """Seconds between looks at the store."""
     max_rounds: int | None = Field(None, ge=1)
     """Rounds after which the trainer stops; absent: it goes on."""
+
+    def oldest_feedback(self, now: float) -> float:
+        """Return from when on feedback still teaches; both in unix seconds."""
+        return now - (self.max_feedback_age_s or math.inf)
 
     @model_validator(mode="after")
     def _can_start(self) -> Self:

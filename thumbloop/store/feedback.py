@@ -5,11 +5,7 @@ from collections.abc import Iterable
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select
 
 from thumbloop.errors import RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import (
-    candidate_of,
-    sampling_of,
-    version_of,
-)
+from thumbloop.store.interactions import candidate_of, sampling_of, version_of
 from thumbloop.store.learned import NewFeedback, learned_thumbs
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, feedback, interactions, thumbs

@@ -20,8 +20,13 @@ class NewFeedback(NamedTuple):
     @classmethod
     def of(cls, replies: Iterable[tuple[str, str]]) -> Self:
         """Count feedback by the stored learning and status of its replies."""
-        counted = Counter(reply_left_out(Learning(may), Status(was)) for may, was in replies)
-        return cls(counted.pop(None, 0), {why: n for why, n in counted.items() if why})
+        usable, left_out = 0, Counter[str]()
+        for (learning, status), number in Counter(replies).items():
+            if reason := reply_left_out(Learning(learning), Status(status)):
+                left_out[reason] += number
+            else:
+                usable += number
+        return cls(usable, left_out)
 
     @property
     def total(self) -> int:

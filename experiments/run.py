@@ -22,6 +22,7 @@ from thumbloop.store import open_store, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion, VersionState
 from trainer import dataset, reward
 from trainer.assembly import assemble
+from trainer.batches import Pair
 from trainer.calibration import Calibration
 from trainer.metrics import TrainerMetrics
 from trainer.rollouts import Thumb
@@ -59,7 +60,7 @@ class Candidates(NamedTuple):
     """Random candidates of one policy, one for each prompt, and what is true of them."""
 
     texts: list[str]
-    replies: list[reward.Reply]
+    replies: list[Pair]
     likes: list[float]  # probabilities of being liked, before anybody slips
 
 

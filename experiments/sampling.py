@@ -1,6 +1,6 @@
 """Replies of the trunk's policy, sampled with transformers: what vLLM does for the server."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from trainer.models import Trunk
-from trainer.rollouts import by_length
 
 _AT_ONCE = 128
 
@@ -83,3 +82,9 @@ def _cut(ids: list[int], logprobs: list[float], end: Sequence[int]) -> Sample:
     """Return a row up to its first end, that included."""
     length = next((i + 1 for i, token in enumerate(ids) if token in end), len(ids))
     return Sample(tuple(ids[:length]), tuple(logprobs[:length]), ids[length - 1] in end)
+
+
+def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield indices in groups of similar length, at most `size` each, longest group first."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    yield from (order[start : start + size] for start in range(0, len(order), size))

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from thumbloop.config.trainer import Ppo
 from trainer import critic, ppo
+from trainer.critic import ValueHead
 from trainer.measure import Fixed
-from trainer.models import ValueHead
 from trainer.rollouts import Rollout
 
 
@@ -48,7 +48,7 @@ def estimate(
     Each prompt's values come from a critic that was not fitted on it: one that has seen the returns
     explains away what the policy is to learn from.
     """
-    mask = fixed.batch.mask
+    mask = fixed.mask
     rewards = ppo.shaped_rewards(
         scores, fixed.prox_logprobs, fixed.ref_logprobs, mask, kl_coef=kl_coef
     )

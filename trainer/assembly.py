@@ -41,8 +41,7 @@ def assemble(
         folder,
         config.lora,
         verdict_tokens(config.verdict, tokenizer),
-        device=config.resources.device,
-        dtype=config.resources.dtype,
+        config.resources,
     )
     end = end_tokens(folder, trunk, tokenizer)
     special = set(tokenizer.all_special_ids)

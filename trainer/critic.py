@@ -8,14 +8,28 @@ from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainer.models import ValueHead
 from trainer.ppo import value_loss
 
 EPOCHS = 20
 LEARNING_RATE = 2e-3
 MINIBATCH_TOKENS = 1024
+
+
+class ValueHead(nn.Module):
+    """The critic: values (B, T) from the trunk's frozen hidden states (B, T, H)."""
+
+    def __init__(self, hidden_size: int, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width), nn.Tanh(), nn.Linear(width, 1)
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the expected return of each state."""
+        values: Tensor = self.layers(hidden.float())
+        return values.squeeze(-1)
 
 
 def fit(

@@ -29,7 +29,7 @@ def describe_parent(
 
     likes (B,): how likely each reply is liked, as the round's reward model says; empty where nothing asked it.
     """
-    mask = fixed.batch.mask
+    mask = fixed.mask
     described = {
         "mean_reply_tokens": float(mask.sum(dim=1).float().mean()),
         "parent_kl_to_reference": float(fixed.prox_kl[mask].sum()) / len(mask),
@@ -54,7 +54,7 @@ def describe_child(
     weights = _weights(moved.logprobs, fixed, rollouts)
     return {
         "kl_to_reference": float(moved.kl.sum()) / len(rollouts),
-        "child_entropy": float(ppo.masked_mean(moved.entropy, fixed.batch.mask)),
+        "child_entropy": float(ppo.masked_mean(moved.entropy, fixed.mask)),
         "child_effective_share": effective_share(weights),
         **_of_replies(rollouts, likes, weights, "child"),
     }
@@ -70,7 +70,7 @@ def _weights(logprobs: Tensor, fixed: Fixed, rollouts: Sequence[Rollout]) -> np.
     """Return the weight of each finished reply (N,): those that were cut say nothing of whole ones."""
     finished = torch.tensor([r.is_finished for r in rollouts])
     now, then = (
-        of_responses(x, fixed.batch.mask).double().cpu()[finished].numpy()
+        of_responses(x, fixed.mask).double().cpu()[finished].numpy()
         for x in (logprobs, fixed.old_logprobs)
     )
     return ratios(now, then, most=MAX_RATIO)

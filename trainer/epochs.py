@@ -8,7 +8,7 @@ from torch import Tensor
 
 from thumbloop.config.trainer import Ppo
 from trainer import ppo
-from trainer.measure import Fixed, micro_batches
+from trainer.measure import Fixed, batches_of
 from trainer.models import Trunk
 
 RATIO_TOLERANCE = {torch.float32: 1e-3}
@@ -70,18 +70,22 @@ def improve(
 def accumulate(
     trunk: Trunk, fixed: Fixed, advantages: Tensor, rows: Tensor, settings: Ppo
 ) -> ppo.PolicyLoss:
-    """Add a minibatch's gradient up over micro-batches of like length; return the whole's loss.
+    """Add a minibatch's gradient up over micro-batches; return the whole's loss.
 
     Each micro-batch counts by its tokens, so that short replies weigh no more than long ones. The
     gradient is that of the policy loss plus `kl_loss_coef` times the mean exact divergence from the
     reference in the states met.
     """
-    tokens = int(fixed.batch.mask[rows].sum())
+    tokens = int(fixed.mask[rows].sum())
     parts = []
-    for part_rows, part in micro_batches(fixed.batch, rows):
+    for part_rows, part in batches_of(trunk, fixed.pairs, rows.tolist()):
         width, share = part.mask.shape[1], float(part.mask.sum()) / tokens
-        temperature = fixed.temperature[part_rows]
-        policy = trunk.respond(part, temperature, "policy")
+        policy = trunk.respond(
+            part,
+            fixed.temperature[part_rows],
+            "policy",
+            reference=fixed.hidden[part_rows, : width + 1],
+        )
         outcome = ppo.policy_loss(
             policy.logprobs,
             fixed.prox_logprobs[part_rows, :width],
@@ -91,10 +95,7 @@ def accumulate(
             clip=settings.clip,
             max_weight=settings.max_importance_weight,
         )
-        with torch.no_grad():
-            ref_logits = trunk.logits(fixed.hidden[part_rows, :width])
-        divergence = ppo.exact_kl(policy.logits, ref_logits, temperature)
-        leash = settings.kl_loss_coef * ppo.masked_mean(divergence, part.mask)
+        leash = settings.kl_loss_coef * ppo.masked_mean(policy.kl, part.mask)
         ((outcome.loss + leash) * share).backward()
         parts.append((share, outcome))
     return _combine(parts)

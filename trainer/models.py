@@ -21,11 +21,13 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from thumbloop.artifacts import VALUE, WEIGHTS
-from thumbloop.config.trainer import Lora
+from thumbloop.config.trainer import Lora, Resources
 from thumbloop.errors import SettingsError
 from thumbloop.rendering import VerdictTokens
-from trainer.ppo import token_logprobs
-from trainer.rollouts import Batch
+from trainer.batches import Batch, collate
+from trainer.critic import ValueHead
+from trainer.distributions import describe_tokens
+from trainer.packing import ATTENTION, checkpoint_layers, packed_states, padded_states
 
 VALUE_WEIGHTS = "value_head.safetensors"
 
@@ -34,39 +36,39 @@ Role = Literal["policy", "reference", "reward"]
 
 ADAPTERS: tuple[Adapter, ...] = ("policy", "reward")
 
+MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+"""Tokens computed at a time: on a CPU as many as stay in its caches, on a GPU as many as keep it busy."""
+
 
 class Response(NamedTuple):
-    """What the trunk says of the responses of a batch."""
+    """What the trunk says of the responses of a batch; (B, T) and 0 in padding unless noted, nats."""
 
-    logprobs: Tensor  # (B, T)
+    logprobs: Tensor
+    entropy: Tensor  # exact, in the state before each token; no gradient
+    kl: Tensor  # from the reference, exact, in that state; 0 where it is not asked for
     hidden: Tensor  # (B, T + 1, H): state before each token and after the last
-    logits: Tensor  # (B, T, V), before the temperature
-
-
-class ValueHead(nn.Module):
-    """The critic: values (B, T) from the trunk's frozen hidden states (B, T, H)."""
-
-    def __init__(self, hidden_size: int, width: int = 64) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width), nn.Tanh(), nn.Linear(width, 1)
-        )
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return the expected return of each state."""
-        values: Tensor = self.layers(hidden.float())
-        return values.squeeze(-1)
 
 
 class Trunk:
     """A causal language model with a policy and a reward adapter on all linear layers."""
 
-    def __init__(self, model: nn.Module, lora: Lora, verdict: VerdictTokens) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        lora: Lora,
+        verdict: VerdictTokens,
+        *,
+        micro_batch_tokens: int | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
         self.lora = lora
         self.verdict = verdict
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
+        self.micro_batch_tokens = micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
         model.eval()
+        if gradient_checkpointing:
+            checkpoint_layers(model)
         # GPT-2 keeps its matrices transposed.
         is_transposed = any(isinstance(module, Conv1D) for module in model.modules())
         config = partial(_config, lora, fan_in_fan_out=is_transposed)
@@ -74,24 +76,33 @@ class Trunk:
         self.model.add_adapter("reward", config())
         self.causal: Any = self.model.get_base_model()
         self.context = int(self.causal.config.max_position_embeddings)
+        self.hidden_size = int(self.causal.config.hidden_size)
         self.target_modules = tuple(sorted(self.model.peft_config["policy"].target_modules))
         self.value_head = self.new_value_head()
+        self.is_packed = self._can_pack()
         self.reset()
 
     @classmethod
     def open(
-        cls, folder: Path, lora: Lora, verdict: VerdictTokens, *, device: str, dtype: str
+        cls, folder: Path, lora: Lora, verdict: VerdictTokens, resources: Resources
     ) -> "Trunk":
         """Load the base model; `auto` is CUDA where there is one, float32 on a CPU, else bfloat16.
 
         Raises SettingsError: its logits are made in a way that the trainer does not know.
         """
+        device, dtype = resources.device, resources.dtype
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
-        trunk = cls(model.to(device), lora, verdict)
+        trunk = cls(
+            model.to(device),
+            lora,
+            verdict,
+            micro_batch_tokens=resources.micro_batch_tokens,
+            gradient_checkpointing=resources.gradient_checkpointing,
+        )
         trunk.check_logits()
         return trunk
 
@@ -105,7 +116,7 @@ class Trunk:
 
     def new_value_head(self) -> ValueHead:
         """Return an untrained critic of the right size."""
-        return ValueHead(self.causal.config.hidden_size).to(self.device)
+        return ValueHead(self.hidden_size).to(self.device)
 
     def parameters(self, adapter: Adapter) -> dict[str, nn.Parameter]:
         """Return the adapter's own weights by name."""
@@ -144,15 +155,33 @@ class Trunk:
             self.model.set_adapter(role)
             yield
 
-    def respond(self, batch: Batch, temperature: Tensor, role: Role) -> Response:
-        """Return the log-probabilities of the batch's responses at temperature (B, 1).
+    def respond(
+        self,
+        batch: Batch,
+        temperature: Tensor,
+        role: Role,
+        *,
+        reference: Tensor | None = None,
+    ) -> Response:
+        """Say of the batch's responses how likely they are at temperature (B, 1).
 
-        Logits are computed for response positions only, never for the prompt.
+        `reference` (B, T + 1, H): the reference's hidden states, to be compared with. Logits are
+        computed for the tokens of responses only, never for a prompt or for padding.
         """
+        mask = batch.mask
         with self.role(role):
-            hidden = self._hidden(batch.tokens, batch.positions)
-            logits = self.logits(hidden[:, :-1])
-        return Response(token_logprobs(logits, batch.responses, temperature), hidden, logits)
+            hidden = self._states(batch)[batch.states]
+        said = describe_tokens(
+            self.logits,
+            hidden[:, :-1][mask],
+            batch.responses[mask],
+            temperature.expand_as(mask)[mask],
+            None if reference is None else reference[:, :-1][mask],
+            vocabulary=self.causal.get_output_embeddings().weight.shape[0],
+        )
+        blank = torch.zeros(mask.shape, device=mask.device)
+        logprobs, entropy, kl = (blank.masked_scatter(mask, x) for x in said)
+        return Response(logprobs, entropy, kl, hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits (..., V) of hidden states (..., H); the head is the same in every role."""
@@ -174,10 +203,10 @@ class Trunk:
     def check_logits(self) -> None:
         """Compare with the model's own logits. Raises SettingsError: it does something we do not know."""
         tokens = torch.arange(1, 5, device=self.device)[None]
-        positions = torch.arange(4, device=self.device)[None]
+        batch = collate([((1, 2, 3), (4,))]).to(self.device)
         with self.role("reference"):
-            ours = self.logits(self._hidden(tokens, positions))
-            own = self.causal(input_ids=tokens, use_cache=False).logits
+            ours = self.logits(self._states(batch))
+            own = self.causal(input_ids=tokens, use_cache=False).logits[0]
         if not torch.allclose(ours, own, rtol=1e-2, atol=1e-2):
             raise SettingsError(
                 f"model.path: {type(self.causal).__name__} makes its logits in a way that the trainer"
@@ -187,22 +216,35 @@ class Trunk:
     def rewards(self, batch: Batch) -> Tensor:
         """Return the logit of a thumb up (B,) for a batch whose responses end with the verdict prompt."""
         with self.role("reward"):
-            hidden = self._hidden(batch.tokens, batch.positions[:, -1:])
-            logits = self.logits(hidden[:, 0]).float()
+            hidden = self._states(batch)[batch.states[:, -1]]
+        logits = self.logits(hidden).float()
         rewards: Tensor = logits[:, self.verdict.up] - logits[:, self.verdict.down]
         return rewards
 
     def next_logits(self, batch: Batch) -> Tensor:
         """Return the policy's logits (B, V) for the token after each response."""
-        batch = batch.to(self.device)
         with self.role("policy"):
-            hidden = self._hidden(batch.tokens, batch.positions[:, -1:])
-        return self.logits(hidden[:, 0]).float()
+            hidden = self._states(batch)[batch.states[:, -1]]
+        return self.logits(hidden).float()
 
-    def _hidden(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Return the last hidden states (B, P, H) at positions (B, P)."""
-        states: Tensor = self.causal.base_model(input_ids=tokens, use_cache=False)[0]
-        return states.gather(1, positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+    def _states(self, batch: Batch) -> Tensor:
+        """Return the last hidden states (N, H)."""
+        states = packed_states if self.is_packed else padded_states
+        return states(self.causal.base_model, batch)
+
+    @torch.no_grad()
+    def _can_pack(self) -> bool:
+        """Say whether tokens meet in attention only: not where a state or a convolution runs over them."""
+        pairs = [((1, 2, 3), (4, 5)), ((1, 2, 3), (6,)), ((7,), (8, 9, 1))]
+        batch = collate(pairs).to(self.device)
+        if self.causal.config._attn_implementation not in ("sdpa", ATTENTION):
+            return False
+        with self.role("reference"):
+            padded = padded_states(self.causal.base_model, batch)
+            self.causal.set_attn_implementation(ATTENTION)
+            packed = packed_states(self.causal.base_model, batch)
+        tolerance = 1e-4 if self.dtype is torch.float32 else 5e-2
+        return torch.allclose(packed, padded, rtol=tolerance, atol=tolerance)
 
     def load(self, folder: Path) -> None:
         """Take both adapters, and the critic where there is one, from a version's folder."""

@@ -82,7 +82,7 @@ class PolicyStage:
                 self._trunk,
                 rated_samples(data.new_thumbs),
                 rollouts,
-                of_responses(fixed.prox_logprobs, fixed.batch.mask),
+                of_responses(fixed.prox_logprobs, fixed.mask),
                 Calibration.of(parent.metrics),
             )
             of_parent = describe_parent(fixed, rollouts, likes, parent.version)
@@ -96,7 +96,7 @@ class PolicyStage:
             )
         with self._metrics.stage("inspection"):
             moved = measure_policy(self._trunk, fixed)
-            values = comparison.values(of_responses(moved.logprobs, fixed.batch.mask))
+            values = comparison.values(of_responses(moved.logprobs, fixed.mask))
             numbers |= of_parent | describe_child(fixed, moved, rollouts, likes)
         numbers |= {"rollouts": float(len(rollouts)), **described, **describe_values(values)}
         for name, at_first in CARRIED.items():

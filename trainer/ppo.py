@@ -26,14 +26,17 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     return torch.zeros_like(x).masked_scatter(mask, (valid - valid.mean()) * scale)
 
 
-def token_logprobs(logits: Tensor, tokens: Tensor, temperature: Tensor) -> Tensor:
-    """Log-probabilities (B, T) of the tokens (B, T) under logits (B, T, V) at temperature (B, 1).
+def log_distribution(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Log-probabilities (..., V) of the whole vocabulary under logits (..., V) at temperature (...).
 
     The temperature is the sampler's: what was sampled at 0.7 has its density at 0.7 only.
     """
-    scaled = logits.float() / temperature.unsqueeze(-1)
-    chosen = scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    return chosen - scaled.logsumexp(dim=-1)
+    return (logits.float() / temperature.unsqueeze(-1)).log_softmax(dim=-1)
+
+
+def token_logprobs(distribution: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities (...) of the tokens (...) under a log-distribution (..., V)."""
+    return distribution.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -51,21 +54,14 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return log_ratio.expm1() - log_ratio
 
 
-def exact_kl(logits: Tensor, ref_logits: Tensor, temperature: Tensor) -> Tensor:
-    """KL(policy || reference) of each state (B, T), summed over the vocabulary: no sampling noise.
-
-    logits, ref_logits (B, T, V); temperature (B, 1).
-    """
-    logprobs, ref_logprobs = (
-        (x.float() / temperature.unsqueeze(-1)).log_softmax(dim=-1) for x in (logits, ref_logits)
-    )
-    return (logprobs.exp() * (logprobs - ref_logprobs)).sum(dim=-1)
+def exact_kl(distribution: Tensor, reference: Tensor) -> Tensor:
+    """KL(policy || reference) of each state (...), from log-distributions (..., V): no sampling noise."""
+    return (distribution.exp() * (distribution - reference)).sum(dim=-1)
 
 
-def exact_entropy(logits: Tensor, temperature: Tensor) -> Tensor:
-    """Entropy of each state (B, T) in nats, from logits (B, T, V) at temperature (B, 1)."""
-    logprobs = (logits.float() / temperature.unsqueeze(-1)).log_softmax(dim=-1)
-    return -(logprobs.exp() * logprobs).sum(dim=-1)
+def exact_entropy(distribution: Tensor) -> Tensor:
+    """Entropy of each state (...) in nats, from a log-distribution (..., V)."""
+    return -(distribution.exp() * distribution).sum(dim=-1)
 
 
 def entropy_estimate(logprobs: Tensor, mask: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from thumbloop.artifacts import Probe
+from trainer.batches import Pair, collate
 from trainer.models import Adapter, Trunk
-from trainer.rollouts import collate
 
 LENGTHS = (5, 7, 10, 100)
 """Prompt lengths, tokens; a KV block holds 32. Few and short: they are read beside users' requests."""
@@ -24,7 +24,6 @@ INDISTINCT = 1e-4
 """Distances below this are rounding: the adapter counts as unchanged."""
 
 Weights = Mapping[Adapter, Mapping[str, Tensor]]
-Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class Probes(NamedTuple):
@@ -107,7 +106,9 @@ def continue_greedily(
     continuations: list[tuple[int, ...]] = [()] * len(prompts)
     margins = [float("inf")] * len(prompts)
     for _ in range(CONTINUATION):
-        logits = trunk.next_logits(collate(list(zip(prompts, continuations, strict=True))))
+        logits = trunk.next_logits(
+            collate(list(zip(prompts, continuations, strict=True))).to(trunk.device)
+        )
         values, tokens = logits.topk(2, dim=-1)
         leads = (values[:, 0] - values[:, 1]).tolist()
         for i, token in enumerate(tokens[:, 0].tolist()):

@@ -13,18 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thumbloop.config.trainer import RewardFit
+from trainer.batches import Pair, collate
 from trainer.calibration import Claims, log_odds
 from trainer.evidence import Evidence, held_out_auroc, ordered_right, pool
+from trainer.measure import batches_of
 from trainer.models import Trunk
 from trainer.ppo import NotFinite
-from trainer.rollouts import Batch, Comparison, Judgement, Thumb, by_length, collate, unrated
+from trainer.rollouts import Comparison, Judgement, Thumb, unrated
 from trainer.weights import weigh
 
-MICRO_BATCH = 32
 FOLDS = 4
-
-Reply = tuple[tuple[int, ...], tuple[int, ...]]
-"""Token ids of a prompt and of a response."""
 
 
 class Fit(NamedTuple):
@@ -115,9 +113,9 @@ def loss_of(judgements: Sequence[Judgement], rewards: Tensor, offset: float) -> 
     return torch.stack(losses)
 
 
-def replies_of(judgements: Sequence[Judgement]) -> list[Reply]:
+def replies_of(judgements: Sequence[Judgement]) -> list[Pair]:
     """Return the replies that are judged: a thumb's one, a comparison's better and worse one."""
-    replies: list[Reply] = []
+    replies: list[Pair] = []
     for each in judgements:
         if isinstance(each, Thumb):
             replies.append((each.prompt, each.response))
@@ -134,7 +132,7 @@ def _step(
     offset: float,
 ) -> Tensor:
     """Descend once on one batch."""
-    batch = _verdict_batch(trunk, replies_of(judgements)).to(trunk.device)
+    batch = collate(_asked(trunk, replies_of(judgements))).to(trunk.device)
     losses = loss_of(judgements, trunk.rewards(batch), offset)
     loss = (losses * weights.to(trunk.device)).mean()
     optimizer.zero_grad()
@@ -147,13 +145,11 @@ def _step(
 
 
 @torch.no_grad()
-def score(trunk: Trunk, replies: Sequence[Reply]) -> Tensor:
+def score(trunk: Trunk, replies: Sequence[Pair]) -> Tensor:
     """Return the reward of each reply (N,), in logits, on the CPU."""
     rewards = torch.zeros(len(replies))
-    lengths = [len(prompt) + len(response) for prompt, response in replies]
-    for rows in by_length(lengths, MICRO_BATCH):
-        batch = _verdict_batch(trunk, [replies[i] for i in rows])
-        rewards[rows] = trunk.rewards(batch.to(trunk.device)).cpu()
+    for rows, batch in batches_of(trunk, _asked(trunk, replies)):
+        rewards[rows] = trunk.rewards(batch).cpu()
     return rewards
 
 
@@ -205,5 +201,6 @@ def user_folds(judgements: Sequence[Judgement]) -> list[int]:
     return [fold[j.user] for j in judgements]
 
 
-def _verdict_batch(trunk: Trunk, replies: Sequence[Reply]) -> Batch:
-    return collate([(prompt, (*response, *trunk.verdict.prompt)) for prompt, response in replies])
+def _asked(trunk: Trunk, replies: Sequence[Pair]) -> list[Pair]:
+    """Return replies with the question after them whose answer is the reward."""
+    return [(prompt, (*response, *trunk.verdict.prompt)) for prompt, response in replies]

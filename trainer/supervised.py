@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from thumbloop.config.trainer import Supervised
+from trainer.batches import collate
 from trainer.models import Trunk
 from trainer.ppo import NotFinite
-from trainer.rollouts import Thumb, collate
+from trainer.rollouts import Thumb
 
 
 def imitate(

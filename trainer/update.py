@@ -52,8 +52,8 @@ class PpoObjective:
             generator=generator,
         )
         trunk.value_head = estimated.head
-        weights = ppo.importance_weights(fixed.prox_logprobs, fixed.old_logprobs, fixed.batch.mask)
-        share = float(ppo.effective_sample_size(weights, fixed.batch.mask))
+        weights = ppo.importance_weights(fixed.prox_logprobs, fixed.old_logprobs, fixed.mask)
+        share = float(ppo.effective_sample_size(weights, fixed.mask))
         progress = Progress()
         if share >= MIN_EFFECTIVE_SHARE:
             advantages = signal * estimated.advantages
@@ -72,7 +72,7 @@ def next_kl_coef(parent: PolicyVersion, fixed: Fixed, settings: Ppo) -> float:
     the parent."""
     if not settings.kl_coef_gain or not parent.metrics.get("kl_coef"):
         return settings.kl_coef
-    mask = fixed.batch.mask
+    mask = fixed.mask
     return ppo.adapt_kl_coef(
         parent.metrics["kl_coef"],
         float(fixed.prox_kl[mask].sum()) / len(mask),

@@ -31,7 +31,7 @@ from tests.publishing import RealSpeaker
 from tests.serving import Running, running
 from tests.tiny_model import build_tokenizer
 from thumbloop.config import State, Verdict
-from thumbloop.config.trainer import Lora
+from thumbloop.config.trainer import Lora, Resources
 from thumbloop.rendering import verdict_tokens
 from thumbloop.types import Sampling
 from trainer.models import ADAPTERS, Trunk
@@ -104,7 +104,7 @@ def trained(folder: Path) -> Trunk:
     """Return a trunk whose adapters have something to say."""
     verdict = verdict_tokens(Verdict(), build_tokenizer())
     lora = Lora(rank=4, alpha=8.0)
-    trunk = Trunk.open(folder, lora, verdict, device="cpu", dtype="float32")
+    trunk = Trunk.open(folder, lora, verdict, Resources(device="cpu"))
     with torch.no_grad():
         for adapter in ADAPTERS:
             for name, parameter in trunk.parameters(adapter).items():

@@ -13,7 +13,7 @@ from server.guidance.outcome import Checkpoint
 from tests.tiny_model import build_tiny_model
 from thumbloop.store import feedback, interactions, reading, versions
 from thumbloop.types import DEFAULT_POLICY, Arm, FinishReason, Strategy
-from trainer.rollouts import collate
+from trainer.batches import collate
 
 TRAINER = {
     "round": {"first_feedback": 32, "min_feedback": 32, "min_rollouts": 16, "max_rollouts": 64},

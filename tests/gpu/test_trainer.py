@@ -7,11 +7,12 @@ import torch
 
 from tests.rows import version
 from thumbloop.config import Verdict
-from thumbloop.config.trainer import Lora, Ppo
+from thumbloop.config.trainer import Lora, Ppo, Resources
 from thumbloop.rendering import verdict_tokens
+from trainer.batches import collate
 from trainer.measure import measure
 from trainer.models import Trunk
-from trainer.rollouts import Rollout, collate
+from trainer.rollouts import Rollout
 from trainer.update import PpoObjective
 
 pytestmark = pytest.mark.gpu
@@ -23,7 +24,9 @@ def open_trunk(model: Path, device: str, dtype: str) -> Trunk:
     from transformers import AutoTokenizer
 
     verdict = verdict_tokens(Verdict(), AutoTokenizer.from_pretrained(model))
-    return Trunk.open(model, Lora(rank=4, alpha=8.0), verdict, device=device, dtype=dtype)
+    return Trunk.open(
+        model, Lora(rank=4, alpha=8.0), verdict, Resources(device=device, dtype=dtype)
+    )
 
 
 def test_half_precision_on_the_gpu_says_about_what_the_cpu_says(tiny_model: Path):

@@ -5,9 +5,10 @@ from torch import nn
 from thumbloop.config.trainer import Ppo
 from trainer import critic, ppo
 from trainer.advantages import estimate
+from trainer.batches import collate
+from trainer.critic import ValueHead
 from trainer.measure import Fixed
-from trainer.models import ValueHead
-from trainer.rollouts import Rollout, collate
+from trainer.rollouts import Rollout
 
 SCORES = torch.tensor([0.0, 2.0, 0.0])
 STATES = torch.tensor([[1.0, 2.0, 4.0], [0.0, 1.0, 50.0], [5.0, 7.0, 90.0]])
@@ -37,10 +38,11 @@ def head(monkeypatch) -> ValueHead:
 
 def estimated(head: ValueHead, lam: float):
     """Return what the critic makes of the rollouts where no divergence is priced."""
-    batch = collate([(r.prompt, r.response) for r in ROLLOUTS])
-    zeros = torch.zeros(batch.mask.shape)
-    fixed = Fixed(batch, torch.ones(3, 1), *[zeros] * 5, STATES[..., None])
-    return batch.mask, estimate(
+    pairs = [(r.prompt, r.response) for r in ROLLOUTS]
+    mask = collate(pairs).mask
+    zeros = torch.zeros(mask.shape)
+    fixed = Fixed(pairs, mask, torch.ones(3, 1), *[zeros] * 5, STATES[..., None])
+    return mask, estimate(
         head,
         ROLLOUTS,
         fixed,

@@ -16,7 +16,7 @@ def fixed(trained_trunk):
 
 def run(trunk, fixed, generator, *, blamed: int | None = None, settings=SETTINGS):
     """Run the epochs with advantages that are 1 but for one rollout, which has none that is a number."""
-    advantages = torch.ones(fixed.batch.mask.shape)
+    advantages = torch.ones(fixed.mask.shape)
     if blamed is not None:
         advantages[blamed] = torch.nan
     return improve(trunk, fixed, advantages, settings, generator, step_scale=1.0)

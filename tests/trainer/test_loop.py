@@ -13,18 +13,18 @@ from thumbloop import artifacts
 from thumbloop.base_model import identify
 from thumbloop.config import Model, State, TrainerConfig
 from thumbloop.config.shared import RewardComponent
-from thumbloop.config.trainer import Gate, Lora, Ppo, RewardFit, Round, Supervised
+from thumbloop.config.trainer import Gate, Lora, Ppo, Resources, RewardFit, Round, Supervised
 from thumbloop.errors import StoreUnavailable
 from thumbloop.rendering import VerdictTokens
 from thumbloop.store import feedback, interactions, open_store, preferences, reading, versions
 from thumbloop.store.schema import round_inputs
 from thumbloop.types import FinishReason, User, VersionState
 from trainer import publishing, reward
+from trainer.batches import collate
 from trainer.loop import Loop
 from trainer.metrics import TrainerMetrics
 from trainer.models import Trunk
 from trainer.ppo import NotFinite
-from trainer.rollouts import collate
 
 LIKED = 20
 ONE_ROUND = TrainerConfig(round=Round(max_rounds=1, poll_interval_s=0.01))
@@ -56,7 +56,7 @@ class Bench:
         self.engine = open_store(self.config.state)
         self.base = identify(model)
         artifacts.claim_base(self.config.state.versions, "default", self.base, 0.0)
-        self.trunk = Trunk.open(model, self.config.lora, VERDICT, device="cpu", dtype="float32")
+        self.trunk = Trunk.open(model, self.config.lora, VERDICT, Resources(device="cpu"))
         self.metrics = TrainerMetrics(folder / "tensorboard", Console(quiet=True))
         self.lines: list[str] = []
         self.metrics.say = self.lines.append

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from thumbloop.config.trainer import Lora
 from thumbloop.errors import SettingsError
 from thumbloop.rendering import VerdictTokens
+from trainer.batches import collate
 from trainer.models import Trunk
-from trainer.rollouts import collate
 
 PAIRS = [((6, 7, 8), (9, 10)), ((11,), (12, 13, 14, 15)), ((6, 6, 6, 6, 6), (20,))]
 

@@ -8,11 +8,12 @@ from thumbloop.config import TrainerConfig
 from thumbloop.config.shared import RewardComponent
 from thumbloop.config.trainer import Gate, Ppo
 from trainer import reward
+from trainer.batches import collate
 from trainer.calibration import Calibration
 from trainer.dataset import Dataset
 from trainer.metrics import TrainerMetrics
 from trainer.policy import PolicyStage
-from trainer.rollouts import Rollout, Thumb, collate
+from trainer.rollouts import Rollout, Thumb
 from trainer.update import PpoObjective
 
 HANDED_ON = {

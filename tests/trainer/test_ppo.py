@@ -10,12 +10,14 @@ from trainer.ppo import (
     adapt_kl_coef,
     effective_sample_size,
     entropy_estimate,
+    exact_entropy,
     exact_kl,
     explained_variance,
     gae,
     importance_weights,
     kl_k1,
     kl_k3,
+    log_distribution,
     masked_mean,
     policy_loss,
     shaped_rewards,
@@ -58,18 +60,20 @@ def test_nan_in_padding_does_not_reach_a_mean():
 
 
 def test_token_logprobs_are_of_the_tempered_distribution():
-    logits = torch.tensor([[[math.log(1.0), math.log(9.0)]]])
-    token = torch.tensor([[1]])
-    assert token_logprobs(logits, token, torch.ones(1, 1)).exp().item() == pytest.approx(0.9)
-    assert token_logprobs(logits, token, torch.full((1, 1), 2.0)).exp().item() == pytest.approx(
+    logits = torch.tensor([[math.log(1.0), math.log(9.0)]])
+    token = torch.tensor([1])
+    cold = log_distribution(logits, torch.ones(1))
+    assert token_logprobs(cold, token).exp().item() == pytest.approx(0.9)
+    hot = log_distribution(logits, torch.full((1,), 2.0))
+    assert token_logprobs(hot, token).exp().item() == pytest.approx(
         0.75  # temperature 2 takes square roots: 3 / (1 + 3)
     )
 
 
 def test_each_row_has_its_own_temperature():
     logits = torch.tensor([[[0.0, math.log(4.0)]]]).repeat(2, 1, 1)
-    temperature = torch.tensor([[1.0], [2.0]])
-    logprobs = token_logprobs(logits, torch.ones(2, 1, dtype=torch.long), temperature)
+    distribution = log_distribution(logits, torch.tensor([[1.0], [2.0]]))
+    logprobs = token_logprobs(distribution, torch.ones(2, 1, dtype=torch.long))
     assert logprobs.exp().flatten().tolist() == pytest.approx([4 / 5, 2 / 3])
 
 
@@ -84,10 +88,23 @@ def test_kl_estimators_agree_with_the_closed_form():
 def test_the_exact_kl_is_the_closed_form_at_the_samplers_temperature():
     policy, reference = torch.tensor([[[0.7, 0.2, 0.1]]]), torch.tensor([[[0.3, 0.3, 0.4]]])
     exact = 0.7 * math.log(7 / 3) + 0.2 * math.log(2 / 3) + 0.1 * math.log(1 / 4)
-    kl = exact_kl(policy.log() + 5, reference.log(), torch.ones(1, 1))  # logits have no zero point
-    assert kl.item() == pytest.approx(exact, rel=1e-5)
-    hot = exact_kl(policy.log(), reference.log(), torch.full((1, 1), 1e4))
-    assert hot.item() == pytest.approx(0, abs=1e-6)
+
+    def kl(temperature: float) -> float:
+        at = torch.full((1, 1), temperature)  # logits have no zero point: hence the 5
+        of_policy, of_reference = (
+            log_distribution(x, at) for x in (policy.log() + 5, reference.log())
+        )
+        return exact_kl(of_policy, of_reference).item()
+
+    assert kl(1.0) == pytest.approx(exact, rel=1e-5)
+    assert kl(1e4) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_exact_entropy_of_a_fair_die_is_log_six():
+    die = log_distribution(torch.zeros(2, 3, 6), torch.ones(2, 1))
+    assert exact_entropy(die).tolist() == [[pytest.approx(math.log(6))] * 3] * 2
+    sure = log_distribution(torch.tensor([[100.0, 0.0]]), torch.ones(1))
+    assert exact_entropy(sure).item() == pytest.approx(0, abs=1e-6)
 
 
 @given(st.floats(-8, 0), st.floats(-8, 0))

@@ -7,12 +7,12 @@ from tests.rows import version
 from thumbloop.config.trainer import Ppo
 from trainer import critic
 from trainer.advantages import estimate, normalise, prompt_folds
+from trainer.critic import ValueHead
 from trainer.drift import describe_child, describe_parent
 from trainer.epochs import RatioMismatch, check_ratio, is_exploded
 from trainer.measure import measure, measure_policy
-from trainer.models import ValueHead
 from trainer.ppo import PolicyLoss
-from trainer.rollouts import Rollout, by_length, collate
+from trainer.rollouts import Rollout
 from trainer.update import PpoObjective, next_kl_coef
 
 PLANTED = 20
@@ -122,7 +122,7 @@ def test_the_kl_to_the_reference_is_that_of_the_policy_after_its_last_step(trunk
     metrics = run(trunk, rollouts, wish_for_planted(rollouts), generator, settings)
     assert metrics["optimizer_steps"] == 1
     after = measure(trunk, rollouts)
-    expected = float(after.prox_kl[after.batch.mask].sum()) / 32
+    expected = float(after.prox_kl[after.mask].sum()) / 32
     assert metrics["kl_to_reference"] == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-3
 
@@ -306,7 +306,7 @@ def test_a_lower_baseline_shifts_every_advantage_alike(trained_trunk):
             Ppo(advantage_shift=shift),
             kl_coef=0.1,
             generator=torch.Generator().manual_seed(1),
-        ).advantages[fixed.batch.mask]
+        ).advantages[fixed.mask]
         for shift in (0.0, 0.5)
     ]
     assert by_shift[0].mean().item() == pytest.approx(0, abs=1e-5)
@@ -316,20 +316,6 @@ def test_a_lower_baseline_shifts_every_advantage_alike(trained_trunk):
 def test_measuring_fills_every_position_of_every_rollout(trained_trunk):
     rollouts = sampled(trained_trunk, 70, 0)  # more than two micro-batches
     fixed = measure(trained_trunk, rollouts)
-    assert (fixed.prox_logprobs[fixed.batch.mask] < 0).all()
-    assert (fixed.ref_logprobs[fixed.batch.mask] < 0).all()
-    torch.testing.assert_close(
-        fixed.prox_logprobs[fixed.batch.mask], fixed.old_logprobs[fixed.batch.mask]
-    )
-
-
-def test_length_groups_hold_everything_once():
-    groups = list(by_length([5, 1, 9, 5, 2], 2))
-    assert groups == [[2, 0], [3, 4], [1]]
-
-
-def test_a_batch_knows_the_states_around_each_response():
-    batch = collate([((6, 7, 8), (9,)), ((6,), (7, 8))])
-    assert batch.tokens.tolist() == [[6, 7, 8, 9], [6, 7, 8, 0]]
-    assert batch.positions.tolist() == [[2, 3, 3], [0, 1, 2]]
-    assert batch.mask.tolist() == [[True, False], [True, True]]
+    assert (fixed.prox_logprobs[fixed.mask] < 0).all()
+    assert (fixed.ref_logprobs[fixed.mask] < 0).all()
+    torch.testing.assert_close(fixed.prox_logprobs[fixed.mask], fixed.old_logprobs[fixed.mask])

@@ -1,6 +1,7 @@
 """The epochs of one update: minibatches, the optimizer, and what stops them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from thumbloop.config.trainer import Ppo
 from trainer import ppo
+from trainer.batches import Pair
 from trainer.measure import Fixed, batches_of
 from trainer.models import Trunk
 
@@ -48,8 +50,7 @@ def improve(
     optimizer = torch.optim.Adam(parameters, lr=step_scale * settings.learning_rate)
     progress = Progress()
     for _ in range(settings.epochs):
-        order = torch.randperm(len(advantages), generator=generator)
-        for rows in order.split(settings.minibatch_size):
+        for rows in minibatches(fixed.pairs, settings, generator):
             optimizer.zero_grad()
             outcome = accumulate(trunk, fixed, advantages, rows, settings)
             if progress.steps + progress.skipped == 0:
@@ -67,6 +68,23 @@ def improve(
     return progress
 
 
+def minibatches(
+    pairs: Sequence[Pair], settings: Ppo, generator: torch.Generator
+) -> Sequence[Tensor]:
+    """Return which rollouts each optimizer step takes: all of them once, in random order.
+
+    Those of one prompt next to each other, where that is set: their prompt is then computed once.
+    """
+    order = torch.randperm(len(pairs), generator=generator)
+    if settings.minibatches == "prompts":
+        turn: dict[tuple[int, ...], int] = {}
+        for row in order.tolist():
+            turn.setdefault(pairs[row][0], len(turn))
+        order = torch.tensor(sorted(order.tolist(), key=lambda row: turn[pairs[row][0]]))
+    parts: tuple[Tensor, ...] = order.split(settings.minibatch_size)
+    return parts
+
+
 def accumulate(
     trunk: Trunk, fixed: Fixed, advantages: Tensor, rows: Tensor, settings: Ppo
 ) -> ppo.PolicyLoss:
@@ -77,7 +95,7 @@ def accumulate(
     reference in the states met.
     """
     tokens = int(fixed.mask[rows].sum())
-    parts = []
+    means, maxima = torch.zeros(3, device=trunk.device), torch.zeros(2, device=trunk.device)
     for part_rows, part in batches_of(trunk, fixed.pairs, rows.tolist()):
         width, share = part.mask.shape[1], float(part.mask.sum()) / tokens
         policy = trunk.respond(
@@ -97,21 +115,11 @@ def accumulate(
         )
         leash = settings.kl_loss_coef * ppo.masked_mean(policy.kl, part.mask)
         ((outcome.loss + leash) * share).backward()
-        parts.append((share, outcome))
-    return _combine(parts)
-
-
-def _combine(parts: list[tuple[float, ppo.PolicyLoss]]) -> ppo.PolicyLoss:
-    def mean(name: str) -> Tensor:
-        return torch.stack([share * getattr(p, name).detach() for share, p in parts]).sum()
-
-    return ppo.PolicyLoss(
-        loss=mean("loss"),
-        approx_kl=mean("approx_kl"),
-        clip_fraction=mean("clip_fraction"),
-        max_log_ratio=torch.stack([p.max_log_ratio for _, p in parts]).max(),
-        max_weight=torch.stack([p.max_weight for _, p in parts]).max(),
-    )
+        means += share * torch.stack(outcome[:3]).detach()
+        maxima = torch.maximum(maxima, torch.stack(outcome[3:]))
+    trunk.workers.add_gradients(list(trunk.parameters("policy").values()))
+    (means,) = trunk.workers.total([means])
+    return ppo.PolicyLoss(*means, *trunk.workers.largest(maxima))
 
 
 def check_ratio(max_log_ratio: float, dtype: torch.dtype) -> None:

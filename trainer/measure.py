@@ -1,5 +1,6 @@
 """What one update computes once, before the policy moves: reference, proximal policy, hidden states."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ def measure(trunk: Trunk, rollouts: Sequence[Rollout]) -> Fixed:
         hidden[rows, : width + 1] = reference.hidden
         ref[rows, :width], entropy[rows, :width] = reference.logprobs, reference.entropy
         prox[rows, :width], kl[rows, :width] = policy.logprobs, policy.kl
+    prox, ref, kl, entropy, hidden = trunk.workers.total([prox, ref, kl, entropy, hidden])
     old = pad([r.logprobs for r in rollouts]).to(trunk.device, torch.float32)
     return Fixed(pairs, mask, temperature, old, prox, ref, kl, entropy, hidden)
 
@@ -64,18 +66,18 @@ def measure_policy(trunk: Trunk, fixed: Fixed) -> Moved:
         measured = Moved(policy.logprobs, policy.kl, policy.entropy)
         for whole, of_part in zip(moved, measured, strict=True):
             whole[rows, :width] = of_part
-    return moved
+    return Moved(*trunk.workers.total(moved))
 
 
 @torch.no_grad()
 def response_logprobs(trunk: Trunk, rollouts: Sequence[Rollout]) -> Tensor:
     """Return the policy's log-probability of each whole response (B,), on the CPU; none for no rollouts."""
     temperature = torch.tensor([[r.temperature] for r in rollouts], device=trunk.device)
-    total = torch.zeros(len(rollouts))
+    total = torch.zeros(len(rollouts), device=trunk.device)
     for rows, part in batches_of(trunk, [(r.prompt, r.response) for r in rollouts]):
         policy = trunk.respond(part, temperature[rows], "policy")
-        total[rows] = of_responses(policy.logprobs, part.mask).cpu()
-    return total
+        total[rows] = of_responses(policy.logprobs, part.mask)
+    return trunk.workers.total([total])[0].cpu()
 
 
 def of_responses(logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -86,7 +88,12 @@ def of_responses(logprobs: Tensor, mask: Tensor) -> Tensor:
 def batches_of(
     trunk: Trunk, pairs: Sequence[Pair], rows: Sequence[int] | None = None
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """Yield sequences, or some of them, as the trunk takes them: which they are, and they on its device."""
+    """Yield sequences, or some of them, as the trunk takes them: which they are, and they on its device.
+
+    Of several processes each gets its share.
+    """
     chosen = range(len(pairs)) if rows is None else rows
-    for part_rows, part in micro_batches(pairs, chosen, tokens=trunk.micro_batch_tokens):
+    size = sum(len(prompt) + len(response) for prompt, response in (pairs[i] for i in chosen))
+    tokens = min(trunk.micro_batch_tokens, math.ceil(size / trunk.workers.count))
+    for part_rows, part in trunk.workers.share(micro_batches(pairs, chosen, tokens=tokens)):
         yield part_rows, part.to(trunk.device)

@@ -28,6 +28,7 @@ from trainer.batches import Batch, collate
 from trainer.critic import ValueHead
 from trainer.distributions import describe_tokens
 from trainer.packing import ATTENTION, checkpoint_layers, packed_states, padded_states
+from trainer.parallel import ALONE, Workers
 
 VALUE_WEIGHTS = "value_head.safetensors"
 
@@ -36,7 +37,7 @@ Role = Literal["policy", "reference", "reward"]
 
 ADAPTERS: tuple[Adapter, ...] = ("policy", "reward")
 
-MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens computed at a time: on a CPU as many as stay in its caches, on a GPU as many as keep it busy."""
 
 
@@ -60,11 +61,13 @@ class Trunk:
         *,
         micro_batch_tokens: int | None = None,
         gradient_checkpointing: bool = False,
+        workers: Workers = ALONE,
     ) -> None:
         self.lora = lora
         self.verdict = verdict
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
+        self.workers = workers
         self.micro_batch_tokens = micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
         model.eval()
         if gradient_checkpointing:
@@ -84,7 +87,12 @@ class Trunk:
 
     @classmethod
     def open(
-        cls, folder: Path, lora: Lora, verdict: VerdictTokens, resources: Resources
+        cls,
+        folder: Path,
+        lora: Lora,
+        verdict: VerdictTokens,
+        resources: Resources,
+        workers: Workers = ALONE,
     ) -> "Trunk":
         """Load the base model; `auto` is CUDA where there is one, float32 on a CPU, else bfloat16.
 
@@ -92,9 +100,9 @@ class Trunk:
         """
         device, dtype = resources.device, resources.dtype
         if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = workers.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if dtype == "auto":
-            dtype = "float32" if device == "cpu" else "bfloat16"
+            dtype = "float32" if device.startswith("cpu") else "bfloat16"
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
         trunk = cls(
             model.to(device),
@@ -102,6 +110,7 @@ class Trunk:
             verdict,
             micro_batch_tokens=resources.micro_batch_tokens,
             gradient_checkpointing=resources.gradient_checkpointing,
+            workers=workers,
         )
         trunk.check_logits()
         return trunk

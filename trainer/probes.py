@@ -85,17 +85,15 @@ def draw(
 ) -> list[Pair]:
     """Draw one prompt per length, with the child's surest greedy continuation of several tries."""
     room = trunk.context - CONTINUATION - len(trunk.verdict.prompt)
-    lengths = [min(length, room) for length in LENGTHS]
     ids = torch.tensor(list(vocabulary))
-    pairs = []
-    for length in lengths:
-        prompts = [
-            tuple(ids[torch.randint(len(ids), (length,), generator=generator)].tolist())
-            for _ in range(TRIES)
-        ]
-        tries = continue_greedily(trunk, prompts, end)
-        pairs.append(max(tries, key=lambda pair_and_margin: pair_and_margin[1])[0])
-    return pairs
+    prompts = [
+        tuple(ids[torch.randint(len(ids), (min(length, room),), generator=generator)].tolist())
+        for length in LENGTHS
+        for _ in range(TRIES)
+    ]
+    tries = continue_greedily(trunk, prompts, end)
+    of_lengths = [tries[i : i + TRIES] for i in range(0, len(tries), TRIES)]
+    return [max(each, key=lambda pair_and_margin: pair_and_margin[1])[0] for each in of_lengths]
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thumbloop.config.trainer import RewardFit
-from trainer.batches import Pair, collate
+from trainer.batches import Pair
 from trainer.calibration import Claims, log_odds
 from trainer.evidence import Evidence, held_out_auroc, ordered_right, pool
 from trainer.measure import batches_of
@@ -132,12 +132,11 @@ def _step(
     offset: float,
 ) -> Tensor:
     """Descend once on one batch."""
-    batch = collate(_asked(trunk, replies_of(judgements))).to(trunk.device)
-    losses = loss_of(judgements, trunk.rewards(batch), offset)
+    losses = loss_of(judgements, _rewards(trunk, replies_of(judgements)), offset)
     loss = (losses * weights.to(trunk.device)).mean()
     optimizer.zero_grad()
-    loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    trunk.workers.descend(loss, parameters)
     if not torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, 1.0)):
         raise NotFinite("the reward model's gradient is not finite")
     optimizer.step()
@@ -147,10 +146,7 @@ def _step(
 @torch.no_grad()
 def score(trunk: Trunk, replies: Sequence[Pair]) -> Tensor:
     """Return the reward of each reply (N,), in logits, on the CPU."""
-    rewards = torch.zeros(len(replies))
-    for rows, batch in batches_of(trunk, _asked(trunk, replies)):
-        rewards[rows] = trunk.rewards(batch).cpu()
-    return rewards
+    return _rewards(trunk, replies).cpu()
 
 
 def try_on(trunk: Trunk, judgements: Sequence[Judgement], offset: float = 0.0) -> Trial:
@@ -201,6 +197,10 @@ def user_folds(judgements: Sequence[Judgement]) -> list[int]:
     return [fold[j.user] for j in judgements]
 
 
-def _asked(trunk: Trunk, replies: Sequence[Pair]) -> list[Pair]:
-    """Return replies with the question after them whose answer is the reward."""
-    return [(prompt, (*response, *trunk.verdict.prompt)) for prompt, response in replies]
+def _rewards(trunk: Trunk, replies: Sequence[Pair]) -> Tensor:
+    """Return the reward of each reply (N,): what the trunk answers to the question after it."""
+    asked = [(prompt, (*response, *trunk.verdict.prompt)) for prompt, response in replies]
+    rewards = torch.zeros(len(asked), device=trunk.device)
+    for rows, batch in batches_of(trunk, asked):
+        rewards = rewards.index_copy(0, rows.to(trunk.device), trunk.rewards(batch))
+    return trunk.workers.join(rewards)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from thumbloop.config.trainer import Supervised
-from trainer.batches import collate
+from trainer.measure import batches_of, of_responses
 from trainer.models import Trunk
 from trainer.ppo import NotFinite
 from trainer.rollouts import Thumb
@@ -36,7 +36,7 @@ def imitate(
             rows = [liked[int(i)] for i in places]
             loss = _loss(trunk, [thumbs[i] for i in rows], weights[rows])
             optimizer.zero_grad()
-            loss.backward()
+            trunk.workers.descend(loss, parameters)
             if not torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, 1.0)):
                 raise NotFinite("the gradient of the supervised warm start is not finite")
             optimizer.step()
@@ -46,11 +46,11 @@ def imitate(
 
 def _loss(trunk: Trunk, thumbs: Sequence[Thumb], weights: Tensor) -> Tensor:
     """Return the weighted mean of the responses' negative log-likelihood per token."""
-    batch = collate([(t.prompt, t.response) for t in thumbs]).to(trunk.device)
-    temperature = torch.ones(len(thumbs), 1, device=trunk.device)
-    logprobs = trunk.respond(batch, temperature, "policy").logprobs
-    per_reply = torch.stack(
-        [-row[valid].mean() for row, valid in zip(logprobs, batch.mask, strict=True)]
-    )
+    per_reply = torch.zeros(len(thumbs), device=trunk.device)
+    for rows, batch in batches_of(trunk, [(t.prompt, t.response) for t in thumbs]):
+        temperature = torch.ones(len(rows), 1, device=trunk.device)
+        logprobs = trunk.respond(batch, temperature, "policy").logprobs
+        means = of_responses(logprobs, batch.mask) / batch.mask.sum(dim=1)
+        per_reply = per_reply.index_copy(0, rows.to(trunk.device), -means)
     shares = weights.to(trunk.device) / weights.sum().clamp(min=1e-8)
-    return (shares * per_reply).sum()
+    return (shares * trunk.workers.join(per_reply)).sum()

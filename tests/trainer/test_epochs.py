@@ -3,7 +3,7 @@ import torch
 
 from tests.trainer.test_update import sampled
 from thumbloop.config.trainer import Ppo
-from trainer.epochs import RatioMismatch, improve
+from trainer.epochs import RatioMismatch, improve, minibatches
 from trainer.measure import measure
 
 SETTINGS = Ppo(minibatch_size=8, epochs=1, learning_rate=3e-3, target_kl=1.0)
@@ -61,3 +61,22 @@ def test_a_minibatch_in_which_a_token_counts_twentyfold_moves_nothing(
     assert not has_moved(trained_trunk, before)
     run(trained_trunk, unlikely, generator)  # whose weights are truncated at 2
     assert has_moved(trained_trunk, before)
+
+
+PAIRS = [((k % 8, 1), (k,)) for k in range(32)]
+
+
+@pytest.mark.parametrize("of", ["prompts", "rollouts"])
+def test_an_epoch_takes_every_rollout_once_in_random_order(of):
+    settings = SETTINGS.model_copy(update={"minibatches": of})
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.cat(list(minibatches(PAIRS, settings, generator))) for _ in (0, 1))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(32))
+    assert first.tolist() != second.tolist()
+    assert first.tolist() != sorted(first.tolist())
+
+
+def test_minibatches_of_prompts_hold_all_rollouts_of_theirs():
+    settings = SETTINGS.model_copy(update={"minibatches": "prompts"})
+    parts = minibatches(PAIRS, settings, torch.Generator().manual_seed(0))
+    assert [len({PAIRS[i][0] for i in part.tolist()}) for part in parts] == [2, 2, 2, 2]

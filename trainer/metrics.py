@@ -78,6 +78,10 @@ class TrainerMetrics:
         self._stage_seconds.labels(name).observe(seconds)
         self.say(f"  {name} {seconds:.1f} s")
 
+    def round_failed(self) -> None:
+        """Count a round that could not be recorded."""
+        self._rounds.labels("failed").inc()
+
     def round_ended(
         self,
         number: int,
@@ -86,7 +90,7 @@ class TrainerMetrics:
         values: Mapping[str, float],
         left_out: Mapping[str, Mapping[str, int]],
     ) -> None:
-        """Record a round under its number: `published` or `blocked`, and what it measured."""
+        """Record a round under its number: how it ended, and what it measured."""
         self._rounds.labels(outcome).inc()
         self._round_seconds.observe(seconds)
         if outcome == "published":

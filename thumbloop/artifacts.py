@@ -228,6 +228,16 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
             raise BadPolicyVersion("file_altered", f"{folder.name}: {name} is not what was written")
 
 
+def verify(folder: Path, manifest_digest: str, base: BaseModelIdentity) -> None:
+    """Check that a folder is what was published, and of this base model. Raises BadPolicyVersion."""
+    manifest = read_manifest(folder, manifest_digest)
+    verify_files(folder, manifest)
+    if manifest.base_model != base:
+        raise BadPolicyVersion(
+            "wrong_base_model", f"{folder.name} was trained on another base model than model.path"
+        )
+
+
 def remove_unpublished(versions: Path, policy: str, published: Iterable[int]) -> list[str]:
     """Remove folders that a killed writer left behind; return their names.
 

@@ -11,6 +11,7 @@ import torch
 import uuid_utils
 from sqlalchemy import Engine
 
+from thumbloop import artifacts
 from thumbloop.artifacts import BaseModelIdentity
 from thumbloop.config import TrainerConfig
 from thumbloop.errors import StoreUnavailable
@@ -93,7 +94,7 @@ class Loop:
     def step(self) -> bool:
         """Run a round if one is due; say whether it ended. One that cannot be recorded is dropped, after a pause.
 
-        Raises StoreUnavailable: the store cannot be read.
+        Raises StoreUnavailable: the store cannot be read. BadPolicyVersion: the parent's folder is damaged.
         """
         due = self._due()
         if due is None:
@@ -188,13 +189,18 @@ class Loop:
         self._report(number, attempt, ended, perf_counter() - started)
 
     def _take(self, parent: PolicyVersion, number: int) -> torch.Generator:
-        """Put the parent's adapters into the trunk; return the round's own source of chance."""
+        """Put the parent's adapters into the trunk; return the round's own source of chance.
+
+        Raises BadPolicyVersion: the folder is not what was published, or of another base model.
+        """
         name = f"{self._config.seed}/{self._policy}/{parent.version}/{number}"
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 2**63
         torch.manual_seed(seed)
         self._trunk.reset()
         if parent.policy_digest:
-            self._trunk.load(self._config.state.versions / parent.folder)
+            folder = self._config.state.versions / parent.folder
+            artifacts.verify(folder, parent.manifest_digest, self._base)
+            self._trunk.load(folder)
         return torch.Generator().manual_seed(seed)
 
     def _report(self, number: int, attempt: Attempt, ended: Ended, seconds: float) -> None:

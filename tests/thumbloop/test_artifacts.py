@@ -254,3 +254,15 @@ def test_what_was_written_can_be_discarded_unless_another_took_its_place(tmp_pat
     shutil.rmtree(folder)
     artifacts.discard(tmp_path, write(tmp_path))
     assert not folder.exists()
+
+
+def test_a_version_of_another_base_model_does_not_verify(tmp_path: Path):
+    written = write(tmp_path)
+    folder = tmp_path / written.folder
+    artifacts.verify(folder, written.manifest_digest, IDENTITY)
+    other = IDENTITY.model_copy(update={"digest": "o" * 64})
+    with pytest.raises(BadPolicyVersion, match=r"wrong_base_model: 000001 was trained on another"):
+        artifacts.verify(folder, written.manifest_digest, other)
+    _flip_a_bit(folder)
+    with pytest.raises(BadPolicyVersion, match="file_altered"):
+        artifacts.verify(folder, written.manifest_digest, IDENTITY)

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from thumbloop import artifacts
 from thumbloop.config import TrainerConfig
 from thumbloop.config.shared import RewardComponent
 from thumbloop.config.trainer import Gate, RewardFit, Round, Supervised
-from thumbloop.errors import StoreUnavailable
+from thumbloop.errors import BadPolicyVersion, StoreUnavailable
 from thumbloop.store import interactions, preferences, reading
 from thumbloop.store.schema import round_inputs
 from thumbloop.types import VersionState
@@ -339,3 +340,51 @@ def test_a_store_that_does_not_answer_is_waited_for(bench, monkeypatch):
     monkeypatch.setattr(bench.loop, "_config", ONE_ROUND)
     bench.loop.run()
     assert any("locked" in line for line in bench.lines)
+
+
+def _flip_a_bit(folder):
+    path = folder / "reward" / artifacts.WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def _lose_the_critic(folder):
+    shutil.rmtree(folder / "value")
+
+
+def _alter_the_manifest(folder):
+    path = folder / artifacts.MANIFEST
+    path.write_text(path.read_text().replace('"parent": 0', '"parent": 9'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_flip_a_bit, "file_altered"),
+        (_lose_the_critic, "file_missing"),
+        (_alter_the_manifest, "manifest_altered"),
+        (shutil.rmtree, "manifest_missing"),
+    ],
+)
+def test_nothing_is_trained_from_a_version_that_is_not_what_was_published(bench, damage, reason):
+    bench.rate(40)
+    bench.loop.step()
+    bench.adopt(1)
+    bench.rate(40, version=1)
+    damage(bench.config.state.versions / bench.get(1).folder)
+    with pytest.raises(BadPolicyVersion) as raised:
+        bench.loop.step()
+    assert raised.value.reason == reason
+    assert (len(bench.rounds()), bench.versions()) == (1, [0, 1])
+
+
+def test_nothing_is_trained_from_a_version_of_another_base_model(bench):
+    bench.rate(40)
+    bench.loop.step()
+    bench.adopt(1)
+    bench.rate(40, version=1)
+    bench.base = bench.base.model_copy(update={"tokenizer_digest": "o" * 64})
+    with pytest.raises(BadPolicyVersion, match="wrong_base_model"):
+        bench.new_loop().step()
+    assert (len(bench.rounds()), bench.versions()) == (1, [0, 1])

@@ -22,8 +22,7 @@ def folders(bench: Bench) -> list[str]:
 
 def verify(bench: Bench, number: int) -> None:
     row = bench.get(number)
-    folder = bench.config.state.versions / row.folder
-    artifacts.verify_files(folder, artifacts.read_manifest(folder, row.manifest_digest))
+    artifacts.verify(bench.config.state.versions / row.folder, row.manifest_digest, bench.base)
 
 
 def digests(bench: Bench, number: int) -> dict[str, str]:

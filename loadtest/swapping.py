@@ -11,7 +11,14 @@ from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
-from thumbloop.artifacts import MANIFEST, Lineage, read_manifest, write_version
+from thumbloop.artifacts import (
+    MANIFEST,
+    Lineage,
+    Manifest,
+    read_manifest,
+    remove_unpublished,
+    write_version,
+)
 from thumbloop.config import State
 from thumbloop.store import open_store, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion, Round, VersionState
@@ -57,14 +64,17 @@ class Swapping:
         """
         manifest = read_manifest(source)
         with reading(self._database) as connection:
+            known = versions.list_versions(connection, DEFAULT_POLICY)
             number = versions.next_number(connection, DEFAULT_POLICY)
             parent = versions.current(connection, DEFAULT_POLICY).version
+        remove_unpublished(self._state.versions, DEFAULT_POLICY, [v.version for v in known])
         lineage = Lineage(round_id=str(uuid4()))  # it learned from nothing by itself
         changes = {"version": number, "parent": parent, "created_at": time(), "lineage": lineage}
         written = write_version(
             self._state.versions,
-            manifest.model_copy(update=changes),
-            lambda folder: _copy(source, folder),
+            DEFAULT_POLICY,
+            number,
+            lambda folder: _copy(source, folder, manifest.model_copy(update=changes)),
         )
         done = Round(
             round_id=lineage.round_id,
@@ -124,5 +134,6 @@ class Swapping:
             await asyncio.sleep(max(0.0, started + (number + 1) * interval_s - loop.time()))
 
 
-def _copy(source: Path, folder: Path) -> None:
+def _copy(source: Path, folder: Path, manifest: Manifest) -> Manifest:
     shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    return manifest

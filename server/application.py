@@ -36,8 +36,8 @@ from server.routes import Routes
 from server.servicers import AdminServicer, FeedbackServicer, PolicyServicer
 from server.translation import Defaults
 from server.verification import Expected
-from thumbloop import artifacts
-from thumbloop.base_model import identify, locate
+from thumbloop.artifacts import BaseModelIdentity
+from thumbloop.base_model import claim_base, identify, locate
 from thumbloop.config import ServerConfig
 from thumbloop.errors import EngineUnavailable, SettingsError
 from thumbloop.rendering import verdict_tokens
@@ -104,7 +104,7 @@ class Application:
         database = open_store(self._config.state)
         self._stack.callback(database.dispose)
         identity = identify(model)
-        artifacts.claim_base(self._config.state.versions, DEFAULT_POLICY, identity, time.time())
+        claim_base(self._config.state.versions, DEFAULT_POLICY, identity, time.time())
         writer = GroupWriter(database, on_commit=self._metrics.observe_commit)
         self._stack.callback(writer.close)
         self._start_metrics(writer)
@@ -137,7 +137,7 @@ class Application:
     async def _serve(
         self,
         engine: Engine,
-        identity: artifacts.BaseModelIdentity,
+        identity: BaseModelIdentity,
         database: Database,
         writer: GroupWriter,
     ) -> None:

@@ -167,7 +167,7 @@ class Publisher:
         spoil(draft)
         manifest = alter(self._manifest(version, parent, draft, probes, is_policy_unchanged))
         written = artifacts.write_version(
-            self._folder, manifest, lambda folder: _move(draft, folder)
+            self._folder, manifest.policy, version, lambda folder: _move(draft, folder, manifest)
         )
         return PolicyVersion(
             policy=DEFAULT_POLICY,
@@ -320,7 +320,8 @@ def _digest(facts: AdapterFacts | None) -> str:
     return facts.digest if facts else ""
 
 
-def _move(draft: Path, folder: Path) -> None:
+def _move(draft: Path, folder: Path, manifest: Manifest) -> Manifest:
     for path in draft.iterdir():
         path.rename(folder / path.name)
     draft.rmdir()
+    return manifest

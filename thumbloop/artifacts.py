@@ -8,11 +8,11 @@ A folder is written under a temporary name, synced and renamed; it is visible on
 store. Nothing is ever written into it again.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from time import time
 from typing import Any, NamedTuple
@@ -150,30 +150,45 @@ def folder_of(policy: str, version: int) -> str:
 
 
 def write_version(
-    versions: Path, manifest: Manifest, fill: Callable[[Path], None]
+    versions: Path, policy: str, version: int, fill: Callable[[Path], Manifest]
 ) -> WrittenVersion:
-    """Write a version folder: `fill` puts its files into the folder it is given.
+    """Write a version folder: `fill` puts its files into the folder it is given, and describes them.
 
-    Digests of the files are added to the manifest. All is synced to disk before the rename. A folder
-    of the same number that no row names (a killed writer's) is replaced; the caller makes sure of
-    that. Raises OSError when the disk is full or not writable.
+    Digests of all files are added to the manifest, and all is synced to disk before the rename. A folder
+    that is there is never replaced, as a row may name it: remove_unpublished() makes room for the number
+    that a killed writer had. Raises OSError: the disk is full or not writable, or there is such a folder.
     """
-    relative = folder_of(manifest.policy, manifest.version)
+    relative = folder_of(policy, version)
     final = versions / relative
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    fill(temporary)
-    complete = manifest.model_copy(update={"files": _digests(temporary)})
-    data = complete.model_dump_json(indent=1).encode()
-    (temporary / MANIFEST).write_bytes(data)
-    for path in [*_files(temporary), *_folders(temporary)]:
-        _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
+    try:
+        manifest, digest = _seal(temporary, fill(temporary))
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room at once
+        raise
     _sync(final.parent)
-    return WrittenVersion(relative, complete, hashlib.sha256(data).hexdigest())
+    return WrittenVersion(relative, manifest, digest)
+
+
+def _seal(folder: Path, manifest: Manifest) -> tuple[Manifest, str]:
+    """Write the manifest beside the files it names, sync everything; return it and its digest."""
+    complete = manifest.model_copy(update={"files": _digests(folder)})
+    data = complete.model_dump_json(indent=1).encode()
+    (folder / MANIFEST).write_bytes(data)
+    for path in [*_files(folder), *_folders(folder)]:
+        _sync(path)
+    return complete, hashlib.sha256(data).hexdigest()
+
+
+def discard(versions: Path, written: WrittenVersion) -> None:
+    """Remove a folder that was written and never published, unless another's has its place."""
+    folder = versions / written.folder
+    with suppress(BadPolicyVersion):
+        read_manifest(folder, written.manifest_digest)
+        shutil.rmtree(folder, ignore_errors=True)  # what is left goes with remove_unpublished()
 
 
 def read_manifest(folder: Path, expected_digest: str | None = None) -> Manifest:
@@ -213,45 +228,38 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
             raise BadPolicyVersion("file_altered", f"{folder.name}: {name} is not what was written")
 
 
+def verify(folder: Path, manifest_digest: str, base: BaseModelIdentity) -> None:
+    """Check that a folder is what was published, and of this base model. Raises BadPolicyVersion."""
+    manifest = read_manifest(folder, manifest_digest)
+    verify_files(folder, manifest)
+    if manifest.base_model != base:
+        raise BadPolicyVersion(
+            "wrong_base_model", f"{folder.name} was trained on another base model than model.path"
+        )
+
+
 def remove_unpublished(versions: Path, policy: str, published: Iterable[int]) -> list[str]:
     """Remove folders that a killed writer left behind; return their names.
 
-    Only the one process that writes versions may call it, and not while it writes.
+    Only the one process that writes versions may call it, and not while it writes. A killed writer leaves
+    nothing beyond the next number. Raises SettingsError: there is more, so the store that the versions were
+    read from is not the one that these folders belong to; nothing is removed then.
     """
-    keep = {f"{version:06d}" for version in published}
+    rows = set(published)
+    keep = {f"{version:06d}" for version in rows}
     folder = versions / policy
     orphans = [p for p in folder.glob("*") if p.is_dir() and p.name not in keep]
+    beyond = [
+        p.name for p in orphans if p.name.isdigit() and int(p.name) > max(rows, default=0) + 1
+    ]
+    if beyond:
+        raise SettingsError(
+            f"state: {folder} holds version {max(beyond)}, of which the store knows nothing;"
+            " give the folder's own database back, or choose a new state.folder"
+        )
     for orphan in orphans:
         shutil.rmtree(orphan)
     return sorted(orphan.name for orphan in orphans)
-
-
-def claim_base(versions: Path, policy: str, identity: BaseModelIdentity, at: float) -> None:
-    """Write version 0's folder, or check that it names the same base model.
-
-    Server and trainer may start at the same time: one writes, under a lock, the other checks.
-    Raises SettingsError: the state belongs to another base model, or cannot be written.
-    """
-    folder = versions / folder_of(policy, 0)
-    try:
-        versions.mkdir(parents=True, exist_ok=True)
-        with (versions / "claim.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (folder / MANIFEST).exists():
-                base = Manifest(
-                    policy=policy, version=0, parent=None, created_at=at, base_model=identity
-                )
-                write_version(versions, base, lambda _folder: None)
-    except OSError as error:
-        raise SettingsError(
-            f"state.folder: {versions} cannot be written ({error.strerror});"
-            " choose a folder this user may write to"
-        ) from None
-    if read_manifest(folder).base_model != identity:
-        raise SettingsError(
-            "model.path: this state folder belongs to another base model;"
-            " give that one back, or choose a new state.folder"
-        )
 
 
 def file_digest(path: Path) -> str:

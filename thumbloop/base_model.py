@@ -1,11 +1,22 @@
-"""Finding the base model, a folder as it is or a hub id through the hub's own cache, and its identity."""
+"""Finding the base model, a folder as it is or a hub id through the hub's own cache; its identity, and the
+state folder that is for it alone.
+"""
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from thumbloop.artifacts import BaseModelIdentity, file_digest
+from thumbloop.artifacts import (
+    MANIFEST,
+    BaseModelIdentity,
+    Manifest,
+    file_digest,
+    folder_of,
+    read_manifest,
+    write_version,
+)
 from thumbloop.config import Model
 from thumbloop.errors import SettingsError
 
@@ -40,6 +51,34 @@ def identify(model: Path) -> BaseModelIdentity:
     return BaseModelIdentity(
         digest=_digest_of([model / "config.json", *weights]), tokenizer_digest=_digest_of(tokenizer)
     )
+
+
+def claim_base(versions: Path, policy: str, identity: BaseModelIdentity, at: float) -> None:
+    """Write version 0's folder, or check that it names the same base model.
+
+    Server and trainer may start at the same time: one writes, under a lock, the other checks.
+    Raises SettingsError: the state belongs to another base model, or cannot be written.
+    """
+    folder = versions / folder_of(policy, 0)
+    try:
+        versions.mkdir(parents=True, exist_ok=True)
+        with (versions / "claim.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / MANIFEST).exists():
+                base = Manifest(
+                    policy=policy, version=0, parent=None, created_at=at, base_model=identity
+                )
+                write_version(versions, policy, base.version, lambda _folder: base)
+    except OSError as error:
+        raise SettingsError(
+            f"state.folder: {versions} cannot be written ({error.strerror});"
+            " choose a folder this user may write to"
+        ) from None
+    if read_manifest(folder).base_model != identity:
+        raise SettingsError(
+            "model.path: this state folder belongs to another base model;"
+            " give that one back, or choose a new state.folder"
+        )
 
 
 def _fetch(model: Model) -> Path:

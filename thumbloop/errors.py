@@ -175,7 +175,7 @@ class ScorerUnavailable(Unavailable):
 
 
 class StoreUnavailable(Unavailable):
-    """The database did not take a write: locked, full or unreachable."""
+    """Database or disk did not take a write: locked, full or unreachable."""
 
 
 class BadPolicyVersion(ThumbloopError):

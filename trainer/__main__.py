@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from thumbloop.base_model import locate
 from thumbloop.config import State, TrainerConfig, load
 from thumbloop.errors import SettingsError, ThumbloopError
-from thumbloop.store import open_store
+from thumbloop.store import only_trainer, open_store
 from trainer.assembly import assemble
 from trainer.metrics import TrainerMetrics
 
@@ -34,7 +34,7 @@ def train(config: TrainerConfig) -> None:
     torch.set_num_threads(resources.threads)
     folder = locate(config.model)
     engine = open_store(config.state)
-    with only_trainer(config.state):
+    with only_trainer_of(config.state), only_trainer(engine):
         metrics = TrainerMetrics(config.tensorboard or config.state.folder / "tensorboard")
         port = metrics.serve(config.metrics)
         loop, trunk, *_ = assemble(config, folder, engine, metrics)
@@ -43,8 +43,8 @@ def train(config: TrainerConfig) -> None:
 
 
 @contextmanager
-def only_trainer(state: State) -> Iterator[None]:
-    """Hold the lock that lets one trainer write versions."""
+def only_trainer_of(state: State) -> Iterator[None]:
+    """Hold the lock that lets one trainer write into a state folder."""
     with (state.folder / "trainer.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine
 from transformers import AutoTokenizer, GenerationConfig
 
-from thumbloop import artifacts
-from thumbloop.base_model import identify
+from thumbloop.artifacts import BaseModelIdentity
+from thumbloop.base_model import claim_base, identify
 from thumbloop.config import TrainerConfig
 from thumbloop.rendering import text_of, verdict_tokens
-from thumbloop.store import reading, versions
 from thumbloop.types import DEFAULT_POLICY
+from trainer import publishing
 from trainer.loop import Loop
 from trainer.metrics import TrainerMetrics
 from trainer.models import Trunk
@@ -32,7 +32,7 @@ def assemble(
 ) -> Assembly:
     """Load the base model from its folder, prepare the version folders, build the loop.
 
-    Only the one trainer of a state folder may call it. Raises SettingsError.
+    Only the one trainer of a state folder may call it. Raises SettingsError, StoreUnavailable.
     """
     base = identify(folder)
     prepare_versions(engine, config, base)
@@ -59,14 +59,10 @@ def assemble(
     return Assembly(loop, trunk, tokenizer, end)
 
 
-def prepare_versions(
-    engine: Engine, config: TrainerConfig, base: artifacts.BaseModelIdentity
-) -> None:
+def prepare_versions(engine: Engine, config: TrainerConfig, base: BaseModelIdentity) -> None:
     """Write version 0's folder where it is missing, and remove what a killed trainer left behind."""
-    artifacts.claim_base(config.state.versions, DEFAULT_POLICY, base, time())
-    with reading(engine) as connection:
-        published = [v.version for v in versions.list_versions(connection, DEFAULT_POLICY)]
-    artifacts.remove_unpublished(config.state.versions, DEFAULT_POLICY, published)
+    claim_base(config.state.versions, DEFAULT_POLICY, base, time())
+    publishing.clear(engine, DEFAULT_POLICY, config.state.versions)
 
 
 def end_tokens(folder: Path, trunk: Trunk, tokenizer: Any) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 import uuid_utils
 from sqlalchemy import Engine
 
+from thumbloop import artifacts
 from thumbloop.artifacts import BaseModelIdentity
 from thumbloop.config import TrainerConfig
 from thumbloop.errors import StoreUnavailable
@@ -24,7 +25,7 @@ from trainer.metrics import TrainerMetrics
 from trainer.models import ADAPTERS, Trunk
 from trainer.objective import Objective
 from trainer.policy import PolicyStage
-from trainer.publishing import Attempt
+from trainer.publishing import Attempt, Ended
 from trainer.schedule import awaited, looks, needed_feedback
 from trainer.update import PpoObjective
 
@@ -91,7 +92,10 @@ class Loop:
             return False
 
     def step(self) -> bool:
-        """Run a round if one is due; say whether one was."""
+        """Run a round if one is due; say whether it ended. One that cannot be recorded is dropped, after a pause.
+
+        Raises StoreUnavailable: the store cannot be read. BadPolicyVersion: the parent's folder is damaged.
+        """
         due = self._due()
         if due is None:
             return False
@@ -99,7 +103,11 @@ class Loop:
         if data is None:
             return False
         self._waiting_for = ""
-        self._round(due, data)
+        try:
+            self._round(due, data)
+        except StoreUnavailable as error:
+            self._drop(due, error)
+            return False
         return True
 
     def _due(self) -> Due | None:
@@ -162,7 +170,6 @@ class Loop:
         before = {adapter: self._trunk.snapshot(adapter) for adapter in ADAPTERS}
         learned = self._learner.learn(data, parent, generator, look=due.look)
         attempt = Attempt(str(uuid_utils.uuid7()), self._policy, parent, started_at, data, learned)
-        child = None
         if learned.gate.passed:
             with self._metrics.stage("probes"):
                 proof = probes.make(
@@ -174,43 +181,47 @@ class Loop:
                     generator=generator,
                 )
             with self._metrics.stage("publish"):
-                child = publishing.publish(
+                ended = publishing.publish(
                     self._engine, self._trunk, attempt, proof, self._base, self._config
                 )
         else:
-            publishing.record_blocked(self._engine, attempt)
-        self._report(number, attempt, child, perf_counter() - started)
+            ended = publishing.record_blocked(self._engine, attempt)
+        self._report(number, attempt, ended, perf_counter() - started)
 
     def _take(self, parent: PolicyVersion, number: int) -> torch.Generator:
-        """Put the parent's adapters into the trunk; return the round's own source of chance."""
+        """Put the parent's adapters into the trunk; return the round's own source of chance.
+
+        Raises BadPolicyVersion: the folder is not what was published, or of another base model.
+        """
         name = f"{self._config.seed}/{self._policy}/{parent.version}/{number}"
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 2**63
         torch.manual_seed(seed)
         self._trunk.reset()
         if parent.policy_digest:
-            self._trunk.load(self._config.state.versions / parent.folder)
+            folder = self._config.state.versions / parent.folder
+            artifacts.verify(folder, parent.manifest_digest, self._base)
+            self._trunk.load(folder)
         return torch.Generator().manual_seed(seed)
 
-    def _report(
-        self, number: int, attempt: Attempt, child: PolicyVersion | None, seconds: float
-    ) -> None:
+    def _report(self, number: int, attempt: Attempt, ended: Ended, seconds: float) -> None:
         """Show what came of a round."""
-        numbers, data = attempt.learned.metrics, attempt.data
-        if child is not None:
-            outcome = "published"
-            words = f"published version {child.version}"
-        elif attempt.learned.gate.passed:
-            outcome = "superseded"
-            words = f"published nothing: version {attempt.parent.version} is no longer current"
-        else:
-            outcome = "blocked"
-            words = f"published nothing: {attempt.learned.gate.reason}"
+        numbers = attempt.learned.metrics
         self._metrics.say(
-            f"round {number}: {words}; {seconds:.1f} s,"
+            f"round {number}: {ended.words}; {seconds:.1f} s,"
             f" reward AUROC {numbers.get('reward_auroc', math.nan):.3f},"
             f" KL to the reference {numbers.get('kl_to_reference', 0.0):.2f} nats per reply"
         )
-        self._metrics.round_ended(number, outcome, seconds, numbers, data.left_out)
+        self._metrics.round_ended(number, ended.outcome, seconds, numbers, attempt.data.left_out)
+
+    def _drop(self, due: Due, error: StoreUnavailable) -> None:
+        """Give up a round that could not be recorded; whatever it would have used is still new."""
+        pause_s = self._config.round.retry_interval_s
+        self._metrics.say(
+            f"round {due.number}: dropped, as {error}; nothing is lost, its feedback stays new;"
+            f" trying again in {pause_s:g} s"
+        )
+        self._metrics.round_failed()
+        sleep(pause_s)
 
     def _wait(self, words: str) -> None:
         """Say what is missing, once, however the counts go on."""

@@ -1,5 +1,6 @@
 """What the trainer shows while it works: lines in the terminal, TensorBoard scalars, Prometheus."""
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from thumbloop.config.shared import Metrics
 from thumbloop.errors import SettingsError
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _SECONDS = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 
 
@@ -21,7 +23,8 @@ class TrainerMetrics:
     def __init__(self, tensorboard: Path, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.registry = r = CollectorRegistry()
-        self._writer = SummaryWriter(str(tensorboard))
+        self._tensorboard = str(tensorboard)
+        self._writer: SummaryWriter | None = SummaryWriter(self._tensorboard)
         self._rounds = Counter(
             "thumbloop_trainer_rounds", "Rounds, by outcome.", ["outcome"], registry=r
         )
@@ -66,8 +69,12 @@ class TrainerMetrics:
         return int(server.server_port)
 
     def say(self, line: str) -> None:
-        """Print one line of progress."""
-        self.console.print(line, markup=False)
+        """Print one line of progress. Where the log's disk is full the line is lost, not the trainer."""
+        try:
+            self.console.print(line, markup=False)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -78,6 +85,10 @@ class TrainerMetrics:
         self._stage_seconds.labels(name).observe(seconds)
         self.say(f"  {name} {seconds:.1f} s")
 
+    def round_failed(self) -> None:
+        """Count a round that could not be recorded."""
+        self._rounds.labels("failed").inc()
+
     def round_ended(
         self,
         number: int,
@@ -86,7 +97,7 @@ class TrainerMetrics:
         values: Mapping[str, float],
         left_out: Mapping[str, Mapping[str, int]],
     ) -> None:
-        """Record a round under its number: `published` or `blocked`, and what it measured."""
+        """Record a round under its number: how it ended, and what it measured."""
         self._rounds.labels(outcome).inc()
         self._round_seconds.observe(seconds)
         if outcome == "published":
@@ -97,5 +108,17 @@ class TrainerMetrics:
                 self._left_out.labels(kind, reason).set(count)
         for name, value in values.items():
             self._value.labels(name).set(value)
-            self._writer.add_scalar(f"round/{name}", value, number)
-        self._writer.flush()
+        self._draw(number, values)
+
+    def _draw(self, number: int, values: Mapping[str, float]) -> None:
+        """Write TensorBoard's scalars. Where the disk is full the round is missing in its curves."""
+        try:
+            self._writer = self._writer or SummaryWriter(self._tensorboard)
+            for name, value in values.items():
+                self._writer.add_scalar(f"round/{name}", value, number)
+            self._writer.flush()
+        except OSError as error:
+            self._writer = (
+                None  # it writes nothing more once it failed: the next round gets another
+            )
+            self.say(f"TensorBoard's curves go without round {number}: {error}")

@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shutil import copytree, rmtree
-from tempfile import TemporaryDirectory
 from time import time
+from typing import NamedTuple
 
-from sqlalchemy import Engine
+from safetensors import SafetensorError
+from sqlalchemy import Connection, Engine
 
+from thumbloop import artifacts
 from thumbloop.artifacts import (
     POLICY,
     REWARD,
@@ -19,11 +20,13 @@ from thumbloop.artifacts import (
     Lineage,
     Manifest,
     VerdictIdentity,
+    WrittenVersion,
     file_digest,
     write_version,
 )
 from thumbloop.config import TrainerConfig
-from thumbloop.store import reading, versions
+from thumbloop.errors import StoreUnavailable
+from thumbloop.store import versions, writing
 from thumbloop.types import PolicyVersion, Round
 from trainer.dataset import Dataset
 from trainer.learning import Learned
@@ -82,10 +85,30 @@ class Attempt:
         )
 
 
-def record_blocked(engine: Engine, attempt: Attempt) -> None:
-    """Record why a round published nothing."""
-    with engine.begin() as connection:
+class Ended(NamedTuple):
+    """How a round ended: `published`, `blocked` or `superseded`, and in words."""
+
+    outcome: str
+    words: str
+
+
+def clear(engine: Engine, policy: str, folder: Path) -> int:
+    """Remove what a killed trainer left behind in the folder of versions; return the next version's number.
+
+    Nobody publishes meanwhile, not even a commit that this process has not heard of yet.
+    Raises StoreUnavailable; OSError: the folder cannot be written; SettingsError: it is another store's.
+    """
+    with writing(engine) as connection:
+        published = [v.version for v in versions.list_versions(connection, policy)]
+        artifacts.remove_unpublished(folder, policy, published)
+        return versions.next_number(connection, policy)
+
+
+def record_blocked(engine: Engine, attempt: Attempt) -> Ended:
+    """Record why a round published nothing. Raises StoreUnavailable."""
+    with writing(engine) as connection:
         versions.finish_round(connection, attempt.finished(None), None)
+    return Ended("blocked", f"published nothing: {attempt.learned.gate.reason}")
 
 
 def publish(
@@ -95,28 +118,68 @@ def publish(
     probes: Probes,
     base: BaseModelIdentity,
     config: TrainerConfig,
-) -> PolicyVersion | None:
-    """Write the trunk's adapters as a version. None: the parent stopped being current meanwhile."""
-    with reading(engine) as connection:
-        number = versions.next_number(connection, attempt.policy)
-    with TemporaryDirectory() as scratch:
-        trunk.save(Path(scratch))
-        manifest = describe(Path(scratch), number, trunk, attempt, probes, base, config)
+) -> Ended:
+    """Write the trunk's adapters as a version and make it visible, unless it was superseded meanwhile.
+
+    Raises StoreUnavailable: folder or database did not take it. Nothing was published then, or all of it
+    where a commit broke off; a folder that no row came to name goes when the next one is written.
+    """
+    try:
+        number = clear(engine, attempt.policy, config.state.versions)
         written = write_version(
             config.state.versions,
-            manifest,
-            lambda folder: _copy(Path(scratch), folder),
+            attempt.policy,
+            number,
+            lambda folder: _fill(folder, number, trunk, attempt, probes, base, config),
         )
-    version = written.row()
-    with engine.begin() as connection:
-        current = versions.current(connection, attempt.policy).version
-        if current == attempt.parent.version:
-            versions.finish_round(connection, attempt.finished(number), version)
-            return version
-        reason = f"superseded: version {current} became current meanwhile"
-        versions.finish_round(connection, replace(attempt.finished(None), reason=reason), None)
-    rmtree(config.state.versions / written.folder)
-    return None
+    except OSError as error:
+        raise StoreUnavailable(f"the version cannot be written: {error}") from None
+    ended = _make_visible(engine, attempt, written, config.state.versions)
+    if ended.outcome != "published":
+        artifacts.discard(config.state.versions, written)
+    return ended
+
+
+def _make_visible(engine: Engine, attempt: Attempt, written: WrittenVersion, folder: Path) -> Ended:
+    """Record the round, with its version unless that came too late."""
+    number = written.manifest.version
+    with writing(engine) as connection:
+        reason = _superseded(connection, attempt, number)
+        if reason:
+            done = replace(attempt.finished(None), reason=f"superseded: {reason}")
+            versions.finish_round(connection, done, None)
+            return Ended("superseded", f"published nothing: {reason}")
+        # What the row is about to name is there, whoever else works on the folder against all locks.
+        artifacts.read_manifest(folder / written.folder, written.manifest_digest)
+        versions.finish_round(connection, attempt.finished(number), written.row())
+        return Ended("published", f"published version {number}")
+
+
+def _superseded(connection: Connection, attempt: Attempt, number: int) -> str:
+    """Return what happened while the round learned that its version cannot follow; empty: nothing."""
+    current = versions.current(connection, attempt.policy).version
+    if current != attempt.parent.version:
+        return f"version {current} became current meanwhile"
+    if versions.next_number(connection, attempt.policy) != number:
+        return f"another trainer published version {number} meanwhile"
+    return ""
+
+
+def _fill(
+    folder: Path,
+    number: int,
+    trunk: Trunk,
+    attempt: Attempt,
+    probes: Probes,
+    base: BaseModelIdentity,
+    config: TrainerConfig,
+) -> Manifest:
+    """Save the adapters; return their manifest."""
+    try:
+        trunk.save(folder)
+    except SafetensorError as error:  # what an OSError is called there
+        raise OSError(str(error)) from None
+    return describe(folder, number, trunk, attempt, probes, base, config)
 
 
 def describe(
@@ -164,10 +227,6 @@ def adapter_facts(folder: Path, trunk: Trunk, distance: float | None) -> Adapter
         target_modules=trunk.target_modules,
         distance=distance,
     )
-
-
-def _copy(source: Path, folder: Path) -> None:
-    copytree(source, folder, dirs_exist_ok=True)
 
 
 def _thumbs(judgements: Iterable[Judgement]) -> tuple[int, ...]:

@@ -2,7 +2,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 
 from thumbloop import artifacts
 from thumbloop.artifacts import BaseModelIdentity, Manifest
-from thumbloop.base_model import identify
 from thumbloop.errors import BadPolicyVersion, SettingsError
 from thumbloop.types import DEFAULT_POLICY
 
@@ -18,15 +16,19 @@ IDENTITY = BaseModelIdentity(digest="d" * 64, tokenizer_digest="t" * 64)
 MANIFEST = Manifest(policy=DEFAULT_POLICY, version=1, parent=0, created_at=1.5, base_model=IDENTITY)
 
 
-def fill(folder: Path) -> None:
+def fill(folder: Path, manifest: Manifest = MANIFEST) -> Manifest:
     for role in ("policy", "reward"):
         (folder / role).mkdir()
         (folder / role / "adapter_config.json").write_text("{}")
         (folder / role / "adapter_model.safetensors").write_bytes(role.encode() * 1000)
+    return manifest
 
 
-def write(versions: Path, manifest: Manifest = MANIFEST) -> artifacts.WrittenVersion:
-    return artifacts.write_version(versions, manifest, fill)
+def write(versions: Path, version: int = 1) -> artifacts.WrittenVersion:
+    manifest = MANIFEST.model_copy(update={"version": version})
+    return artifacts.write_version(
+        versions, DEFAULT_POLICY, version, lambda folder: fill(folder, manifest)
+    )
 
 
 def visible(versions: Path) -> list[str]:
@@ -169,7 +171,7 @@ def _die(*_arguments: object) -> None:
     raise Killed
 
 
-def _die_while_filling(folder: Path) -> None:
+def _die_while_filling(folder: Path) -> Manifest:
     (folder / "policy").mkdir()
     (folder / "policy" / "adapter_config.json").write_text("{")
     raise Killed
@@ -186,9 +188,9 @@ def test_a_writer_that_dies_leaves_nothing_visible_and_no_obstacle(
             patch.setattr(step, _die)
         with pytest.raises(Killed):
             artifacts.write_version(
-                tmp_path, MANIFEST, _die_while_filling if step == "fill" else fill
+                tmp_path, DEFAULT_POLICY, 1, _die_while_filling if step == "fill" else fill
             )
-    assert visible(tmp_path) == []
+    assert list((tmp_path / DEFAULT_POLICY).iterdir()) == []  # a full disk needs the room
     written = write(tmp_path)
     artifacts.verify_files(tmp_path / written.folder, written.manifest)
     assert artifacts.remove_unpublished(tmp_path, DEFAULT_POLICY, [1]) == []
@@ -199,15 +201,12 @@ _EXITS_IN_THE_MIDDLE = """
 import os, sys
 from pathlib import Path
 from thumbloop import artifacts
-from thumbloop.artifacts import BaseModelIdentity, Manifest
 
 def fill(folder):
     (folder / "weights").write_text("half")
     os._exit(9)
 
-identity = BaseModelIdentity(digest="d", tokenizer_digest="t")
-manifest = Manifest(policy="default", version=1, parent=0, created_at=1, base_model=identity)
-artifacts.write_version(Path(sys.argv[1]), manifest, fill)
+artifacts.write_version(Path(sys.argv[1]), "default", 1, fill)
 """
 
 
@@ -220,86 +219,50 @@ def test_what_a_killed_process_left_is_removed_by_the_next_writer(tmp_path: Path
     assert list((tmp_path / DEFAULT_POLICY).iterdir()) == []
 
 
-def test_a_folder_without_a_row_is_replaced(tmp_path: Path):
-    """A writer died between the rename and the row: its number is given again."""
-    write(tmp_path)
-    again = artifacts.write_version(
-        tmp_path, MANIFEST, lambda folder: (folder / "other").write_text("new") and None
-    )
-    assert list(again.manifest.files) == ["other"]
-    artifacts.verify_files(tmp_path / again.folder, again.manifest)
+def test_a_folder_that_is_there_is_never_replaced(tmp_path: Path):
+    """A row may name it."""
+    written = write(tmp_path)
+    with pytest.raises(OSError, match="not empty"):
+        write(tmp_path)
+    artifacts.verify_files(tmp_path / written.folder, written.manifest)
+    assert [p.name for p in (tmp_path / DEFAULT_POLICY).iterdir()] == ["000001"]
 
 
 def test_only_folders_without_a_row_are_removed(tmp_path: Path):
-    for number in (1, 2, 3):
-        write(tmp_path, MANIFEST.model_copy(update={"version": number}))
-    assert artifacts.remove_unpublished(tmp_path, DEFAULT_POLICY, [1, 3]) == ["000002"]
+    for number in (1, 2, 3, 4):
+        write(tmp_path, number)
+    assert artifacts.remove_unpublished(tmp_path, DEFAULT_POLICY, [1, 3]) == ["000002", "000004"]
     assert visible(tmp_path) == ["000001", "000003"]
     assert artifacts.remove_unpublished(tmp_path, "another", []) == []
 
 
-def test_the_base_models_folder_is_written_once(tmp_path: Path):
-    artifacts.claim_base(tmp_path, DEFAULT_POLICY, IDENTITY, 1.0)
-    artifacts.claim_base(tmp_path, DEFAULT_POLICY, IDENTITY, 2.0)
-    manifest = artifacts.read_manifest(tmp_path / "default/000000")
-    assert (manifest.version, manifest.parent, manifest.created_at) == (0, None, 1.0)
-    assert manifest.files == {}
+def test_folders_of_another_store_are_left_alone(tmp_path: Path):
+    """A killed writer leaves the next number at most: more is of a store that knows of it."""
+    for number in (1, 2):
+        write(tmp_path, number)
+    with pytest.raises(SettingsError, match=r"holds version 000002, of which the store knows"):
+        artifacts.remove_unpublished(tmp_path, DEFAULT_POLICY, [0])
+    assert visible(tmp_path) == ["000001", "000002"]
 
 
-@pytest.mark.parametrize("field", ["digest", "tokenizer_digest"])
-def test_state_of_another_base_model_is_refused(tmp_path: Path, field: str):
-    artifacts.claim_base(tmp_path, DEFAULT_POLICY, IDENTITY, 1.0)
-    other = IDENTITY.model_copy(update={field: "o" * 64})
-    with pytest.raises(SettingsError, match=r"another base model.*state\.folder"):
-        artifacts.claim_base(tmp_path, DEFAULT_POLICY, other, 2.0)
+def test_what_was_written_can_be_discarded_unless_another_took_its_place(tmp_path: Path):
+    written = write(tmp_path)
+    folder = tmp_path / written.folder
+    _alter_manifest(folder)
+    artifacts.discard(tmp_path, written)
+    assert folder.exists()
+    shutil.rmtree(folder)
+    artifacts.discard(tmp_path, write(tmp_path))
+    assert not folder.exists()
 
 
-def test_server_and_trainer_may_claim_at_the_same_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    writes: list[int] = []
-    real = artifacts.write_version
-    both_started = threading.Barrier(2)
-
-    def slow(*arguments):
-        writes.append(1)
-        threading.Event().wait(0.1)
-        return real(*arguments)
-
-    def claim() -> None:
-        both_started.wait()
-        artifacts.claim_base(tmp_path, DEFAULT_POLICY, IDENTITY, 1.0)
-
-    monkeypatch.setattr(artifacts, "write_version", slow)
-    threads = [threading.Thread(target=claim) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert writes == [1]
-
-
-def test_a_folder_that_is_no_model_is_a_settings_error(tmp_path: Path):
-    with pytest.raises(SettingsError, match=r"model\.path: .* no config\.json"):
-        identify(tmp_path)
-
-
-def test_a_models_identity_follows_weights_config_and_tokenizer(tmp_path: Path):
-    names = ("config.json", "model.safetensors", "tokenizer.json")
-    for name in (*names, "README.md"):
-        (tmp_path / name).write_text(name)
-    before = identify(tmp_path)
-    (tmp_path / "README.md").write_text("other words")
-    assert identify(tmp_path) == before
-    seen = {before.model_dump_json()}
-    for name in names:
-        (tmp_path / name).write_text("changed")
-        seen.add(identify(tmp_path).model_dump_json())
-    assert len(seen) == 4
-
-
-def test_versions_that_cannot_be_written_are_a_setting_to_change(tmp_path):
-    (tmp_path / "versions").write_text("in the way")
-    identity = artifacts.BaseModelIdentity(digest="a", tokenizer_digest="b")
-    with pytest.raises(SettingsError, match=r"state\.folder: .* cannot be written"):
-        artifacts.claim_base(tmp_path / "versions", "default", identity, 0.0)
+def test_a_version_of_another_base_model_does_not_verify(tmp_path: Path):
+    written = write(tmp_path)
+    folder = tmp_path / written.folder
+    artifacts.verify(folder, written.manifest_digest, IDENTITY)
+    other = IDENTITY.model_copy(update={"digest": "o" * 64})
+    with pytest.raises(BadPolicyVersion, match=r"wrong_base_model: 000001 was trained on another"):
+        artifacts.verify(folder, written.manifest_digest, other)
+    _flip_a_bit(folder)
+    with pytest.raises(BadPolicyVersion, match="file_altered"):
+        artifacts.verify(folder, written.manifest_digest, IDENTITY)

@@ -1,8 +1,12 @@
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.bench import Bench
 from thumbloop.config.trainer import Lora
 from thumbloop.rendering import VerdictTokens
 from trainer.models import ADAPTERS, Adapter, Trunk
@@ -34,6 +38,13 @@ def tiny_model() -> LlamaForCausalLM:
 def one_thread() -> None:
     """Compute as the trainer does: on tensors this small a second thread only waits, and on a busy machine spins."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny_model: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path, tiny_model)
+    yield bench
+    bench.engine.dispose()
 
 
 @pytest.fixture

@@ -1,153 +1,29 @@
-import dataclasses
-import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from sqlalchemy import select
 
-from tests.rows import candidate, interaction
+from tests.bench import LIKED, VERDICT, Bench
 from tests.tiny_model import build_tiny_model
 from thumbloop import artifacts
-from thumbloop.base_model import identify
-from thumbloop.config import Model, State, TrainerConfig
+from thumbloop.config import TrainerConfig
 from thumbloop.config.shared import RewardComponent
-from thumbloop.config.trainer import Gate, Lora, Ppo, Resources, RewardFit, Round, Supervised
-from thumbloop.errors import StoreUnavailable
-from thumbloop.rendering import VerdictTokens
-from thumbloop.store import feedback, interactions, open_store, preferences, reading, versions
+from thumbloop.config.trainer import Gate, RewardFit, Round, Supervised
+from thumbloop.errors import BadPolicyVersion, StoreUnavailable
+from thumbloop.store import interactions, preferences, reading
 from thumbloop.store.schema import round_inputs
-from thumbloop.types import FinishReason, User, VersionState
+from thumbloop.types import VersionState
 from trainer import publishing, reward
-from trainer.batches import collate
-from trainer.loop import Loop
-from trainer.metrics import TrainerMetrics
-from trainer.models import Trunk
 from trainer.ppo import NotFinite
 
-LIKED = 20
 ONE_ROUND = TrainerConfig(round=Round(max_rounds=1, poll_interval_s=0.01))
-VERDICT = VerdictTokens(prompt=(5,), up=6, down=7, is_special=True)
-
-
-class Bench:
-    """A trainer on a tiny model, with a store that can be filled and a server that can adopt."""
-
-    def __init__(self, folder, model, **settings):
-        self.config = TrainerConfig(
-            state=State(folder=folder / "state"),
-            model=Model(path=str(model)),
-            round=Round(
-                first_feedback=32,
-                min_feedback=32,
-                min_rollouts=16,
-                max_rollouts=64,
-                poll_interval_s=0.01,
-            ),
-            lora=Lora(rank=4, alpha=8),
-            ppo=Ppo(minibatch_size=16, epochs=2),
-            **{
-                "gate": Gate(error_rate=0.2),
-                "reward": RewardFit(learning_rate=1e-2, batch_size=8, epochs=3),
-                **settings,
-            },
-        )
-        self.engine = open_store(self.config.state)
-        self.base = identify(model)
-        artifacts.claim_base(self.config.state.versions, "default", self.base, 0.0)
-        self.trunk = Trunk.open(model, self.config.lora, VERDICT, Resources(device="cpu"))
-        self.metrics = TrainerMetrics(folder / "tensorboard", Console(quiet=True))
-        self.lines: list[str] = []
-        self.metrics.say = self.lines.append
-        self.loop = self.new_loop()
-        self.random = random.Random(0)
-
-    def new_loop(self) -> Loop:
-        return Loop(
-            self.config,
-            self.engine,
-            self.trunk,
-            self.base,
-            self.metrics,
-            vocabulary=range(8, 60),
-            end=(1,),
-            decode=str,
-        )
-
-    def rate(self, n: int, version: int = 0, *, shuffled: bool = False) -> None:
-        """Store n rated replies of two candidates; thumbs go up for the liked token, or at random."""
-        prompts = [self._prompt() for _ in range(n)]
-        pairs = [(prompt, self._response()) for prompt in prompts for _ in (0, 1)]
-        with torch.no_grad():
-            batch = collate(pairs)
-            logprobs = self.trunk.respond(batch, torch.ones(2 * n, 1), "policy").logprobs.tolist()
-        for i in range(n):
-            two = tuple(
-                candidate(
-                    k,
-                    policy_version=version,
-                    token_ids=pairs[2 * i + k][1],
-                    logprobs=tuple(logprobs[2 * i + k][: len(pairs[2 * i + k][1])]),
-                    finish_reason=FinishReason.STOP,
-                )
-                for k in (0, 1)
-            )
-            liked = self.random.random() < 0.5 if shuffled else LIKED in two[0].token_ids
-            with self.engine.begin() as connection:
-                reply = interaction(
-                    policy_version=version,
-                    prompt_token_ids=pairs[2 * i][0],
-                    candidates=two,
-                    user=User(user_id=f"user {self.random.randrange(20)}"),
-                )
-                reply = dataclasses.replace(
-                    reply, sampling=dataclasses.replace(reply.sampling, seed=None)
-                )
-                interactions.append(connection, reply)
-                feedback.submit_thumb(connection, reply.response_id, int(liked), reply.user, at=1.0)
-
-    def adopt(self, version: int, state: VersionState = VersionState.CURRENT) -> None:
-        with self.engine.begin() as connection:
-            versions.set_state(connection, "default", version, state, at=1.0)
-
-    def versions(self) -> list[int]:
-        with reading(self.engine) as connection:
-            return [v.version for v in versions.list_versions(connection, "default")]
-
-    def get(self, version: int):
-        with reading(self.engine) as connection:
-            return versions.get(connection, "default", version)
-
-    def rounds(self):
-        with reading(self.engine) as connection:
-            return versions.list_rounds(connection, "default")
-
-    def new_feedback(self, version: int) -> int:
-        with reading(self.engine) as connection:
-            learned_by = versions.learned_by(connection, "default", version)
-            return feedback.count_new(connection, "default", learned_by).usable
-
-    def _prompt(self) -> tuple[int, ...]:
-        return tuple(self.random.randrange(21, 40) for _ in range(3))
-
-    def _response(self) -> tuple[int, ...]:
-        tokens = [self.random.randrange(8, 19) for _ in range(self.random.randint(3, 5))]
-        if self.random.random() < 0.5:
-            tokens[self.random.randrange(len(tokens))] = LIKED
-        return (*tokens, 1)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return build_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def bench(tmp_path, model):
-    bench = Bench(tmp_path, model)
-    yield bench
-    bench.engine.dispose()
 
 
 def test_an_empty_store_waits_and_says_so_once(bench):
@@ -405,7 +281,7 @@ def test_a_round_whose_parent_was_replaced_publishes_nothing_and_says_so(bench, 
     assert bench.rounds()[-1]["reason"].startswith("superseded: version 0 ")
     assert bench.rounds()[-1]["version"] is None
     assert not (bench.config.state.versions / "default" / "000002").exists()
-    assert "no longer current" in bench.lines[-1]
+    assert "published nothing: version 0 became current meanwhile" in bench.lines[-1]
 
 
 def test_the_trainer_stops_after_the_set_number_of_rounds(tmp_path, model):
@@ -464,3 +340,51 @@ def test_a_store_that_does_not_answer_is_waited_for(bench, monkeypatch):
     monkeypatch.setattr(bench.loop, "_config", ONE_ROUND)
     bench.loop.run()
     assert any("locked" in line for line in bench.lines)
+
+
+def _flip_a_bit(folder):
+    path = folder / "reward" / artifacts.WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def _lose_the_critic(folder):
+    shutil.rmtree(folder / "value")
+
+
+def _alter_the_manifest(folder):
+    path = folder / artifacts.MANIFEST
+    path.write_text(path.read_text().replace('"parent": 0', '"parent": 9'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_flip_a_bit, "file_altered"),
+        (_lose_the_critic, "file_missing"),
+        (_alter_the_manifest, "manifest_altered"),
+        (shutil.rmtree, "manifest_missing"),
+    ],
+)
+def test_nothing_is_trained_from_a_version_that_is_not_what_was_published(bench, damage, reason):
+    bench.rate(40)
+    bench.loop.step()
+    bench.adopt(1)
+    bench.rate(40, version=1)
+    damage(bench.config.state.versions / bench.get(1).folder)
+    with pytest.raises(BadPolicyVersion) as raised:
+        bench.loop.step()
+    assert raised.value.reason == reason
+    assert (len(bench.rounds()), bench.versions()) == (1, [0, 1])
+
+
+def test_nothing_is_trained_from_a_version_of_another_base_model(bench):
+    bench.rate(40)
+    bench.loop.step()
+    bench.adopt(1)
+    bench.rate(40, version=1)
+    bench.base = bench.base.model_copy(update={"tokenizer_digest": "o" * 64})
+    with pytest.raises(BadPolicyVersion, match="wrong_base_model"):
+        bench.new_loop().step()
+    assert (len(bench.rounds()), bench.versions()) == (1, [0, 1])

@@ -1,21 +1,25 @@
 import asyncio
-import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import pytest
 import yaml
+from sqlalchemy import text
 
+from tests.bench import Bench
 from tests.serving import running
 from tests.tiny_model import build_tiny_model
+from thumbloop import artifacts
 from thumbloop.config import State
 from thumbloop.config.trainer import Resources
-from thumbloop.store import open_store
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 120
@@ -26,13 +30,15 @@ def model(tmp_path_factory):
     return build_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def start(folder: Path, settings: dict) -> subprocess.Popen:
+def start(
+    folder: Path, settings: dict, environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen:
     config = folder / "trainer.yaml"
     config.write_text(yaml.safe_dump({"metrics": {"port": 0}, **settings}))
     return subprocess.Popen(
         [sys.executable, "-m", "trainer", "--config", str(config)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -105,15 +111,93 @@ async def test_a_trainer_that_dies_leaves_the_server_serving_and_the_next_one_go
         assert process.returncode == 0
 
 
-def test_a_second_trainer_is_refused(tmp_path, model):
-    state = State(folder=tmp_path / "state")
-    open_store(state).dispose()
-    with (state.folder / "trainer.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        line = failure(
-            tmp_path, {"state": {"folder": str(state.folder)}, "model": {"path": str(model)}}
+def settings_of(bench: Bench, state: Path | None = None, **round_settings: int) -> dict:
+    """Return settings with which a trainer goes on where the bench ends."""
+    settings = bench.config.model_dump(mode="json", exclude_defaults=True)
+    settings["state"] = {"folder": str(state or bench.config.state.folder)}
+    settings["round"] |= round_settings
+    return settings
+
+
+def test_of_two_trainers_one_publishes_and_the_other_stops_with_a_clear_message(tmp_path, bench):
+    bench.rate(40)
+    trainers = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        trainers.append(start(tmp_path / name, settings_of(bench)))
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while all(each.poll() is None for each in trainers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    winner, loser = sorted(trainers, key=lambda each: each.poll() is not None)
+    output, _ = loser.communicate(timeout=START_TIMEOUT_S)
+    assert loser.returncode == 2
+    assert output.splitlines() == [
+        f"error: state.folder: another trainer works on {bench.config.state.folder}; stop it first"
+    ]
+    wait_for(winner, "published version 1")
+    winner.terminate()
+    winner.communicate(timeout=60)
+    assert (bench.versions(), len(bench.rounds())) == ([0, 1], 1)
+
+
+def refusal(folder: Path, settings: dict) -> str:
+    """Return the last line of a trainer that stops in the middle of its work."""
+    process = start(folder, settings)
+    output, _ = process.communicate(timeout=START_TIMEOUT_S)
+    assert process.returncode == 2, output
+    return output.strip().splitlines()[-1]
+
+
+def test_an_altered_parent_is_not_trained_from(tmp_path, bench):
+    bench.rate(40)
+    bench.loop.step()
+    bench.adopt(1)
+    bench.rate(40, version=1)
+    weights = bench.config.state.versions / "default/000001/policy" / artifacts.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    line = refusal(tmp_path, settings_of(bench))
+    assert line.startswith("error: file_altered: 000001: policy/adapter_model.safetensors")
+    assert (bench.versions(), len(bench.rounds())) == ([0, 1], 1)
+
+
+def test_another_base_model_is_refused(tmp_path, bench):
+    other = build_tiny_model(tmp_path / "other", seed=1)
+    line = failure(tmp_path, settings_of(bench) | {"model": {"path": str(other)}})
+    assert line.startswith("error: model.path: this state folder belongs to another base model")
+
+
+def test_a_store_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path, bench):
+    bench.rate(1)
+    with bench.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    bench.engine.dispose()
+    file = bench.config.state.folder / "thumbloop.db"
+    before = file.read_bytes()
+    line = failure(tmp_path, settings_of(bench))
+    assert line.startswith("error: state: the store was written by a newer release")
+    assert file.read_bytes() == before
+
+
+def test_the_same_store_and_seed_give_the_same_version(tmp_path, bench):
+    """Whatever the order in which Python's sets come, which differs from process to process."""
+    bench.rate(40)
+    bench.loop.step()
+    bench.adopt(1)
+    bench.rate(40, version=1)
+    bench.engine.dispose()
+    found = []
+    for hash_seed in ("1", "2"):
+        state = tmp_path / f"state {hash_seed}"
+        shutil.copytree(bench.config.state.folder, state)
+        process = start(
+            tmp_path, settings_of(bench, state, max_rounds=1), {"PYTHONHASHSEED": hash_seed}
         )
-    assert "another trainer works on" in line
+        output, _ = process.communicate(timeout=START_TIMEOUT_S)
+        assert process.returncode == 0, output
+        manifest = artifacts.read_manifest(state / "versions/default/000002")
+        found.append((manifest.files, manifest.probes, manifest.metrics, manifest.policy_adapter))
+    assert found[0] == found[1]
+    assert "value/value_head.safetensors" in found[0][0]
 
 
 def test_an_unknown_setting_is_refused(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.full_disk import full_disk
 from thumbloop.config.shared import Metrics
 from thumbloop.errors import SettingsError
 from trainer.metrics import TrainerMetrics
@@ -47,3 +48,34 @@ def test_left_out_counts_are_of_the_last_round_only(metrics):
     assert value("thumbloop_trainer_left_out", {"kind": "candidate", "reason": "greedy"}) is None
     assert value("thumbloop_trainer_left_out", {"kind": "candidate", "reason": "used"}) == 2
     assert value("thumbloop_trainer_value", {"name": "reward_auroc"}) == 0.6
+
+
+# TensorBoard's own thread dies of it, and says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_curves_go_without_what_a_full_disk_did_not_take(tmp_path):
+    lines = []
+    metrics = TrainerMetrics(tmp_path, Console(quiet=True))
+    metrics.say = lines.append
+    metrics.round_ended(1, "blocked", 1.0, {"reward_auroc": 0.5}, {})
+    with full_disk(0):
+        for number in (2, 3):
+            metrics.round_ended(number, "blocked", 1.0, {"reward_auroc": 0.6}, {})
+    metrics.round_ended(4, "blocked", 1.0, {"reward_auroc": 0.75}, {})
+    assert [line.partition(":")[0] for line in lines] == [
+        "TensorBoard's curves go without round 2",
+        "TensorBoard's curves go without round 3",
+    ]
+    curves = EventAccumulator(str(tmp_path)).Reload()
+    points = [(event.step, event.value) for event in curves.Scalars("round/reward_auroc")]
+    assert points == [(1, 0.5), (4, 0.75)]
+
+
+def test_a_log_on_a_full_disk_loses_lines_and_not_the_trainer(tmp_path):
+    with (tmp_path / "log").open("w") as log:
+        metrics = TrainerMetrics(tmp_path, Console(file=log))
+        metrics.say("before")
+        with full_disk(0):
+            metrics.say("while it is full")
+        metrics.say("after")
+    assert "before\n" in (tmp_path / "log").read_text()
+    assert "after\n" in (tmp_path / "log").read_text()

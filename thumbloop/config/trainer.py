@@ -42,6 +42,8 @@ class Round(Section):
     """Age from which feedback teaches nothing any more, seconds; absent: it never grows too old."""
     poll_interval_s: float = Field(0.5, gt=0)
     """Seconds between looks at the store."""
+    retry_interval_s: float = Field(30.0, gt=0)
+    """Seconds from a round that could not be recorded, as disk or database did not take it, to the next try."""
     max_rounds: int | None = Field(None, ge=1)
     """Rounds after which the trainer stops; absent: it goes on."""
 

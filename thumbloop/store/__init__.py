@@ -3,10 +3,10 @@
 engine = open_store(state)                       # creates, migrates
 writer = GroupWriter(engine)                     # the server: group commits
 with reading(engine) as connection: ...          # short read transactions
-with engine.begin() as connection: ...           # the trainer: one transaction per round
+with writing(engine) as connection: ...          # the trainer: one transaction per round
 """
 
-from thumbloop.store.database import open_store, reading
+from thumbloop.store.database import only_trainer, open_store, reading, writing
 from thumbloop.store.writer import GroupWriter
 
-__all__ = ["GroupWriter", "open_store", "reading"]
+__all__ = ["GroupWriter", "only_trainer", "open_store", "reading", "writing"]

@@ -16,7 +16,10 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from thumbloop.config import State
 from thumbloop.errors import SettingsError, StoreIncompatible, StoreUnavailable
 
-_MIGRATION_LOCK = 7_466_735_071  # any number of our own, for PostgreSQL's advisory lock
+# Numbers of our own, for PostgreSQL's advisory locks.
+_MIGRATION_LOCK = 7_466_735_071
+_TRAINER_LOCK = 7_466_735_072
+_WRITING_LOCK = 7_466_735_073
 _BUSY_TIMEOUT_MS = 10_000
 
 
@@ -91,12 +94,53 @@ def reading(engine: Engine) -> Iterator[Connection]:
         raise StoreUnavailable(f"the store cannot be read: {error.orig}") from None
 
 
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction of the trainer's; any other of them waits until it has ended.
+
+    Raises StoreUnavailable: the database is locked or full, or cannot be reached. If the connection broke
+    while it was committing, only the next look can say whether it did.
+    """
+    try:
+        with engine.begin() as connection:
+            _lock_until_commit(connection, _WRITING_LOCK)
+            yield connection
+    except OperationalError as error:
+        raise StoreUnavailable(f"the store cannot be written: {error.orig}") from None
+
+
+@contextmanager
+def only_trainer(engine: Engine) -> Iterator[None]:
+    """Hold the lock that lets one trainer learn from a PostgreSQL store, whatever its state folder.
+
+    The lock goes with the connection, however the trainer ends. SQLite's file is its state folder's, which
+    has a lock of its own. Raises SettingsError: another trainer has the lock.
+    """
+    if engine.dialect.name != "postgresql":
+        yield
+        return
+    with engine.connect() as connection:
+        taken = connection.scalar(text(f"SELECT pg_try_advisory_lock({_TRAINER_LOCK})"))
+        connection.commit()  # the lock outlives the transaction, which must not stay open
+        if not taken:
+            raise SettingsError("state.url: another trainer works on this database; stop it first")
+        try:
+            yield
+        finally:
+            connection.invalidate()  # back in the pool, the connection would keep the lock
+
+
+def _lock_until_commit(connection: Connection, number: int) -> None:
+    """Wait for a lock of PostgreSQL's; SQLite's writers queue anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({number})"))
+
+
 def _migrate(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+        _lock_until_commit(connection, _MIGRATION_LOCK)
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")

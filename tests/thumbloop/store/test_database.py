@@ -9,7 +9,7 @@ from sqlalchemy.exc import OperationalError
 
 from thumbloop.config import State
 from thumbloop.errors import SettingsError, StoreIncompatible, StoreUnavailable
-from thumbloop.store import open_store, reading, versions
+from thumbloop.store import database, open_store, reading, versions, writing
 from thumbloop.store.schema import metadata
 from thumbloop.types import DEFAULT_POLICY, VersionState
 
@@ -93,6 +93,29 @@ def test_a_read_transaction_cannot_be_turned_into_a_write_that_lost_its_footing(
         other.connection.driver_connection.execute("PRAGMA busy_timeout=10")
         with pytest.raises(OperationalError, match="locked"), other.begin():
             pass
+
+
+def test_a_database_that_takes_no_write_is_unavailable(
+    state: State, store: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(database, "_BUSY_TIMEOUT_MS", 10)
+    other = open_store(state)
+    locked = pytest.raises(StoreUnavailable, match="cannot be written: database is locked")
+    with writing(store), locked, writing(other):
+        pass
+    other.dispose()
+
+
+def test_a_write_that_fails_leaves_nothing(store: Engine):
+    def fail() -> None:
+        with writing(store) as connection:
+            versions.set_state(connection, DEFAULT_POLICY, 0, VersionState.CURRENT, at=1.0)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with reading(store) as connection:
+        assert versions.list_events(connection, DEFAULT_POLICY) == []
 
 
 def test_many_processes_may_open_a_blank_store_at_once(state: State):

@@ -13,6 +13,7 @@ from thumbloop.config.trainer import Gate, Lora, Ppo, Resources, RewardFit, Roun
 from thumbloop.rendering import VerdictTokens
 from thumbloop.store import feedback, interactions, open_store, reading, versions
 from thumbloop.types import FinishReason, User, VersionState
+from trainer.assembly import new_learner
 from trainer.batches import collate
 from trainer.loop import Loop
 from trainer.metrics import TrainerMetrics
@@ -56,15 +57,16 @@ class Bench:
         self.random = random.Random(0)
 
     def new_loop(self) -> Loop:
+        learner = new_learner(self.config, self.trunk, self.base, self.metrics, str)
         return Loop(
             self.config,
             self.engine,
             self.trunk,
+            learner,
             self.base,
             self.metrics,
             vocabulary=range(8, 60),
             end=(1,),
-            decode=str,
         )
 
     def rate(self, n: int, version: int = 0, *, shuffled: bool = False) -> None:

@@ -16,30 +16,44 @@ from transformers.utils.logging import disable_progress_bar
 
 from thumbloop.base_model import locate
 from thumbloop.config import State, TrainerConfig, load
+from thumbloop.config.trainer import Resources
 from thumbloop.errors import SettingsError, ThumbloopError
 from thumbloop.store import only_trainer, open_store
-from trainer.assembly import assemble
+from trainer.assembly import assemble, follow
+from trainer.launching import launch
 from trainer.metrics import TrainerMetrics
+from trainer.parallel import ALONE, Team
 
 
 class Stopped(BaseException):
     """SIGTERM or SIGINT: a round in progress is dropped, as nothing of it is written yet."""
 
 
-def train(config: TrainerConfig) -> None:
-    """Build everything, then run rounds."""
+def train(config: TrainerConfig, rank: int | None) -> None:
+    """Build everything, then run rounds; of several processes the first does."""
     resources = config.resources
     os.nice(resources.nice)
     disable_progress_bar()
     torch.set_num_threads(resources.threads)
     folder = locate(config.model)
+    workers = ALONE if rank is None else Team(cpu=resources.device == "cpu")
+    if workers.rank > 0:
+        follow(config, folder, workers)
+        return
     engine = open_store(config.state)
     with only_trainer_of(config.state), only_trainer(engine):
         metrics = TrainerMetrics(config.tensorboard or config.state.folder / "tensorboard")
         port = metrics.serve(config.metrics)
-        loop, trunk, *_ = assemble(config, folder, engine, metrics)
-        metrics.say(f"training on {trunk.device}, metrics on {port}")
+        loop, trunk, *_ = assemble(config, folder, engine, metrics, workers)
+        of_processes = f" in {workers.count} processes" if workers.count > 1 else ""
+        metrics.say(f"training on {trunk.device}{of_processes}, metrics on {port}")
         loop.run()
+
+
+def process_count(resources: Resources) -> int:
+    """Return how many processes are to compute together."""
+    on_gpus = resources.device != "cpu" and torch.cuda.device_count()
+    return resources.processes or on_gpus or 1
 
 
 @contextmanager
@@ -62,17 +76,27 @@ def stop(_signal: int, _frame: object) -> NoReturn:
 
 def main(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    rank: Annotated[int | None, typer.Option(hidden=True, help="One of several processes.")] = None,
 ) -> None:
     """Learn from thumbs and publish policy versions."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    code = 0
     try:
-        train(load(TrainerConfig, config))
+        settings = load(TrainerConfig, config)
+        count = process_count(settings.resources)
+        if rank is None and count > 1:
+            code = launch(count)
+        else:
+            train(settings, rank)
     except Stopped:
-        print("stopped", flush=True)
+        if rank is None:
+            print("stopped", flush=True)
     except (ThumbloopError, OperationalError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        if not rank:  # of several processes, which all end alike, the first one says why
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

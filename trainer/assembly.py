@@ -1,9 +1,11 @@
 """Settings -> a loop that is ready to run: what the application and the experiments put together alike."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import time
 from typing import Any, NamedTuple
 
+from rich.console import Console
 from sqlalchemy import Engine
 from transformers import AutoTokenizer, GenerationConfig
 
@@ -13,9 +15,15 @@ from thumbloop.config import TrainerConfig
 from thumbloop.rendering import text_of, verdict_tokens
 from thumbloop.types import DEFAULT_POLICY
 from trainer import publishing
+from trainer.components import Decode
+from trainer.learning import Learner
 from trainer.loop import Loop
 from trainer.metrics import TrainerMetrics
 from trainer.models import Trunk
+from trainer.objective import Objective
+from trainer.parallel import ALONE, Workers
+from trainer.policy import PolicyStage
+from trainer.update import PpoObjective
 
 
 class Assembly(NamedTuple):
@@ -27,36 +35,68 @@ class Assembly(NamedTuple):
     end: list[int]
 
 
+OBJECTIVES: Mapping[str, Callable[[TrainerConfig], Objective]] = {
+    "ppo": lambda config: PpoObjective(config.ppo)
+}
+"""What may move the policy, by its name in the settings."""
+
+
 def assemble(
-    config: TrainerConfig, folder: Path, engine: Engine, metrics: TrainerMetrics
+    config: TrainerConfig,
+    folder: Path,
+    engine: Engine,
+    metrics: TrainerMetrics,
+    workers: Workers = ALONE,
 ) -> Assembly:
     """Load the base model from its folder, prepare the version folders, build the loop.
 
-    Only the one trainer of a state folder may call it. Raises SettingsError, StoreUnavailable.
+    Only the one trainer of a state folder may call it, of its processes the first. Raises SettingsError,
+    StoreUnavailable.
     """
     base = identify(folder)
     prepare_versions(engine, config, base)
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    trunk = Trunk.open(
-        folder,
-        config.lora,
-        verdict_tokens(config.verdict, tokenizer),
-        config.resources,
-    )
+    trunk = open_trunk(config, folder, tokenizer, workers)
     end = end_tokens(folder, trunk, tokenizer)
     special = set(tokenizer.all_special_ids)
     vocabulary = [i for i in range(len(tokenizer)) if i not in special]
-    loop = Loop(
-        config,
-        engine,
-        trunk,
-        base,
-        metrics,
-        vocabulary=vocabulary,
-        end=end,
-        decode=lambda ids: text_of(ids, tokenizer),
-    )
+    learner = new_learner(config, trunk, base, metrics, decoder(tokenizer))
+    loop = Loop(config, engine, trunk, learner, base, metrics, vocabulary=vocabulary, end=end)
     return Assembly(loop, trunk, tokenizer, end)
+
+
+def follow(config: TrainerConfig, folder: Path, workers: Workers) -> None:
+    """Compute the share of one of several processes, in every round that the first one tells of."""
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    trunk = open_trunk(config, folder, tokenizer, workers)
+    silent = TrainerMetrics(None, Console(quiet=True))
+    learner = new_learner(config, trunk, identify(folder), silent, decoder(tokenizer))
+    while (lesson := workers.tell(None)) is not None:
+        learner.learn(lesson, learner.take(lesson))
+
+
+def open_trunk(config: TrainerConfig, folder: Path, tokenizer: Any, workers: Workers) -> Trunk:
+    """Load the base model. Raises SettingsError."""
+    verdict = verdict_tokens(config.verdict, tokenizer)
+    return Trunk.open(folder, config.lora, verdict, config.resources, workers)
+
+
+def new_learner(
+    config: TrainerConfig,
+    trunk: Trunk,
+    base: BaseModelIdentity,
+    metrics: TrainerMetrics,
+    decode: Decode,
+) -> Learner:
+    """Build what learns in the trunk."""
+    objective = OBJECTIVES[config.objective](config)
+    policy = PolicyStage(trunk, objective, decode, config, metrics)
+    return Learner(trunk, policy, base, config, metrics)
+
+
+def decoder(tokenizer: Any) -> Decode:
+    """Return how a tokenizer's ids are read."""
+    return lambda ids: text_of(ids, tokenizer)
 
 
 def prepare_versions(engine: Engine, config: TrainerConfig, base: BaseModelIdentity) -> None:

@@ -1,10 +1,13 @@
 """What one round does between reading and publishing: evidence, reward fit, policy, gate."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
+from thumbloop import artifacts
+from thumbloop.artifacts import BaseModelIdentity
 from thumbloop.config import TrainerConfig
 from thumbloop.types import PolicyVersion
 from trainer import reward
@@ -40,6 +43,16 @@ from trainer.reward import Trial
 from trainer.rollouts import Judgement
 
 
+class Lesson(NamedTuple):
+    """What a round is about: its parent, its number, how many rounds of the parent's line looked at evidence, this
+    one included, and what there is to learn from."""
+
+    parent: PolicyVersion
+    number: int
+    look: int
+    data: Dataset
+
+
 class Learned(NamedTuple):
     """What a round learned: whether to publish it, its numbers, and the older feedback it used."""
 
@@ -52,25 +65,45 @@ class Learner:
     """Turns a parent's adapters in the trunk into a child's, as far as the gate lets them."""
 
     def __init__(
-        self, trunk: Trunk, policy: PolicyStage, config: TrainerConfig, metrics: TrainerMetrics
+        self,
+        trunk: Trunk,
+        policy: PolicyStage,
+        base: BaseModelIdentity,
+        config: TrainerConfig,
+        metrics: TrainerMetrics,
     ) -> None:
         self._trunk = trunk
+        self._base = base
         self._policy = policy
         self._config = config
         self._metrics = metrics
 
-    def learn(
-        self, data: Dataset, parent: PolicyVersion, generator: torch.Generator, *, look: int
-    ) -> Learned:
-        """Learn from a dataset; `look` numbers the rounds of the parent's line, from 1.
+    def take(self, lesson: Lesson) -> torch.Generator:
+        """Put the parent's adapters into the trunk; return the round's own source of chance.
+
+        Raises BadPolicyVersion: the folder is not what was published, or of another base model.
+        """
+        parent = lesson.parent
+        name = f"{self._config.seed}/{parent.policy}/{parent.version}/{lesson.number}"
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 2**63
+        torch.manual_seed(seed)
+        self._trunk.reset()
+        if parent.policy_digest:
+            folder = self._config.state.versions / parent.folder
+            artifacts.verify(folder, parent.manifest_digest, self._base)
+            self._trunk.load(folder)
+        return torch.Generator().manual_seed(seed)
+
+    def learn(self, lesson: Lesson, generator: torch.Generator) -> Learned:
+        """Learn what a lesson holds.
 
         Numbers that break down block the round like anything else that speaks against it.
         """
         try:
-            return self._learn(data, parent, generator, look)
+            return self._learn(lesson.data, lesson.parent, generator, lesson.look)
         except (NotFinite, RatioMismatch) as error:
             gate = GateResult((f"broken: {error}",))
-            return Learned(gate, describe_feedback(data))
+            return Learned(gate, describe_feedback(lesson.data))
 
     def _learn(
         self, data: Dataset, parent: PolicyVersion, generator: torch.Generator, look: int

@@ -1,38 +1,26 @@
 """The trainer's rounds: wait until enough is new, learn, then publish or say why not."""
 
-import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from time import perf_counter, sleep, time
 from typing import NamedTuple
 
-import torch
 import uuid_utils
 from sqlalchemy import Engine
 
-from thumbloop import artifacts
 from thumbloop.artifacts import BaseModelIdentity
 from thumbloop.config import TrainerConfig
 from thumbloop.errors import StoreUnavailable
 from thumbloop.store import feedback, preferences, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion
 from trainer import components, dataset, probes, publishing
-from trainer.components import Decode
 from trainer.dataset import Dataset
-from trainer.learning import Learner
+from trainer.learning import Learner, Lesson
 from trainer.metrics import TrainerMetrics
 from trainer.models import ADAPTERS, Trunk
-from trainer.objective import Objective
-from trainer.policy import PolicyStage
 from trainer.publishing import Attempt, Ended
 from trainer.schedule import awaited, looks, needed_feedback
-from trainer.update import PpoObjective
-
-OBJECTIVES: Mapping[str, Callable[[TrainerConfig], Objective]] = {
-    "ppo": lambda config: PpoObjective(config.ppo)
-}
-"""What may move the policy, by its name in the settings."""
 
 
 class Due(NamedTuple):
@@ -53,18 +41,16 @@ class Loop:
         config: TrainerConfig,
         engine: Engine,
         trunk: Trunk,
+        learner: Learner,
         base: BaseModelIdentity,
         metrics: TrainerMetrics,
         *,
         vocabulary: Sequence[int],
         end: Sequence[int],
-        decode: Decode,
         policy: str = DEFAULT_POLICY,
     ) -> None:
         self._config = config
-        objective = OBJECTIVES[config.objective](config)
-        policy_stage = PolicyStage(trunk, objective, decode, config, metrics)
-        self._learner = Learner(trunk, policy_stage, config, metrics)
+        self._learner = learner
         self._engine = engine
         self._trunk = trunk
         self._base = base
@@ -82,6 +68,7 @@ class Loop:
                 done += 1
             else:
                 sleep(self._config.round.poll_interval_s)
+        self._trunk.workers.tell(None)
 
     def _step_when_readable(self) -> bool:
         """Run a round if one is due; a store that does not answer is waited for."""
@@ -166,9 +153,10 @@ class Loop:
             f"round {number}: {len(data.new)} new thumbs and {len(data.rollouts)} candidates"
             f" on version {parent.version}"
         )
-        generator = self._take(parent, number)
+        lesson = self._trunk.workers.tell(Lesson(parent, number, due.look, data))
+        generator = self._learner.take(lesson)
         before = {adapter: self._trunk.snapshot(adapter) for adapter in ADAPTERS}
-        learned = self._learner.learn(data, parent, generator, look=due.look)
+        learned = self._learner.learn(lesson, generator)
         attempt = Attempt(str(uuid_utils.uuid7()), self._policy, parent, started_at, data, learned)
         if learned.gate.passed:
             with self._metrics.stage("probes"):
@@ -187,21 +175,6 @@ class Loop:
         else:
             ended = publishing.record_blocked(self._engine, attempt)
         self._report(number, attempt, ended, perf_counter() - started)
-
-    def _take(self, parent: PolicyVersion, number: int) -> torch.Generator:
-        """Put the parent's adapters into the trunk; return the round's own source of chance.
-
-        Raises BadPolicyVersion: the folder is not what was published, or of another base model.
-        """
-        name = f"{self._config.seed}/{self._policy}/{parent.version}/{number}"
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 2**63
-        torch.manual_seed(seed)
-        self._trunk.reset()
-        if parent.policy_digest:
-            folder = self._config.state.versions / parent.folder
-            artifacts.verify(folder, parent.manifest_digest, self._base)
-            self._trunk.load(folder)
-        return torch.Generator().manual_seed(seed)
 
     def _report(self, number: int, attempt: Attempt, ended: Ended, seconds: float) -> None:
         """Show what came of a round."""

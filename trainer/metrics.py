@@ -20,11 +20,12 @@ _SECONDS = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 class TrainerMetrics:
     """The trainer's metrics in all three forms. Labels are bounded: never a user or a text."""
 
-    def __init__(self, tensorboard: Path, console: Console | None = None) -> None:
+    def __init__(self, tensorboard: Path | None, console: Console | None = None) -> None:
+        """Write TensorBoard's scalars into a folder, or none."""
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.registry = r = CollectorRegistry()
-        self._tensorboard = str(tensorboard)
-        self._writer: SummaryWriter | None = SummaryWriter(self._tensorboard)
+        self._tensorboard = tensorboard
+        self._writer = None if tensorboard is None else SummaryWriter(str(tensorboard))
         self._rounds = Counter(
             "thumbloop_trainer_rounds", "Rounds, by outcome.", ["outcome"], registry=r
         )
@@ -112,8 +113,10 @@ class TrainerMetrics:
 
     def _draw(self, number: int, values: Mapping[str, float]) -> None:
         """Write TensorBoard's scalars. Where the disk is full the round is missing in its curves."""
+        if self._tensorboard is None:
+            return
         try:
-            self._writer = self._writer or SummaryWriter(self._tensorboard)
+            self._writer = self._writer or SummaryWriter(str(self._tensorboard))
             for name, value in values.items():
                 self._writer.add_scalar(f"round/{name}", value, number)
             self._writer.flush()

@@ -8,6 +8,7 @@ from rich.console import Console
 from tests.rows import version
 from tests.trainer.test_loop import Bench
 from thumbloop import artifacts
+from thumbloop.artifacts import BaseModelIdentity
 from thumbloop.config import TrainerConfig
 from thumbloop.config.shared import RewardComponent
 from thumbloop.config.trainer import Gate, Ppo, RewardFit, Supervised
@@ -204,7 +205,8 @@ def learn_reward(trained_trunk, generator, tmp_path):
     def learn(data: Dataset, **settings):
         config = TrainerConfig(reward=RewardFit(**settings))
         metrics = TrainerMetrics(tmp_path, Console(quiet=True))
-        learner = Learner(trained_trunk, None, config, metrics)
+        base = BaseModelIdentity(digest="", tokenizer_digest="")
+        learner = Learner(trained_trunk, None, base, config, metrics)
         parent = version(1, metrics={"reward_auroc": 0.5})
         return learner.learn_reward(data, parent, generator, look=1)
 

@@ -11,7 +11,9 @@ from types import MappingProxyType
 
 import psutil
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from sqlalchemy import text
 
 from tests.bench import Bench
@@ -207,3 +209,48 @@ def test_an_unknown_setting_is_refused(tmp_path):
 def test_a_missing_model_is_refused(tmp_path):
     line = failure(tmp_path, {"model": {"path": str(tmp_path / "nowhere")}})
     assert line.startswith("error: model.path: ")
+
+
+def adapters_of(state: Path, version: int) -> dict[str, torch.Tensor]:
+    folder = state / "versions" / artifacts.folder_of("default", version)
+    return {
+        f"{name}/{key}": value
+        for name in (artifacts.POLICY, artifacts.REWARD)
+        for key, value in load_file(folder / name / artifacts.WEIGHTS).items()
+    }
+
+
+def test_two_processes_learn_together_what_one_learns_alone(tmp_path, bench):
+    bench.rate(64)
+    bench.engine.dispose()
+    learned = {}
+    for count in (1, 2):
+        folder = tmp_path / f"of {count}"
+        shutil.copytree(bench.config.state.folder, folder / "state")
+        settings = settings_of(bench, folder / "state", max_rounds=1)
+        settings["resources"] = {"device": "cpu", "processes": count}
+        process = start(folder, settings)
+        output, _ = process.communicate(timeout=START_TIMEOUT_S)
+        assert process.returncode == 0, output
+        assert ("in 2 processes" in output) == (count == 2)
+        assert output.count("published version 1") == 1
+        learned[count] = adapters_of(folder / "state", 1)
+    assert any(weights.abs().max() > 1e-3 for weights in learned[1].values())
+    torch.testing.assert_close(learned[2], learned[1], atol=1e-4, rtol=1e-3)
+
+
+def test_a_signal_stops_all_processes(tmp_path, model):
+    settings = {
+        "state": {"folder": str(tmp_path / "state")},
+        "model": {"path": str(model)},
+        "resources": {"device": "cpu", "processes": 2},
+    }
+    process = start(tmp_path, settings)
+    wait_for(process, "waiting for 80 new thumbs; version 0 is current")
+    everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert "stopped" in output
+    gone, alive = psutil.wait_procs(everybody, timeout=30)
+    assert len(gone) >= 3
+    assert not alive

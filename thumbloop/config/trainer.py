@@ -196,8 +196,11 @@ class Resources(Section):
     gradient_checkpointing: bool = False
     """Compute activations again for the gradient instead of keeping them: a third slower, for a model that does not
     fit."""
+    processes: int | None = Field(None, ge=1)
+    """Processes that compute a round together, each on a GPU of its own; absent: one for each GPU that is visible, one
+    where there is none."""
     threads: int = Field(1, ge=1)
-    """CPU threads."""
+    """CPU threads of each process."""
     nice: int = Field(10, ge=0, le=19)
     """Niceness, so that serving goes first."""
 

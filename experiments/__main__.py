@@ -8,6 +8,7 @@ from experiments import (
     front,
     gate,
     hack,
+    kills,
     learning,
     minibatches,
     propensity,
@@ -26,6 +27,7 @@ COMMANDS = (
     gate,
     hack,
     front,
+    kills,
 )
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for module in COMMANDS:

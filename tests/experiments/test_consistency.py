@@ -1,0 +1,215 @@
+"""The check of a state folder has to see every way in which one can be wrong: each is made here."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, delete, insert, select, text, update
+
+from experiments.consistency import look
+from tests.bench import Bench
+from tests.rows import finished_round, rated, version
+from thumbloop.artifacts import MANIFEST
+from thumbloop.store import feedback, interactions, schema, versions
+from thumbloop.types import VersionState
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A state folder with a published round, a round after it with replay, and a rolled back one."""
+    folder = tmp_path_factory.mktemp("learned")
+    bench = Bench(folder, tiny_model)
+    for current in (0, 1):
+        bench.rate(40, version=current)
+        bench.loop.step()
+        bench.adopt(current + 1)
+    bench.adopt(1)
+    bench.adopt(2, VersionState.ROLLED_BACK)
+    bench.engine.dispose()
+    return folder
+
+
+@pytest.fixture
+def bench(tmp_path: Path, learned: Path, tiny_model: Path) -> Bench:
+    shutil.copytree(learned, tmp_path, dirs_exist_ok=True)
+    return Bench(tmp_path, tiny_model)
+
+
+def test_nothing_is_wrong_with_what_a_trainer_leaves(bench: Bench):
+    found = look(bench.config.state.folder)
+    assert (found.wrong, found.leftovers) == ([], [])
+    assert (found.outcome.current, found.outcome.new_feedback) == ((1,), 40)
+    assert [(parent, number) for parent, number, *_ in found.outcome.rounds] == [(0, 1), (1, 2)]
+
+
+Change = Callable[[Connection], object]
+
+
+def _row_without_a_folder(connection: Connection) -> None:
+    done = finished_round(3, new_feedback=(1,), rollouts=("r",))
+    versions.finish_round(connection, done, version(3, feedback_count=1))
+
+
+def _inputs_of(connection: Connection, number: int, role: str) -> list[str]:
+    table, rounds = schema.round_inputs, schema.rounds
+    query = select(table.c.row).join(rounds, rounds.c.round_id == table.c.round_id)
+    return list(connection.scalars(query.where(rounds.c.version == number, table.c.role == role)))
+
+
+def _round_of(connection: Connection, number: int) -> str:
+    query = select(schema.rounds.c.round_id).where(schema.rounds.c.version == number)
+    return str(connection.execute(query).scalar_one())
+
+
+def _again_as(role: str, of_version: int, of_role: str) -> Change:
+    """Let version 2 use a row of a version again, as something else."""
+
+    def change(connection: Connection) -> None:
+        row = _inputs_of(connection, of_version, of_role)[0]
+        values = {"round_id": _round_of(connection, 2), "role": role, "row": row}
+        connection.execute(insert(schema.round_inputs).values(**values))
+
+    return change
+
+
+def _feedback_nobody_gave(connection: Connection) -> None:
+    connection.execute(
+        update(schema.round_inputs)
+        .where(
+            schema.round_inputs.c.role == "new",
+            schema.round_inputs.c.row == _inputs_of(connection, 2, "new")[0],
+        )
+        .values(row="4711")
+    )
+
+
+def _feedback_that_was_changed(connection: Connection) -> None:
+    rated_id = int(_inputs_of(connection, 2, "new")[0])
+    row = connection.execute(select(schema.feedback).where(schema.feedback.c.id == rated_id)).one()
+    reply = interactions.get(connection, row.response_id)
+    assert reply is not None
+    feedback.submit_thumb(connection, row.response_id, 1 - row.value, reply.user, at=2.0)
+
+
+def _replay_of_what_nobody_learned(connection: Connection) -> None:
+    _, feedback_id = rated(connection)
+    values = {"round_id": _round_of(connection, 2), "role": "replay", "row": str(feedback_id)}
+    connection.execute(insert(schema.round_inputs).values(**values))
+
+
+def _blocked_round_that_uses_up(connection: Connection) -> None:
+    learned = _inputs_of(connection, 1, "new")
+    done = finished_round(
+        9, parent=1, version=None, new_feedback=tuple(map(int, learned)), rollouts=("r",)
+    )
+    versions.finish_round(connection, done, None)
+
+
+def _set(table: str, **values: object) -> Change:
+    return lambda connection: connection.execute(
+        update(schema.metadata.tables[table]).values(**values)
+    )
+
+
+def _of_version_2(table: str, **values: object) -> Change:
+    rows = schema.metadata.tables[table]
+    return lambda connection: connection.execute(
+        update(rows).where(rows.c.version == 2).values(**values)
+    )
+
+
+def _without(table: str) -> Change:
+    return lambda connection: connection.execute(delete(schema.metadata.tables[table]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_row_without_a_folder, "version 3 is visible and does not verify: manifest_missing"),
+        (_of_version_2("policy_versions", manifest_digest="m" * 64), "manifest_altered"),
+        (_of_version_2("policy_versions", policy_digest="p" * 64), "2 has other adapters than its"),
+        (
+            _of_version_2("policy_versions", parent=0),
+            "version 2 and its round differ in version or",
+        ),
+        (_of_version_2("policy_versions", feedback_count=7), "version 2 counts 7 of 40 new inputs"),
+        (_of_version_2("rounds", version=None), "version 2 and its round differ in version or p"),
+        (_of_version_2("rounds", version=7), "a round published version 7, which is not its"),
+        (_without("rounds"), "version 2 has no round"),
+        (_without("rounds"), "inputs are there of a round"),
+        (_without("round_inputs"), "a round from version 1 says nothing of what it used"),
+        (_without("deployments"), "0 versions are current"),
+        (_set("deployments", state="current"), "3 versions are current"),
+        (_again_as("new", 1, "new"), "as new, which an ancestor had learned"),
+        (_again_as("rollout", 1, "rollout"), "which an ancestor had used"),
+        (_blocked_round_that_uses_up, "as new, which an ancestor had learned"),
+        (_feedback_nobody_gave, "learned feedback 4711, which is no effective thumb"),
+        (_feedback_that_was_changed, "which is no effective thumb"),
+        (_replay_of_what_nobody_learned, "which no ancestor had learned"),
+    ],
+)
+def test_a_store_that_is_wrong_is_told(bench: Bench, change: Change, words: str):
+    with bench.engine.connect() as connection:
+        connection.connection.driver_connection.execute("PRAGMA foreign_keys = OFF")
+        with connection.begin():
+            change(connection)
+        connection.invalidate()
+    assert any(words in wrong for wrong in look(bench.config.state.folder).wrong)
+
+
+def _lose_a_file(folder: Path) -> None:
+    (folder / "value" / "value_head.safetensors").unlink()
+
+
+def _alter_a_file(folder: Path) -> None:
+    path = folder / "policy" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+
+
+def _swap(folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("000001"), folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_lose_a_file, "version 2 is visible and does not verify: file_missing"),
+        (_alter_a_file, "version 2 is visible and does not verify: file_altered"),
+        (_swap, "version 2 is visible and does not verify: manifest_altered"),
+        (shutil.rmtree, "version 2 is visible and does not verify: manifest_missing"),
+    ],
+)
+def test_a_folder_that_is_wrong_is_told(bench: Bench, damage: Callable[[Path], None], words: str):
+    damage(bench.config.state.versions / "default" / "000002")
+    assert any(words in wrong for wrong in look(bench.config.state.folder).wrong)
+
+
+def test_a_manifest_of_another_version_is_told(bench: Bench):
+    _swap(bench.config.state.versions / "default" / "000002")
+    with bench.engine.begin() as connection:
+        digest = connection.scalar(
+            text("SELECT manifest_digest FROM policy_versions WHERE version=1")
+        )
+        connection.execute(
+            update(schema.policy_versions)
+            .where(schema.policy_versions.c.version == 2)
+            .values(manifest_digest=digest)
+        )
+    wrong = look(bench.config.state.folder).wrong
+    assert "version 2 has the manifest of another" in wrong
+    assert "version 2 has the manifest of another round" in wrong
+
+
+def test_folders_that_no_row_names_are_told(bench: Bench):
+    default = bench.config.state.versions / "default"
+    (default / "000003").mkdir()
+    (default / ".000003.77.tmp").mkdir()
+    (default / ".000003.77.tmp" / MANIFEST).write_text("{")
+    found = look(bench.config.state.folder)
+    assert found.wrong == []
+    assert found.leftovers == [
+        ".000003.77.tmp is there, and no row names it",
+        "000003 is there, and no row names it",
+    ]

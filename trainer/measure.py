@@ -90,10 +90,11 @@ def batches_of(
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield sequences, or some of them, as the trunk takes them: which they are, and they on its device.
 
-    Of several processes each gets its share.
+    Of several processes each gets its share, with rests where that is set.
     """
     chosen = range(len(pairs)) if rows is None else rows
     size = sum(len(prompt) + len(response) for prompt, response in (pairs[i] for i in chosen))
     tokens = min(trunk.micro_batch_tokens, math.ceil(size / trunk.workers.count))
-    for part_rows, part in trunk.workers.share(micro_batches(pairs, chosen, tokens=tokens)):
+    parts = trunk.workers.share(micro_batches(pairs, chosen, tokens=tokens))
+    for part_rows, part in trunk.pace.rested(parts):
         yield part_rows, part.to(trunk.device)

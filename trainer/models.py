@@ -27,6 +27,7 @@ from thumbloop.rendering import VerdictTokens
 from trainer.batches import Batch, collate
 from trainer.critic import ValueHead
 from trainer.distributions import describe_tokens
+from trainer.pace import Pace
 from trainer.packing import ATTENTION, checkpoint_layers, packed_states, padded_states
 from trainer.parallel import ALONE, Workers
 
@@ -37,8 +38,9 @@ Role = Literal["policy", "reference", "reward"]
 
 ADAPTERS: tuple[Adapter, ...] = ("policy", "reward")
 
-MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Tokens computed at a time: on a CPU as many as stay in its caches, on a GPU as many as keep it busy."""
+ON_CPU, ON_GPU = 1024, 16384
+"""Tokens computed at a time: as many as stay in a CPU's caches, as many as keep a GPU busy."""
+ITS_DEFAULTS = Resources()
 
 
 class Response(NamedTuple):
@@ -58,9 +60,7 @@ class Trunk:
         model: nn.Module,
         lora: Lora,
         verdict: VerdictTokens,
-        *,
-        micro_batch_tokens: int | None = None,
-        gradient_checkpointing: bool = False,
+        resources: Resources = ITS_DEFAULTS,
         workers: Workers = ALONE,
     ) -> None:
         self.lora = lora
@@ -68,9 +68,11 @@ class Trunk:
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self.workers = workers
-        self.micro_batch_tokens = micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
+        self.pace = Pace(resources.max_share, self.device)
+        at_once = ON_CPU if self.device.type == "cpu" else ON_GPU
+        self.micro_batch_tokens = resources.micro_batch_tokens or at_once
         model.eval()
-        if gradient_checkpointing:
+        if resources.gradient_checkpointing:
             checkpoint_layers(model)
         # GPT-2 keeps its matrices transposed.
         is_transposed = any(isinstance(module, Conv1D) for module in model.modules())
@@ -104,14 +106,7 @@ class Trunk:
         if dtype == "auto":
             dtype = "float32" if device.startswith("cpu") else "bfloat16"
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
-        trunk = cls(
-            model.to(device),
-            lora,
-            verdict,
-            micro_batch_tokens=resources.micro_batch_tokens,
-            gradient_checkpointing=resources.gradient_checkpointing,
-            workers=workers,
-        )
+        trunk = cls(model.to(device), lora, verdict, resources, workers)
         trunk.check_logits()
         return trunk
 

@@ -4,6 +4,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from tests.trainer.conftest import LORA, VERDICT
+from thumbloop.config.trainer import Resources
 from trainer import models, packing
 from trainer.batches import collate
 from trainer.models import ADAPTERS, Trunk
@@ -41,10 +42,10 @@ PAIRS = [((6, 7, 8), (9, 10)), (LONG, (12, 13, 14, 15)), ((6, 7, 8), (20,)), (LO
 """Prompts that are shared, and sequences longer than the windows above."""
 
 
-def trunk_of(name: str, **settings) -> Trunk:
+def trunk_of(name: str, **resources) -> Trunk:
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(CONFIGS[name])
-    trunk = Trunk(model, LORA, VERDICT, **settings)
+    trunk = Trunk(model, LORA, VERDICT, Resources(**resources))
     source = torch.Generator().manual_seed(8)
     for adapter in ADAPTERS:
         parameters = trunk.parameters(adapter)

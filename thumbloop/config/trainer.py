@@ -201,6 +201,9 @@ class Resources(Section):
     where there is none."""
     threads: int = Field(1, ge=1)
     """CPU threads of each process."""
+    max_share: float = Field(1.0, gt=0, le=1)
+    """Share of the time in which it may compute; it rests after each batch. With one thread beside a server on the same
+    cores, serving loses at most this share of one core."""
     nice: int = Field(10, ge=0, le=19)
     """Niceness, so that serving goes first."""
 

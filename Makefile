@@ -56,8 +56,8 @@ bench: setup
 	$(PYTHON) -m loadtest.bench $(foreach d,$(DTYPE),--dtype '$(d)') $(foreach p,$(PART),--part '$(p)') \
 	  $(if $(SEED),--seed '$(SEED)') $(if $(REPEATS),--repeats '$(REPEATS)')
 
-# Our learning beside TRL's trainers, in environments of their own: runs/bench/learning.json, docs/benchmarks.md.
-# PART=step SEED=0 REPEATS=5; without PART everything. Other parts stay as they were measured last.
+# Our learning beside TRL's trainers, in environments of their own, and beside our first one: runs/bench/learning.json,
+# docs/benchmarks.md. PART=step SEED=0 REPEATS=5; without PART everything. Other parts stay as they were measured last.
 bench-learning: setup
 	$(PYTHON) -m loadtest.learning $(foreach p,$(PART),--part '$(p)') \
 	  $(if $(SEED),--seed '$(SEED)') $(if $(REPEATS),--repeats '$(REPEATS)')

@@ -12,11 +12,17 @@ import typer
 from loadtest.benchmark import Benchmark
 from loadtest.environments import NotInstalled
 from loadtest.figures import Figure, Goal
+from loadtest.first import NoHistory
+from loadtest.history import TooFew
 from loadtest.midway import Midway
+from loadtest.rounds import round_
 from loadtest.steps import step
 from loadtest.work import Work
 
-PARTS: dict[str, Callable[[Work], dict[str, Figure]]] = {"step": step}
+PARTS: dict[str, Callable[[Work], dict[str, Figure]]] = {
+    "step": step,
+    "round": round_,
+}
 LEARNING = Benchmark(
     name="learning",
     command="make bench-learning",
@@ -26,8 +32,9 @@ LEARNING = Benchmark(
         "step.ratio_to_trl_0_11": Goal(0.6, is_upper=True),
         "step.ratio_to_trl_1_12": Goal(0.6, is_upper=True),
         "step.memory_ratio": Goal(0.7, is_upper=True),
+        "round.ratio_to_first": Goal(0.5, is_upper=True),
     },
-    failures=(NotInstalled,),
+    failures=(NotInstalled, NoHistory, TooFew),
 )
 
 

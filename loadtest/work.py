@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from time import perf_counter
+from typing import Any, NamedTuple, TypeVar
 
 from loadtest.midway import Midway
 from thumbloop.processes import ProcessFailed
@@ -20,9 +21,17 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
 }
+"""One thread, no GPU, no network."""
 _LAST_LINES = 8
 
 T = TypeVar("T")
+
+
+class Line(NamedTuple):
+    """What a command said, and when, in seconds of `perf_counter`."""
+
+    at: float
+    words: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +52,48 @@ class Work:
         return job
 
     def measured(self, name: str, command: Sequence[str]) -> dict[str, Any]:
-        """Run a command on one thread and no GPU; return the JSON of the last line that it prints."""
-        line: dict[str, Any] = json.loads(self.run(name, command).splitlines()[-1])
+        """Run a command; return the JSON of the last line that it prints. Raises ProcessFailed."""
+        line: dict[str, Any] = json.loads(self.run(name, command)[-1].words)
         return line
 
-    def run(self, name: str, command: Sequence[str]) -> str:
-        """Run a command; return what it prints. Errors go to <name>.log. Raises ProcessFailed."""
+    def run(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        code: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> list[Line]:
+        """Run a command in the folder of its code; return the lines that it prints. Raises ProcessFailed.
+
+        Its errors go to <name>.log.
+        """
         log = self.folder / f"{name}.log"
-        with log.open("wb") as errors:
-            done = subprocess.run(
+        with (
+            log.open("wb") as errors,
+            subprocess.Popen(
                 command,
+                stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=os.environ | _ENVIRONMENT,
+                cwd=code,
+                env=os.environ | _ENVIRONMENT | (environment or {}),
                 text=True,
-                check=False,
-            )
-        if done.returncode:
+            ) as process,
+        ):
+            assert process.stdout is not None
+            try:
+                lines = [Line(perf_counter(), line.rstrip("\n")) for line in process.stdout]
+            except BaseException:  # Ctrl-C, for instance: nothing is left running
+                process.kill()
+                raise
+        if process.returncode:
             words = log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
             raise ProcessFailed(
-                f"{name} stopped with exit code {done.returncode}; the end of {log}:\n"
+                f"{name} stopped with exit code {process.returncode}; the end of {log}:\n"
                 + "\n".join(words)
             )
-        return done.stdout
+        return lines
 
 
 def in_turn(turns: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:

@@ -10,29 +10,12 @@ import pytest
 from loadtest import benchmark, learning, steps
 from loadtest.figures import Figure
 from loadtest.learning import LEARNING
-from loadtest.midway import Midway
+from loadtest.rounds import Round, describe_rounds
 from loadtest.steps import PEERS, describe_steps, step
-from loadtest.work import Work, in_turn
+from loadtest.work import Line, Work, in_turn
 from thumbloop.processes import ProcessFailed
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Work:
-    nothing: Any = None
-    found = Midway(
-        run=tmp_path / "policy",
-        model=Path("model"),
-        version=Path("version"),
-        other=Path("other"),
-        number=2,
-        thumb_up_rate=0.5,
-        verdict=nothing,
-        texts=(),
-        prompts=(),
-    )
-    return Work(found, repeats=2, folder=tmp_path, shared=tmp_path / "shared")
 
 
 def line(seconds: float, peak: int, **more: Any) -> dict[str, Any]:
@@ -65,8 +48,9 @@ def test_our_memory_is_compared_with_that_of_the_peer_that_takes_less():
 
 
 def test_every_goal_is_of_a_figure_that_is_measured():
-    steps_found = describe_steps(LINES)
-    assert {goal for goal in LEARNING.goals if goal.startswith("step.")} <= steps_found.keys()
+    once = [Round(1.0, {}, 64, 256, 16)]
+    found = describe_steps(LINES) | describe_rounds({"ours": once, "first": once})
+    assert LEARNING.goals.keys() <= found.keys()
 
 
 def test_each_update_runs_in_its_own_environment_on_the_same_job(
@@ -74,9 +58,9 @@ def test_each_update_runs_in_its_own_environment_on_the_same_job(
 ):
     run: list[list[str]] = []
 
-    def canned(_self: Work, name: str, command: list[str]) -> str:
+    def canned(_self: Work, name: str, command: list[str]) -> list[Line]:
         run.append(command)
-        return "words\n" + json.dumps(LINES.get(name, [{}])[0])
+        return [Line(0.0, "words"), Line(1.0, json.dumps(LINES.get(name, [{}])[0]))]
 
     monkeypatch.setattr(Work, "run", canned)
     monkeypatch.setattr(steps, "environment", lambda name, folder: folder / name / "python")

@@ -17,11 +17,13 @@ from loadtest.history import TooFew
 from loadtest.midway import Midway
 from loadtest.rounds import round_
 from loadtest.steps import step
+from loadtest.tokens import rollout
 from loadtest.work import Work
 
 PARTS: dict[str, Callable[[Work], dict[str, Figure]]] = {
     "step": step,
     "round": round_,
+    "rollout": rollout,
 }
 LEARNING = Benchmark(
     name="learning",

@@ -8,7 +8,7 @@ export ACCELERATOR ?= cpu
 # The base model where neither CONFIG nor the environment names one: the demo's, built when missing.
 demo_model = $(if $(CONFIG)$(THUMBLOOP_$(1)_MODEL__PATH),,model=$$($(PYTHON) -m demo.base_model) && export THUMBLOOP_$(1)_MODEL__PATH="$$model" &&)
 
-.PHONY: demo test check serve train loadtest bench protos lock setup clean
+.PHONY: demo test check serve train loadtest bench bench-learning protos lock setup clean
 .DEFAULT_GOAL := demo
 
 # Builds the base model, then learns from simulated users while serving them: a table in the
@@ -54,6 +54,12 @@ loadtest: setup
 # parts stay as they were measured last.
 bench: setup
 	$(PYTHON) -m loadtest.bench $(foreach d,$(DTYPE),--dtype '$(d)') $(foreach p,$(PART),--part '$(p)') \
+	  $(if $(SEED),--seed '$(SEED)') $(if $(REPEATS),--repeats '$(REPEATS)')
+
+# Our learning beside TRL's trainers, in environments of their own, and beside our first one: runs/bench/learning.json,
+# docs/benchmarks.md. PART=step SEED=0 REPEATS=5; without PART everything. Other parts stay as they were measured last.
+bench-learning: setup
+	$(PYTHON) -m loadtest.learning $(foreach p,$(PART),--part '$(p)') \
 	  $(if $(SEED),--seed '$(SEED)') $(if $(REPEATS),--repeats '$(REPEATS)')
 
 # Regenerates thumbloop/v1 from protos/.

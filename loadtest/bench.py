@@ -3,32 +3,22 @@
 Everything is started here and stopped again. Ratios are what to read; rates are this machine's.
 """
 
-import json
-import signal
-import subprocess
-import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import uvloop
-from rich.console import Console
 
-from loadtest import figures, midway, results
-from loadtest.figures import Figure
-from loadtest.midway import NotMidway
+from loadtest.benchmark import Benchmark
+from loadtest.figures import Figure, Goal
+from loadtest.midway import Midway
 from loadtest.overload import overload
 from loadtest.plain import lora, plain
 from loadtest.reranked import reranked
 from loadtest.setting import CallsFailed, Setting
 from loadtest.swapping import NotTaken
 from loadtest.swaps import swap
-from thumbloop.errors import ThumbloopError
-from thumbloop.processes import ProcessFailed
-
-TABLE = Path("docs/benchmarks.md")
-_BEGIN, _END = "<!-- figures: make bench -->", "<!-- end of figures -->"
 
 PARTS: dict[str, Callable[[Setting], Awaitable[dict[str, Figure]]]] = {
     "plain": plain,
@@ -37,47 +27,29 @@ PARTS: dict[str, Callable[[Setting], Awaitable[dict[str, Figure]]]] = {
     "swap": swap,
     "overload": overload,
 }
-DTYPES = ["float32", "bfloat16"]
-
-console = Console()
-
-
-async def measure(setting: Setting, part: str) -> dict[str, Figure]:
-    """Measure one part; what it needs is started here, and stopped again."""
-    setting.folder.mkdir(parents=True, exist_ok=True)
-    measured = await PARTS[part](setting)
-    for key, figure in measured.items():
-        console.print(f"  {key} {figure.value:.3g} ({figure.low:.3g} to {figure.high:.3g})")
-    return measured
-
-
-def summarise(folder: Path, under: Mapping[str, Any]) -> None:
-    """Write serving.json of all that is kept, and the documents' table once nothing is missing."""
-    parts = {d: [results.kept(folder / d / part, under) for part in PARTS] for d in DTYPES}
-    found = {
-        d: {k: f for part in of if part for k, f in part.figures.items()} for d, of in parts.items()
-    }
-    commits = sorted({part.commit for of in parts.values() for part in of if part})
-    report = {
-        "conditions": under,
-        "commits": commits,
-        "figures": {d: {k: f.rounded() for k, f in of.items()} for d, of in found.items()},
-    }
-    (folder / "serving.json").write_text(json.dumps(report, indent=1) + "\n")
-    words = figures.table(found)
-    if all(None not in of for of in parts.values()):
-        about = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in under.items())
-        write_table(TABLE, f"{about}, commit {' and '.join(commits)}.\n\n{words}")
-    console.print(words, markup=False)
-    console.print(f"Details: {folder / 'serving.json'}")
-
-
-def write_table(path: Path, words: str) -> None:
-    """Put the table between the marks of a document."""
-    document = path.read_text()
-    before, _, rest = document.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    path.write_text(f"{before}{_BEGIN}\n{words}\n{_END}{after}")
+SERVING = Benchmark(
+    name="serving",
+    command="make bench",
+    parts=list(PARTS),
+    dtypes=["float32", "bfloat16"],
+    goals={
+        "plain.ratio_to_bare": Goal(0.97),
+        "plain.added_ms_p50": Goal(3, is_upper=True),
+        "lora.ratio_to_base": Goal(0.90),
+        "lora.ratio_to_base_1": Goal(0.85),
+        "lora.ratio_mixed": Goal(0.87),
+        "reranked.ratio_to_peer": Goal(2.2),
+        "reranked.ratio_at_equal_reward": Goal(3),
+        "pruned.gain_kept": Goal(0.90),
+        "pruned.tokens_share": Goal(0.70, is_upper=True),
+        "swap.throughput_ratio": Goal(0.95),
+        "swap.failed": Goal(0, is_upper=True),
+        "overload.goodput_ratio": Goal(0.90),
+        "overload.p99_ratio": Goal(2, is_upper=True),
+        "overload.reject_ms_p50": Goal(50, is_upper=True),
+    },
+    failures=(NotTaken, CallsFailed),
+)
 
 
 def main(
@@ -91,42 +63,16 @@ def main(
 
     Once all are there, the table in docs/benchmarks.md is written too.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # the same way out as Ctrl-C
-    parts, dtypes = part or list(PARTS), dtype or DTYPES
-    for option, given, known in (("part", parts, list(PARTS)), ("dtype", dtypes, DTYPES)):
-        if unknown := set(given) - set(known):
-            print(f"error: --{option}: no {unknown.pop()}; there are {', '.join(known)}")
-            raise SystemExit(2)
-    try:
-        found = midway.find_or_make(folder / "policy", seed)
-        console.print(
-            f"version {found.number} of {folder / 'policy'},"
-            f" {found.thumb_up_rate:.0%} of whose replies are liked"
-        )
-        under = results.conditions(found, repeats)
-        for each in dtypes:
-            for name in parts:
-                console.print(f"{each}: {name}")
-                work = folder / each / name
-                setting = Setting(found, each, repeats, work, folder.parent / "peers")
-                commit = results.checked_out()  # before: while it runs another may come
-                measured = uvloop.run(measure(setting, name))
-                results.keep(work, under, measured, commit=commit)
-    except (
-        NotMidway,
-        NotTaken,
-        CallsFailed,
-        ProcessFailed,
-        ThumbloopError,
-        subprocess.CalledProcessError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped; no process is left behind", file=sys.stderr)
-        raise SystemExit(130) from None
-    summarise(folder, under)
+
+    async def measured(setting: Setting, name: str) -> dict[str, Figure]:
+        return await PARTS[name](setting)
+
+    def measure(found: Midway, of_dtype: str, name: str, work: Path) -> dict[str, Figure]:
+        setting = Setting(found, of_dtype, repeats, work, folder.parent / "peers")
+        figures: dict[str, Figure] = uvloop.run(measured(setting, name))
+        return figures
+
+    SERVING.run(measure, dtypes=dtype, parts=part, repeats=repeats, seed=seed, folder=folder)
 
 
 if __name__ == "__main__":

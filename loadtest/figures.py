@@ -39,24 +39,6 @@ class Goal(NamedTuple):
         return figure.value <= self.bound if self.is_upper else figure.value >= self.bound
 
 
-GOALS = {
-    "plain.ratio_to_bare": Goal(0.97),
-    "plain.added_ms_p50": Goal(3, is_upper=True),
-    "lora.ratio_to_base": Goal(0.90),
-    "lora.ratio_to_base_1": Goal(0.85),
-    "lora.ratio_mixed": Goal(0.87),
-    "reranked.ratio_to_peer": Goal(2.2),
-    "reranked.ratio_at_equal_reward": Goal(3),
-    "pruned.gain_kept": Goal(0.90),
-    "pruned.tokens_share": Goal(0.70, is_upper=True),
-    "swap.throughput_ratio": Goal(0.95),
-    "swap.failed": Goal(0, is_upper=True),
-    "overload.goodput_ratio": Goal(0.90),
-    "overload.p99_ratio": Goal(2, is_upper=True),
-    "overload.reject_ms_p50": Goal(50, is_upper=True),
-}
-
-
 def exactly(value: float) -> Figure:
     """Return a count, or a mean that is shown without an interval."""
     return Figure(value, value, value)
@@ -129,16 +111,16 @@ def _resampled(data: np.ndarray, statistic: Callable[..., np.ndarray]) -> Figure
     return Figure(float(statistic(*data)), float(found.low), float(found.high))
 
 
-def table(figures: Mapping[str, Mapping[str, Figure]]) -> str:
+def table(figures: Mapping[str, Mapping[str, Figure]], goals: Mapping[str, Goal]) -> str:
     """Return the figures as a Markdown table: `figures[dtype][key]`, those with a goal first."""
     dtypes = list(figures)
-    keys = list(dict.fromkeys([*GOALS, *(key for of in figures.values() for key in of)]))
+    keys = list(dict.fromkeys([*goals, *(key for of in figures.values() for key in of)]))
     lines = [
         f"| figure | goal | {' | '.join(dtypes)} |",
         f"|---|---|{'---|' * len(dtypes)}",
     ]
     for key in keys:
-        goal = GOALS.get(key)
+        goal = goals.get(key)
         cells = [_cell(figures[dtype].get(key), goal) for dtype in dtypes]
         lines.append(f"| `{key}` | {goal or ''} | {' | '.join(cells)} |")
     return "\n".join(lines)

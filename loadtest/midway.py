@@ -30,8 +30,12 @@ class NotMidway(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Midway:
-    """One version, the one before or after it to swap with, and what users asked in that run."""
+    """One version, the one before or after it to swap with, and what users asked in that run.
 
+    `run` is the folder of the run: its report, and its state.
+    """
+
+    run: Path
     model: Path
     version: Path
     other: Path
@@ -40,6 +44,11 @@ class Midway:
     verdict: VerdictTokens
     texts: tuple[str, ...]
     prompts: tuple[tuple[int, ...], ...]
+
+    @property
+    def state(self) -> Path:
+        """Return the folder of the run's store and versions."""
+        return self.run / "state"
 
 
 def find_or_make(folder: Path, seed: int) -> Midway:
@@ -61,6 +70,7 @@ def find_or_make(folder: Path, seed: int) -> Midway:
     verdict = read_manifest(version).verdict
     assert verdict is not None, "a trained version has a verdict prompt"
     return Midway(
+        run=folder,
         model=Path(settings["model"]["path"]),
         version=version,
         other=version.with_name(f"{other:06d}"),

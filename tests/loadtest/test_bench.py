@@ -8,11 +8,14 @@ from typing import Any
 import grpc
 import pytest
 
-from loadtest import bench, figures, results, setting
+from loadtest import benchmark, figures, results, setting
+from loadtest.bench import SERVING
 from loadtest.peers import picked
 from loadtest.reranked import describe_reranked
 from loadtest.swaps import describe_swaps
 from loadtest.workload import Answer, Throughput
+
+BEGIN, END = SERVING.marks
 
 
 def runs(seconds: float, reward: float, tokens: int, *, candidates: int = 8) -> list[Throughput]:
@@ -124,27 +127,27 @@ async def test_a_measurement_without_all_of_its_answers_is_none():
 
 def test_the_table_takes_the_place_of_the_last_one(tmp_path: Path):
     document = tmp_path / "benchmarks.md"
-    document.write_text(f"before\n{bench._BEGIN}\nold\n{bench._END}\nafter\n")
-    bench.write_table(document, "new")
-    assert document.read_text() == f"before\n{bench._BEGIN}\nnew\n{bench._END}\nafter\n"
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    SERVING.write_table(document, "new")
+    assert document.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
 
 
 def test_the_table_is_written_once_every_part_is_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     document = tmp_path / "benchmarks.md"
-    document.write_text(f"{bench._BEGIN}\n{bench._END}\n")
-    monkeypatch.setattr(bench, "TABLE", document)
+    document.write_text(f"{BEGIN}\n{END}\n")
+    monkeypatch.setattr(benchmark, "TABLE", document)
     commits = iter(["abc", *["def"] * 99])
     under = {"cpu": "one"}
-    for dtype in bench.DTYPES:
-        for number, part in enumerate(bench.PARTS):
-            bench.summarise(tmp_path, under)
-            assert document.read_text() == f"{bench._BEGIN}\n{bench._END}\n"
+    for dtype in SERVING.dtypes:
+        for number, part in enumerate(SERVING.parts):
+            SERVING.summarise(tmp_path, under)
+            assert document.read_text() == f"{BEGIN}\n{END}\n"
             (tmp_path / dtype / part).mkdir(parents=True)
             measured = {part: figures.exactly(number)}
             results.keep(tmp_path / dtype / part, under, measured, commit=next(commits))
-    bench.summarise(tmp_path, under)
+    SERVING.summarise(tmp_path, under)
     assert "| `swap` |  | 3 | 3 |" in document.read_text()
     assert "cpu one, commit abc and def." in document.read_text()
     written = json.loads((tmp_path / "serving.json").read_text())
@@ -155,18 +158,18 @@ def test_figures_that_a_part_did_not_have_when_it_was_measured_are_absent(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     document = tmp_path / "benchmarks.md"
-    document.write_text(f"{bench._BEGIN}\n{bench._END}\n")
-    monkeypatch.setattr(bench, "TABLE", document)
+    document.write_text(f"{BEGIN}\n{END}\n")
+    monkeypatch.setattr(benchmark, "TABLE", document)
     under = {"cpu": "one"}
     older = {"swap.failed": figures.exactly(0), "pruned.tokens_share": figures.exactly(0.6)}
-    for dtype in bench.DTYPES:
-        for part in bench.PARTS:
+    for dtype in SERVING.dtypes:
+        for part in SERVING.parts:
             (tmp_path / dtype / part).mkdir(parents=True)
             measured = older if part == "swap" else {}
             results.keep(tmp_path / dtype / part, under, measured, commit="abc")
     newer = older | {"swap.swaps_per_s": figures.Figure(1.0, 0.9, 1.0)}
     results.keep(tmp_path / "bfloat16" / "swap", under, newer, commit="abc")
-    bench.summarise(tmp_path, under)
+    SERVING.summarise(tmp_path, under)
     assert "| `swap.swaps_per_s` |  | not measured | 1 (0.9 to 1) |" in document.read_text()
     assert "| `pruned.tokens_share` | at most 0.7 | 0.6 | 0.6 |" in document.read_text()
     assert "| `swap.failed` | at most 0 | 0 | 0 |" in document.read_text()
@@ -183,5 +186,5 @@ def test_figures_of_another_machine_or_policy_are_not_mixed_in(tmp_path: Path):
 
 
 def test_the_documents_table_has_its_place():
-    words = (Path(bench.__file__).parent.parent / bench.TABLE).read_text()
-    assert words.index(bench._BEGIN) < words.index(bench._END)
+    words = (Path(benchmark.__file__).parent.parent / benchmark.TABLE).read_text()
+    assert words.index(BEGIN) < words.index(END)

@@ -1,0 +1,122 @@
+"""What `make bench-learning` makes of what its processes say; the measurements themselves are no tests."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest import benchmark, learning, steps
+from loadtest.figures import Figure
+from loadtest.learning import LEARNING
+from loadtest.rounds import Round, describe_rounds
+from loadtest.steps import PEERS, describe_steps, step
+from loadtest.work import Line, Work, in_turn
+from thumbloop.processes import ProcessFailed
+
+MIB = 1 << 20
+
+
+def line(seconds: float, peak: int, **more: Any) -> dict[str, Any]:
+    sizes = {"peak_bytes": peak * MIB, "before_bytes": 100 * MIB}
+    return {"seconds": [seconds], "optimizer_steps": 16, **sizes, **more}
+
+
+LINES = {
+    "ours": [line(4, 300, passes_s=[2]), line(6, 300, passes_s=[3])],
+    "trl_0_11": [line(8, 600), line(12, 500)],
+    "trl_1_12": [line(16, 400), line(12, 700)],
+}
+
+
+def test_updates_are_compared_repeat_by_repeat():
+    found = describe_steps(LINES)
+    assert found["step.ratio_to_trl_0_11"] == Figure(0.5, 0.5, 0.5)
+    assert found["step.ratio_to_trl_1_12"] == Figure(0.375, 0.25, 0.5)
+    assert found["step.floor_ratio_to_trl_0_11"] == Figure(0.25, 0.25, 0.25)
+    assert found["step.ours_passes_s"] == Figure(2.5, 2, 3)
+    assert found["step.trl_1_12_seconds"] == Figure(14, 12, 16)
+    assert found["step.trl_0_11_optimizer_steps"] == Figure(16, 16, 16)
+
+
+def test_our_memory_is_compared_with_that_of_the_peer_that_takes_less():
+    found = describe_steps(LINES)
+    assert found["step.memory_ratio"] == pytest.approx((0.675, 0.6, 0.75))  # of 400, then of 500
+    assert found["step.trl_0_11_peak_mib"] == Figure(550, 500, 600)
+    assert found["step.ours_before_mib"] == Figure(100, 100, 100)
+
+
+def test_every_goal_is_of_a_figure_that_is_measured():
+    once = [Round(1.0, {}, 64, 256, 16)]
+    found = describe_steps(LINES) | describe_rounds({"ours": once, "first": once})
+    assert LEARNING.goals.keys() <= found.keys()
+
+
+def test_each_update_runs_in_its_own_environment_on_the_same_job(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+):
+    run: list[list[str]] = []
+
+    def canned(_self: Work, name: str, command: list[str]) -> list[Line]:
+        run.append(command)
+        return [Line(0.0, "words"), Line(1.0, json.dumps(LINES.get(name, [{}])[0]))]
+
+    monkeypatch.setattr(Work, "run", canned)
+    monkeypatch.setattr(steps, "environment", lambda name, folder: folder / name / "python")
+    assert step(work)["step.ratio_to_trl_0_11"].value == 0.5
+    frozen, *updates = run
+    job = str(work.folder / "job.json")
+    state = str(work.found.state)
+    assert frozen[:3] == [sys.executable, "-m", "experiments.frozen"]
+    assert frozen[3:7] == [state, "model", "2", job]
+    pythons = {
+        "experiments.update": sys.executable,
+        **{
+            f"loadtest.trl.step_{name.removeprefix('trl_')}": str(
+                work.shared / "environments" / lock / "python"
+            )
+            for name, lock in PEERS.items()
+        },
+    }
+    assert [command[2] for command in updates] == [*pythons, *reversed(pythons)]
+    assert all(command == [pythons[command[2]], "-m", command[2], job] for command in updates)
+
+
+def test_turns_alternate_in_order():
+    taken: list[str] = []
+
+    def turn(name: str) -> int:
+        taken.append(name)
+        return len(taken)
+
+    results = in_turn({"a": lambda: turn("a"), "b": lambda: turn("b")}, 3)
+    assert taken == ["a", "b", "b", "a", "a", "b"]
+    assert results == {"a": [1, 4, 5], "b": [2, 3, 6]}
+
+
+def test_what_a_command_measured_is_its_last_line(work: Work):
+    program = (
+        "import os; print('words'); print('{\"threads\": ' + os.environ['OMP_NUM_THREADS'] + '}')"
+    )
+    assert work.measured("one", [sys.executable, "-c", program]) == {"threads": 1}
+
+
+def test_a_command_that_fails_shows_its_last_words(work: Work):
+    program = "raise SystemExit('error: 15 optimizer steps')"
+    words = r"peer stopped with exit code 1; the end of .*/peer.log:\nerror: 15 optimizer steps"
+    with pytest.raises(ProcessFailed, match=words):
+        work.run("peer", [sys.executable, "-c", program])
+
+
+def test_a_part_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    with pytest.raises(SystemExit) as stopped:
+        learning.main(part=["steps"], repeats=1, seed=0, folder=tmp_path)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().out.startswith("error: --part: no steps; there are step")
+
+
+def test_the_documents_table_has_its_place():
+    words = (Path(benchmark.__file__).parent.parent / benchmark.TABLE).read_text()
+    begin, end = LEARNING.marks
+    assert words.index(begin) < words.index(end, words.index(begin))

@@ -38,7 +38,7 @@ Role = Literal["policy", "reference", "reward"]
 
 ADAPTERS: tuple[Adapter, ...] = ("policy", "reward")
 
-ON_CPU, ON_GPU = 1024, 16384
+ON_CPU, ON_GPU = 512, 16384
 """Tokens computed at a time: as many as stay in a CPU's caches, as many as keep a GPU busy."""
 ITS_DEFAULTS = Resources()
 

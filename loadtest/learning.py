@@ -13,7 +13,6 @@ from loadtest.benchmark import Benchmark
 from loadtest.environments import NotInstalled
 from loadtest.figures import Figure, Goal
 from loadtest.first import NoHistory
-from loadtest.history import TooFew
 from loadtest.midway import Midway
 from loadtest.rounds import round_
 from loadtest.steps import step
@@ -36,7 +35,7 @@ LEARNING = Benchmark(
         "step.memory_ratio": Goal(0.7, is_upper=True),
         "round.ratio_to_first": Goal(0.5, is_upper=True),
     },
-    failures=(NotInstalled, NoHistory, TooFew),
+    failures=(NotInstalled, NoHistory),
 )
 
 

@@ -44,7 +44,7 @@ class Work:
     shared: Path
 
     def freeze(self) -> Path:
-        """Write the rollouts that the policy's version sampled last, scored, as a file; return it."""
+        """Write a round's rollouts by the policy's version, scored, as a file; return it."""
         job, number = self.folder / "job.json", str(self.found.number)
         size = ("--prompts", str(PROMPTS), "--candidates", str(CANDIDATES))
         arguments = (str(self.found.state), str(self.found.model), number, str(job), *size)

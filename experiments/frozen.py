@@ -1,4 +1,4 @@
-"""python -m experiments.frozen: one round's rollouts and scores as a file, for updates to be compared on.
+"""python -m experiments.frozen: a round's rollouts and scores as a file, to compare updates on.
 
 Trainers that know nothing of the store or of our packages read it too.
 """
@@ -37,7 +37,7 @@ class TooFew(Exception):
 
 
 class Scored(BaseModel, frozen=True, extra="forbid"):
-    """One rollout and its score: token ids, the sampler's log-probabilities, the reward in logits."""
+    """One rollout, token ids, with the sampler's log-probabilities and its reward in logits."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
@@ -79,8 +79,8 @@ def freeze(
 ) -> Job:
     """Return what a version samples for prompts that users asked, scored as its next round would.
 
-    The replies it gave then are too few for a round where the next version came soon. Raises TooFew, and
-    UnknownPolicyVersion.
+    The replies it gave then are too few for a round where the next version came soon. Raises
+    TooFew, and UnknownPolicyVersion.
     """
     database = open_store(config.state)
     try:
@@ -123,7 +123,7 @@ def freeze(
 
 
 def asked_prompts(connection: Connection) -> list[tuple[int, ...]]:
-    """Return the prompts, token ids, whose replies may train the policy, oldest first, none twice."""
+    """Return the prompts whose replies may train the policy, oldest first, none twice."""
     stored = interactions.list_since(connection, DEFAULT_POLICY, BASE_VERSION)
     return list(dict.fromkeys(each.prompt_token_ids for each in stored if each.trainable))
 

@@ -1,4 +1,4 @@
-"""What a round starts from: a version, frozen rollouts as its replies, a thumb for each, and older ones."""
+"""What a round starts from: a version, frozen rollouts as its replies, thumbs on them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -39,9 +39,9 @@ Frozen = Mapping[str, Any]
 def history_of(state: State, number: int, rollouts: Sequence[Frozen], candidates: int) -> History:
     """Return what a version's next round learns from, as if its parent were the base model.
 
-    Of each group of rollouts the first was shown, to a user of its own. It has a thumb, up where its score
-    is above the middle: what is rated how is of no matter to how long it takes to learn from it. The
-    version's own thumbs, which are replayed, are those that it has learned in the run.
+    Of each group of rollouts the first was shown, to a user of its own. It has a thumb, up where
+    its score is above the middle: how it is rated does not matter to how long it takes to learn from.
+    The thumbs that it replays are those that it has learned in the run.
     """
     store = open_store(state)
     try:

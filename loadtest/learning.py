@@ -1,6 +1,6 @@
-"""python -m loadtest.learning: our learning beside what others offer, and beside itself as it once was.
+"""python -m loadtest.learning: our learning beside what others offer, and beside its own past.
 
-Everything is started here and stopped again, and installed where it is missing. Ratios are what to read.
+Everything is installed, started and stopped here. Ratios are what to read.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of the demo that makes the policy.")] = 0,
     folder: Annotated[Path, typer.Option(help="Where results and logs go.")] = Path("runs/bench"),
 ) -> None:
-    """Measure, and write learning.json: parts that are not asked for are as they were measured last.
+    """Measure, and write learning.json: other parts are as they were measured last.
 
     Once all are there, the table in docs/benchmarks.md is written too.
     """

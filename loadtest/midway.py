@@ -52,7 +52,7 @@ class Midway:
 
 
 def find_or_make(folder: Path, seed: int) -> Midway:
-    """Return the version nearest to half way of the demo's run in `folder`, which is made if missing.
+    """Return the version nearest to half way of the demo's run in `folder`, made if missing.
 
     Raises NotMidway, and subprocess.CalledProcessError where the demo fails.
     """

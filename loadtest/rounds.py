@@ -1,4 +1,4 @@
-"""A round of our trainer over the same round by the first one: from when it is ready to a published version."""
+"""A round of our trainer over the same round by the first one, until a version is published."""
 
 import json
 import re
@@ -37,7 +37,7 @@ GATES: Mapping[str, Mapping[str, Any]] = {
 
 
 class Round(NamedTuple):
-    """One round: seconds of all of it and of its stages, what it learned from, and PPO's optimizer steps."""
+    """One round: its seconds and those of its stages, what it learned from, PPO's steps."""
 
     seconds: float
     stages_s: Mapping[str, float]
@@ -55,7 +55,7 @@ def round_(work: Work) -> dict[str, Figure]:
 
 
 def fill_state(work: Work, first: Path) -> Path:
-    """Make the state folder that rounds start from copies of, its store as the first trainer knows it."""
+    """Make the state folder whose copies rounds start from, with the first trainer's store."""
     found, state, file = work.found, work.folder / "state", work.folder / "history.json"
     rollouts = json.loads(work.freeze().read_text())["rollouts"]
     history = history_of(State(folder=found.state), found.number, rollouts, CANDIDATES)
@@ -71,7 +71,7 @@ def fill_state(work: Work, first: Path) -> Path:
 
 
 def run_round(work: Work, name: str, code: Path, state: Path) -> Round:
-    """Let a trainer do one round on a copy of a state folder. Raises ProcessFailed: it published nothing."""
+    """Let a trainer do a round on a copy of a state. Raises ProcessFailed: it published nothing."""
     own = work.folder.absolute() / name
     shutil.rmtree(own, ignore_errors=True)
     shutil.copytree(state, own / "state")
@@ -123,7 +123,7 @@ def optimizer_steps(state: State) -> int:
 
 
 def describe_rounds(rounds: Mapping[str, Sequence[Round]]) -> dict[str, Figure]:
-    """Return what rounds took. Raises ProcessFailed: they learned from other than a thumb for each prompt."""
+    """Return what rounds took. Raises ProcessFailed: they learned from something else."""
     sizes = {(each.thumbs, each.candidates) for of in rounds.values() for each in of}
     if sizes != {(PROMPTS, PROMPTS * CANDIDATES)}:
         raise ProcessFailed(f"rounds learned from other thumbs and candidates than asked: {sizes}")

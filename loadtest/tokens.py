@@ -9,7 +9,7 @@ from loadtest.work import Work
 
 
 def rollout(work: Work) -> dict[str, Figure]:
-    """Of ours what the demo's run counted; of the peers all that a sample has, as nobody reads theirs."""
+    """Ours as the demo's run counted; the peers' are all that a sample has: nobody reads them."""
     report = json.loads((work.found.run / "report.json").read_text())
     samples = sum(done["metrics"].get("rollouts", 0) for done in report["rounds"])
     assert samples, "a run whose policy is half way has learned"

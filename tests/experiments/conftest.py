@@ -14,7 +14,7 @@ PROMPTS = [tuple(range(20 + 3 * i, 25 + 4 * i)) for i in range(4)]
 
 @pytest.fixture(scope="session")
 def learned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainerConfig:
-    """A state folder with one version, and four prompts of users: one asked twice, one not to be trained on."""
+    """A state with a version and four prompts: one asked twice, one not to be trained on."""
     from transformers import AutoTokenizer
 
     state = State(folder=tmp_path_factory.mktemp("learned"))

@@ -44,7 +44,7 @@ GROUPS = [
 
 @pytest.fixture
 def run(tmp_path: Path) -> State:
-    """The store of a run: version 2 and its parent have learned a thumb each, and two are new to it."""
+    """The store of a run: version 2 and its parent have learned a thumb each, two are new."""
     state = State(folder=tmp_path / "policy" / "state")
     store = open_store(state)
     with store.begin() as connection:

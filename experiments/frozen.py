@@ -1,42 +1,43 @@
-"""python -m experiments.frozen: one round's rollouts and scores as a file, for updates to be compared on.
+"""python -m experiments.frozen: a round's rollouts and scores as a file, to compare updates on.
 
 Trainers that know nothing of the store or of our packages read it too.
 """
 
 import math
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from pydantic import BaseModel
+from sqlalchemy import Connection
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from experiments.sampling import Sample, sample
 from thumbloop.config import State, TrainerConfig
-from thumbloop.config.trainer import Lora, Resources, Round
+from thumbloop.config.trainer import Lora, Resources
 from thumbloop.errors import ThumbloopError, UnknownPolicyVersion
 from thumbloop.rendering import text_of, verdict_tokens
-from thumbloop.store import open_store, reading, versions
-from thumbloop.types import DEFAULT_POLICY, PolicyVersion
-from trainer import dataset
+from thumbloop.store import interactions, open_store, reading, versions
+from thumbloop.types import BASE_VERSION, DEFAULT_POLICY
+from trainer.assembly import end_tokens
 from trainer.calibration import Calibration
 from trainer.components import forged, mix, rewards_of
 from trainer.models import Trunk
 from trainer.rollouts import Rollout
 
-_NO_LIMIT = 1 << 20
+MAX_TOKENS = 64
+"""Of a reply; the demo's."""
 
 
 class TooFew(Exception):
-    """A version did not answer enough prompts; the message says how many it did."""
+    """Users asked less than a round; the message says how much."""
 
 
 class Scored(BaseModel, frozen=True, extra="forbid"):
-    """One rollout and its score: token ids, the sampler's log-probabilities, the reward in logits."""
+    """One rollout, token ids, with the sampler's log-probabilities and its reward in logits."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
@@ -74,11 +75,12 @@ class Job(BaseModel, frozen=True, extra="forbid"):
 
 
 def freeze(
-    config: TrainerConfig, model: Path, number: int, *, prompts: int, candidates: int
+    config: TrainerConfig, model: Path, number: int, *, prompts: int, candidates: int, seed: int = 0
 ) -> Job:
-    """Return the newest groups of candidates that a version sampled, scored as its next round would.
+    """Return what a version samples for prompts that users asked, scored as its next round would.
 
-    Raises TooFew, and UnknownPolicyVersion.
+    The replies it gave then are too few for a round where the next version came soon. Raises
+    TooFew, and UnknownPolicyVersion.
     """
     database = open_store(config.state)
     try:
@@ -86,17 +88,28 @@ def freeze(
             parent = versions.get(connection, DEFAULT_POLICY, number)
             if parent is None:
                 raise UnknownPolicyVersion(f"there is no version {number} in {config.state.folder}")
-            of_parent = Round(max_staleness=0, max_rollouts=_NO_LIMIT)
-            read = dataset.read(connection, DEFAULT_POLICY, parent, of_parent)
+            asked = asked_prompts(connection)[:prompts]
     finally:
         database.dispose()
-    rollouts = whole_groups(read.rollouts, candidates)[-prompts * candidates :]
-    if len(rollouts) < prompts * candidates:
-        raise TooFew(
-            f"version {number} answered {len(rollouts) // candidates} prompts with {candidates}"
-            f" whole candidates, {prompts} are needed"
-        )
-    scores = score(config, model, parent, rollouts)
+    if len(asked) < prompts:
+        raise TooFew(f"users asked {len(asked)} prompts, {prompts} are needed")
+    torch.set_num_threads(config.resources.threads)
+    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    verdict = verdict_tokens(config.verdict, tokenizer)
+    trunk = Trunk.open(model, config.lora, verdict, Resources(device="cpu"))
+    trunk.load(config.state.versions / parent.folder)
+    repeated = [prompt for prompt in asked for _ in range(candidates)]
+    end = end_tokens(model, trunk, tokenizer)
+    samples = sample(trunk, repeated, end=end, max_tokens=MAX_TOKENS, seed=seed)
+    rollouts = [_rollout(*each, number) for each in zip(repeated, samples, strict=True)]
+    parts = rewards_of(
+        trunk,
+        rollouts,
+        config.rewards,
+        Calibration.of(parent.metrics),
+        lambda ids: text_of(ids, tokenizer),
+    )
+    scores: list[float] = mix(parts, config.rewards, forged(trunk, rollouts)).tolist()
     return Job(
         model=model,
         version=config.state.versions / parent.folder,
@@ -109,33 +122,22 @@ def freeze(
     )
 
 
-def whole_groups(rollouts: Sequence[Rollout], size: int) -> list[Rollout]:
-    """Return the candidates of replies that have `size` of them, all finished, reply by reply."""
-    groups = defaultdict(list)
-    for rollout in rollouts:
-        groups[rollout.response_id].append(rollout)
-    whole = [g for g in groups.values() if len(g) == size and all(r.is_finished for r in g)]
-    return [rollout for group in whole for rollout in group]
+def asked_prompts(connection: Connection) -> list[tuple[int, ...]]:
+    """Return the prompts whose replies may train the policy, oldest first, none twice."""
+    stored = interactions.list_since(connection, DEFAULT_POLICY, BASE_VERSION)
+    return list(dict.fromkeys(each.prompt_token_ids for each in stored if each.trainable))
 
 
-def score(
-    config: TrainerConfig, model: Path, parent: PolicyVersion, rollouts: Sequence[Rollout]
-) -> list[float]:
-    """Return each rollout's reward, mixed of its components, by the version's own reward model."""
-    torch.set_num_threads(config.resources.threads)
-    tokenizer = AutoTokenizer.from_pretrained(str(model))
-    verdict = verdict_tokens(config.verdict, tokenizer)
-    trunk = Trunk.open(model, config.lora, verdict, Resources(device="cpu"))
-    trunk.load(config.state.versions / parent.folder)
-    parts = rewards_of(
-        trunk,
-        rollouts,
-        config.rewards,
-        Calibration.of(parent.metrics),
-        lambda ids: text_of(ids, tokenizer),
+def _rollout(prompt: tuple[int, ...], drawn: Sample, version: int) -> Rollout:
+    return Rollout(
+        response_id="",
+        policy_version=version,
+        prompt=prompt,
+        response=drawn.token_ids,
+        logprobs=drawn.logprobs,
+        temperature=1.0,
+        has_eos=drawn.has_ended,
     )
-    scores: list[float] = mix(parts, config.rewards, forged(trunk, rollouts)).tolist()
-    return scores
 
 
 def _scored(rollout: Rollout, score: float) -> Scored:
@@ -152,12 +154,12 @@ def _scored(rollout: Rollout, score: float) -> Scored:
 def main(
     state: Annotated[Path, typer.Argument(help="Folder of store and versions.")],
     model: Annotated[Path, typer.Argument(help="Folder of the base model.")],
-    version: Annotated[int, typer.Argument(min=1, help="Whose rollouts.")],
+    version: Annotated[int, typer.Argument(min=1, help="Whose rollouts, and which is trained.")],
     job: Annotated[Path, typer.Argument(help="The file to write.")],
     prompts: Annotated[int, typer.Option(min=1)] = 64,
     candidates: Annotated[int, typer.Option(min=1, help="Of each prompt.")] = 4,
 ) -> None:
-    """Freeze the newest rollouts of a version, scored by its reward model."""
+    """Freeze a round's rollouts by a version, scored by its reward model."""
     disable_progress_bar()
     config = TrainerConfig(state=State(folder=state.absolute()))
     try:

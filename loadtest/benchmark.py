@@ -28,7 +28,7 @@ console = Console()
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """`name` is that of the report, `command` marks the table; `failures` end it with a line of their own."""
+    """`name` is the report's, `command` marks the table; `failures` end it with their own words."""
 
     name: str
     command: str
@@ -52,7 +52,7 @@ class Benchmark:
         seed: int,
         folder: Path,
     ) -> None:
-        """Measure what is asked for, or all, and summarise what there is. Exits where it cannot be done."""
+        """Measure what is asked for, or all, and summarise. Exits where it cannot be done."""
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)  # the same way out as Ctrl-C
         self._check("part", parts, self.parts)
@@ -133,6 +133,7 @@ class Benchmark:
         """Put the table between the marks of a document."""
         begin, end = self.marks
         document = path.read_text()
-        before, _, rest = document.partition(begin)
-        _, _, after = rest.partition(end)
+        before, mark, rest = document.partition(begin)
+        _, closing, after = rest.partition(end)
+        assert mark and closing, f"{path} has no place for the table"
         path.write_text(f"{before}{begin}\n{words}\n{end}{after}")

@@ -1,4 +1,4 @@
-"""Environments of their own for what cannot be installed beside us: made from a lock, kept while it holds."""
+"""Environments for what cannot be installed beside us: made from a lock, kept while it holds."""
 
 import re
 import shutil
@@ -15,14 +15,14 @@ _LAST_LINES = 5
 
 
 class NotInstalled(Exception):
-    """An environment could not be made; the message says what failed, and where all of it is written."""
+    """An environment could not be made; the message says what failed, and which log holds it."""
 
 
 def environment(name: str, folder: Path) -> Path:
     """Return the Python of an environment in `folder` that holds what locks/<name>.txt names.
 
-    It is made where it is missing, and made anew where the lock, our own Python or its place has changed
-    since. Raises NotInstalled.
+    It is made where it is missing, and made anew where the lock, our own Python or its place has
+    changed since. Raises NotInstalled.
     """
     lock, home = _LOCKS / f"{name}.txt", (folder / name).absolute()
     python, stamp = home / "bin" / "python", home / _STAMP
@@ -51,7 +51,7 @@ def torch_in(lock: str) -> str:
 
 
 def _install_torch(name: str, pip: Sequence[str], torch: str, log: Path) -> None:
-    """Install the CPU build, as scripts/setup does: from the configured indexes, or from its own."""
+    """Install the CPU build as scripts/setup does: from the configured indexes, or its own."""
     if not _succeeds([*pip, torch], log) and not _succeeds(
         [*pip, "--index-url", _TORCH_CPU_INDEX, torch], log
     ):

@@ -1,6 +1,6 @@
-"""python fill.py FILE STATE: a version and what was said of its replies, into the store of a fresh state folder.
+"""python fill.py FILE STATE: writes a version and thumbs on its replies into a fresh store.
 
-Runs on the `thumbloop` of an earlier commit as well, and so names nothing that is newer than the store.
+Runs on the `thumbloop` of an earlier commit too, and so names nothing that came later.
 """
 
 import sys
@@ -27,7 +27,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A version, whose parent is the base model, its round's thumbs, and those that came afterwards."""
+    """A version whose parent is the base model, its round's thumbs, and those after it."""
 
     version: PolicyVersion
     interactions: tuple[Interaction, ...]

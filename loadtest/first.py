@@ -1,4 +1,4 @@
-"""The trainer as it was when learning first worked, taken from the history, for later ones to be compared with."""
+"""The trainer as it was when learning first worked, taken from the history."""
 
 import io
 import subprocess
@@ -13,7 +13,7 @@ class NoHistory(Exception):
 
 
 def check_out(folder: Path) -> Path:
-    """Put that commit's files into a folder of their own, unless they are there. Raises NoHistory."""
+    """Put that commit's files into a folder, unless they are there. Raises NoHistory."""
     files = folder / COMMIT
     if files.is_dir():
         return files

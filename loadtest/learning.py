@@ -1,6 +1,6 @@
-"""python -m loadtest.learning: our learning beside what others offer, and beside itself as it once was.
+"""python -m loadtest.learning: our learning beside what others offer, and beside its own past.
 
-Everything is started here and stopped again, and installed where it is missing. Ratios are what to read.
+Everything is installed, started and stopped here. Ratios are what to read.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from loadtest.benchmark import Benchmark
 from loadtest.environments import NotInstalled
 from loadtest.figures import Figure, Goal
 from loadtest.first import NoHistory
-from loadtest.history import TooFew
 from loadtest.midway import Midway
 from loadtest.rounds import round_
 from loadtest.steps import step
@@ -36,7 +35,7 @@ LEARNING = Benchmark(
         "step.memory_ratio": Goal(0.7, is_upper=True),
         "round.ratio_to_first": Goal(0.5, is_upper=True),
     },
-    failures=(NotInstalled, NoHistory, TooFew),
+    failures=(NotInstalled, NoHistory),
 )
 
 
@@ -46,7 +45,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of the demo that makes the policy.")] = 0,
     folder: Annotated[Path, typer.Option(help="Where results and logs go.")] = Path("runs/bench"),
 ) -> None:
-    """Measure, and write learning.json: parts that are not asked for are as they were measured last.
+    """Measure, and write learning.json: other parts are as they were measured last.
 
     Once all are there, the table in docs/benchmarks.md is written too.
     """

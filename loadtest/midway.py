@@ -52,13 +52,13 @@ class Midway:
 
 
 def find_or_make(folder: Path, seed: int) -> Midway:
-    """Return the version nearest to half way of the demo's run in `folder`, which is made if missing.
+    """Return the version nearest to half way of the demo's run in `folder`, made if missing.
 
     Raises NotMidway, and subprocess.CalledProcessError where the demo fails.
     """
     if not (folder / "report.json").is_file():
         command = [sys.executable, "-m", "demo", "--rounds", str(_ROUNDS), "--seed", str(seed)]
-        subprocess.run([*command, "--folder", str(folder)], check=True)
+        _run([*command, "--folder", str(folder)])
     report = json.loads((folder / "report.json").read_text())
     number, rate = choose(report["versions"])
     state = State(folder=folder / "state")
@@ -80,6 +80,22 @@ def find_or_make(folder: Path, seed: int) -> Midway:
         texts=texts,
         prompts=prompts,
     )
+
+
+def _run(command: list[str]) -> None:
+    """Run a command to its end; one that is interrupted gets to stop what it has started itself.
+
+    Raises subprocess.CalledProcessError.
+    """
+    with subprocess.Popen(command) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()  # of Popen's own accord not after Ctrl-C
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def choose(versions: list[dict[str, Any]]) -> tuple[int, float]:

@@ -1,5 +1,6 @@
-"""A round of our trainer over the same round by the first one: from when it is ready to a published version."""
+"""A round of our trainer over the same round by the first one, until a version is published."""
 
+import json
 import re
 import shutil
 import sys
@@ -22,8 +23,6 @@ from thumbloop.processes import ProcessFailed
 from thumbloop.store import open_store, reading, versions
 from thumbloop.types import BASE_VERSION, DEFAULT_POLICY
 
-THUMBS = 64
-"""New thumbs of the round."""
 _OUT_OF_REACH = 1e9
 GATES: Mapping[str, Mapping[str, Any]] = {
     "ours": {"enabled": False},
@@ -38,7 +37,7 @@ GATES: Mapping[str, Mapping[str, Any]] = {
 
 
 class Round(NamedTuple):
-    """One round: seconds of all of it and of its stages, what it learned from, and PPO's optimizer steps."""
+    """One round: its seconds and those of its stages, what it learned from, PPO's steps."""
 
     seconds: float
     stages_s: Mapping[str, float]
@@ -56,15 +55,10 @@ def round_(work: Work) -> dict[str, Figure]:
 
 
 def fill_state(work: Work, first: Path) -> Path:
-    """Make the state folder that rounds start from copies of, its store as the first trainer knows it."""
+    """Make the state folder whose copies rounds start from, with the first trainer's store."""
     found, state, file = work.found, work.folder / "state", work.folder / "history.json"
-    history = history_of(
-        State(folder=found.state),
-        found.number,
-        prompts=PROMPTS,
-        candidates=CANDIDATES,
-        thumbs=THUMBS,
-    )
+    rollouts = json.loads(work.freeze().read_text())["rollouts"]
+    history = history_of(State(folder=found.state), found.number, rollouts, CANDIDATES)
     file.write_bytes(HISTORY.dump_json(history))
     shutil.rmtree(state, ignore_errors=True)
     for number in (BASE_VERSION, found.number):
@@ -77,7 +71,7 @@ def fill_state(work: Work, first: Path) -> Path:
 
 
 def run_round(work: Work, name: str, code: Path, state: Path) -> Round:
-    """Let a trainer do one round on a copy of a state folder. Raises ProcessFailed: it published nothing."""
+    """Let a trainer do a round on a copy of a state. Raises ProcessFailed: it published nothing."""
     own = work.folder.absolute() / name
     shutil.rmtree(own, ignore_errors=True)
     shutil.copytree(state, own / "state")
@@ -129,9 +123,9 @@ def optimizer_steps(state: State) -> int:
 
 
 def describe_rounds(rounds: Mapping[str, Sequence[Round]]) -> dict[str, Figure]:
-    """Return what rounds took. Raises ProcessFailed: they were not of the same size."""
+    """Return what rounds took. Raises ProcessFailed: they learned from something else."""
     sizes = {(each.thumbs, each.candidates) for of in rounds.values() for each in of}
-    if sizes != {(THUMBS, PROMPTS * CANDIDATES)}:
+    if sizes != {(PROMPTS, PROMPTS * CANDIDATES)}:
         raise ProcessFailed(f"rounds learned from other thumbs and candidates than asked: {sizes}")
     seconds = {name: [each.seconds for each in of] for name, of in rounds.items()}
     found = {"round.ratio_to_first": figures.ratio(seconds["ours"], seconds["first"])}

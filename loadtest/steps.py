@@ -12,11 +12,11 @@ from loadtest.figures import Figure
 from loadtest.work import Work, in_turn
 
 PEERS = {"trl_0_11": "trl-0.11.4", "trl_1_12": "trl-1.12.0"}
-"""TRL's two trainers: the module that runs each, loadtest.trl.step_<number>, and its environment."""
+"""TRL's two trainers, of which loadtest.trl.step_<number> runs each, and their environments."""
 _MIB = 1 << 20
 
 Line = Mapping[str, Any]
-"""What a process says of its update: seconds, passes_s of ours, optimizer_steps, peak_bytes, before_bytes."""
+"""What a process says: seconds, optimizer_steps, peak_bytes, before_bytes; ours also passes_s."""
 
 
 def step(work: Work) -> dict[str, Figure]:

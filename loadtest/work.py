@@ -1,4 +1,4 @@
-"""What parts of `make bench-learning` have: the policy, a folder, and commands that are run to their end."""
+"""What parts of `make bench-learning` have: the policy, a folder, commands run to their end."""
 
 import json
 import os
@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a measurement is given; `shared` is the folder of what outlives it, environments for instance."""
+    """What a measurement is given; `shared` holds what outlives it, environments for instance."""
 
     found: Midway
     repeats: int
@@ -44,7 +44,7 @@ class Work:
     shared: Path
 
     def freeze(self) -> Path:
-        """Write the rollouts that the policy's version sampled last, scored, as a file; return it."""
+        """Write a round's rollouts by the policy's version, scored, as a file; return it."""
         job, number = self.folder / "job.json", str(self.found.number)
         size = ("--prompts", str(PROMPTS), "--candidates", str(CANDIDATES))
         arguments = (str(self.found.state), str(self.found.model), number, str(job), *size)
@@ -64,7 +64,7 @@ class Work:
         code: Path | None = None,
         environment: dict[str, str] | None = None,
     ) -> list[Line]:
-        """Run a command in the folder of its code; return the lines that it prints. Raises ProcessFailed.
+        """Run a command in the folder of its code; return what it prints. Raises ProcessFailed.
 
         Its errors go to <name>.log.
         """
@@ -99,7 +99,7 @@ class Work:
 def in_turn(turns: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
     """Take turns, as often as there are repeats; return what came of each.
 
-    The order is turned round from one repeat to the next: a machine that grows slower favours nobody.
+    The order is turned round with every repeat: a machine that grows slower favours nobody.
     """
     results: dict[str, list[T]] = {name: [] for name in turns}
     for repeat in range(repeats):

@@ -107,7 +107,7 @@ def open_tokenizer(job: Job) -> Any:
 
 
 def check_agreement(job: Job, logprobs: Sequence[Tensor]) -> None:
-    """Make sure that the policy is the one that sampled: `logprobs` are its own of each response."""
+    """Make sure that the policy is the one that sampled, by its log-probabilities of responses."""
     apart = max(
         float((own - rollout.logprobs).abs().max())
         for own, rollout in zip(logprobs, job.rollouts, strict=True)

@@ -1,4 +1,4 @@
-"""python -m loadtest.trl.step_0_11 JOB: an update by TRL 0.11.4's PPOTrainer on frozen rollouts, timed."""
+"""python -m loadtest.trl.step_0_11 JOB: an update by TRL 0.11.4's PPOTrainer, timed."""
 
 import math
 import sys

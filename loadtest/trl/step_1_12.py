@@ -1,7 +1,7 @@
-"""python -m loadtest.trl.step_1_12 JOB: an update by TRL 1.12's PPOTrainer on frozen rollouts, timed.
+"""python -m loadtest.trl.step_1_12 JOB: an update by TRL 1.12's PPOTrainer, timed.
 
-It samples and scores by itself: here it is handed the frozen responses with their logits, made before the
-clock starts, and the frozen scores.
+It samples and scores by itself: here it is handed the frozen responses with their logits, made
+before the clock starts, and the frozen scores.
 """
 
 import itertools
@@ -86,7 +86,7 @@ def trainer_of(job: Job, length: int, folder: str) -> Any:
 
 @torch.no_grad()
 def logits_of(policy: nn.Module, rows: Tensor, pad: int, context: int, size: int) -> Tensor:
-    """Return the logits (B, T, V) from which each response's tokens were drawn, computed as TRL does."""
+    """Return the logits (B, T, V) that the responses were drawn from, computed as TRL does."""
     parts = [ppo_trainer.forward(policy, part, pad).logits for part in rows.split(size)]
     return torch.cat([part[:, context - 1 : -1] for part in parts])
 

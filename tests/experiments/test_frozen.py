@@ -7,35 +7,27 @@ import pytest
 import torch
 
 from experiments import frozen
-from experiments.frozen import Job, TooFew, freeze, whole_groups
+from experiments.frozen import Job, TooFew, freeze
 from loadtest.trl import frozen as trl
 from tests.experiments.conftest import PROMPTS
 from thumbloop.config import TrainerConfig
 from thumbloop.errors import UnknownPolicyVersion
-from trainer.rollouts import Rollout
 
 
-def rollout(response_id: str, *, is_finished: bool = True) -> Rollout:
-    return Rollout(response_id, 1, (7, 8), (9,), (-0.5,), 1.0, is_finished=is_finished)
-
-
-def test_only_whole_groups_are_frozen():
-    whole = [rollout("a"), rollout("a")]
-    short, pruned = [rollout("b")], [rollout("c"), rollout("c", is_finished=False)]
-    assert whole_groups([*short, *whole, *pruned], 2) == whole
-
-
-def test_the_newest_groups_are_frozen_with_their_scores_and_read_back(
+def test_what_a_version_says_is_frozen_with_its_scores_and_read_back(
     learned: TrainerConfig, tiny_model: Path, tmp_path: Path
 ):
-    job = freeze(learned, tiny_model, 1, prompts=2, candidates=2)
-    assert [each.prompt for each in job.rollouts] == [p for p in PROMPTS[1::2] for _ in range(2)]
-    assert [len(each.response) for each in job.rollouts] == [4, 5, 6, 7]
-    assert len({each.score for each in job.rollouts}) == 4
+    job = freeze(learned, tiny_model, 1, prompts=3, candidates=2)
+    asked = [PROMPTS[i] for i in (0, 1, 3)]
+    assert [each.prompt for each in job.rollouts] == [p for p in asked for _ in range(2)]
+    assert len({each.response for each in job.rollouts}) == 6
+    assert len({each.score for each in job.rollouts}) > 1
     assert (job.version / "policy").is_dir()
     assert (job.epochs, job.minibatch, job.optimizer_steps) == (2, 32, 2)
     job.write(tmp_path / "job.json")
     assert Job.read(tmp_path / "job.json") == job
+    assert freeze(learned, tiny_model, 1, prompts=3, candidates=2) == job
+    assert freeze(learned, tiny_model, 1, prompts=3, candidates=2, seed=1) != job
 
 
 def test_the_policy_that_trl_is_given_is_the_one_that_sampled(
@@ -77,10 +69,8 @@ def test_what_trl_would_not_do_in_full_is_refused(
         trl.read(tmp_path / "job.json")
 
 
-def test_a_version_that_answered_too_little_says_how_much_it_did(
-    learned: TrainerConfig, tiny_model: Path
-):
-    with pytest.raises(TooFew, match="version 1 answered 3 prompts with 2 whole candidates, 4"):
+def test_less_than_a_round_is_not_frozen(learned: TrainerConfig, tiny_model: Path):
+    with pytest.raises(TooFew, match="users asked 3 prompts, 4 are needed"):
         freeze(learned, tiny_model, 1, prompts=4, candidates=2)
     with pytest.raises(UnknownPolicyVersion, match="no version 7"):
         freeze(learned, tiny_model, 7, prompts=1, candidates=2)
@@ -92,4 +82,4 @@ def test_what_cannot_be_frozen_is_one_line(
     with pytest.raises(SystemExit) as stopped:
         frozen.main(learned.state.folder, tiny_model, 1, tmp_path / "job.json")
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("error: version 1 answered 0 prompts with 4 ")
+    assert capsys.readouterr().err == "error: users asked 3 prompts, 64 are needed\n"

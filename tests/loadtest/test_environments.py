@@ -1,4 +1,4 @@
-"""Environments of their own: made once, made anew when what they are made from changed, and never half."""
+"""Environments: made once, anew when what they are made from changed, and never half."""
 
 from collections.abc import Sequence
 from pathlib import Path

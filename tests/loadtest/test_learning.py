@@ -1,4 +1,4 @@
-"""What `make bench-learning` makes of what its processes say; the measurements themselves are no tests."""
+"""What `make bench-learning` makes of what its processes say; it is no test itself."""
 
 import json
 import sys

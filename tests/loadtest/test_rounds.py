@@ -1,6 +1,6 @@
 """The round that two trainers are given, and what is read of how each did it."""
 
-import itertools
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,81 +10,80 @@ import pytest
 from loadtest import first, rounds
 from loadtest.fill import HISTORY, fill
 from loadtest.first import NoHistory, check_out
-from loadtest.history import PROVEN, TooFew, history_of
+from loadtest.history import PROVEN, history_of
 from loadtest.rounds import Round, describe_rounds, fill_state, read_round
 from loadtest.work import Line, Work
-from tests.rows import candidate, finished_round, interaction, rated, version
+from tests.rows import finished_round, rated, version
 from thumbloop.config import State
 from thumbloop.config.trainer import Round as RoundSettings
 from thumbloop.processes import ProcessFailed
-from thumbloop.store import interactions, open_store, reading, versions
+from thumbloop.store import open_store, reading, versions
 from thumbloop.types import VersionState
 from trainer import dataset
 
 ROOT = Path(first.__file__).parents[1]
 
 
-_prompts = itertools.count(20)
+def frozen(score: float, response: tuple[int, ...], *, has_eos: bool = True) -> dict[str, Any]:
+    prompt = [7, 20 + round(score)]
+    logprobs = [-0.5] * len(response)
+    return {
+        "prompt": prompt,
+        "response": response,
+        "logprobs": logprobs,
+        "has_eos": has_eos,
+        "score": score,
+    }
 
 
-def reply(number: int, candidates: int = 2, **changes: Any) -> dict[str, Any]:
-    """What is particular of a reply; no two are to the same prompt."""
-    group = tuple(candidate(i, policy_version=number) for i in range(candidates))
-    prompt = (7, next(_prompts))
-    return {"policy_version": number, "candidates": group, "prompt_token_ids": prompt, **changes}
+GROUPS = [
+    *(frozen(-1.0, (9, 1)), frozen(-1.1, (8, 8), has_eos=False)),
+    *(frozen(2.0, (9, 9, 1)), frozen(2.1, (9, 8, 1))),
+]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> State:
-    """The store of a run: version 2 has learned two thumbs, of which version 1 learned one; three are new to it."""
+    """The store of a run: version 2 and its parent have learned a thumb each, two are new."""
     state = State(folder=tmp_path / "policy" / "state")
     store = open_store(state)
     with store.begin() as connection:
-        thumbs = [rated(connection, i % 2, **reply(i // 2)) for i in range(4)]
+        thumbs = [rated(connection, policy_version=i // 2) for i in range(4)]
         for number in (1, 2):
             learned = tuple(thumb for _, thumb in thumbs[number - 1 : number])
             done = finished_round(number, number - 1, new_feedback=learned)
             versions.finish_round(connection, done, version(number, number - 1))
             versions.set_state(connection, "default", number, VersionState.CURRENT, at=1.0)
-        for candidates in (2, 1, 2, 2):
-            interactions.append(connection, interaction(**reply(2, candidates)))
-        interactions.append(connection, interaction(**reply(2, trainable=False)))
-        rated(connection, **reply(2))
-        rated(connection, **reply(3))
     store.dispose()
     return state
 
 
-def test_a_version_with_all_that_its_next_round_learns_from_moves_to_another_store(
+def test_a_round_has_frozen_candidates_a_thumb_for_each_prompt_and_the_versions_own_to_replay(
     run: State, tmp_path: Path
 ):
-    history = history_of(run, 2, prompts=3, candidates=2, thumbs=2)
+    history = history_of(run, 2, GROUPS, candidates=2)
     state = State(folder=tmp_path / "state")
     fill(HISTORY.validate_json(HISTORY.dump_json(history)), state)
     store = open_store(state)
     with reading(store) as connection:
         current = versions.current(connection, "default")
         data = dataset.read(
-            connection, "default", current, RoundSettings(max_rollouts=6, min_rollouts=6)
+            connection, "default", current, RoundSettings(max_rollouts=4, min_rollouts=4)
         )
     store.dispose()
     assert (current.version, current.parent) == (2, 0)
     assert PROVEN.items() <= current.metrics.items()
-    assert [thumb.is_up for thumb in data.new_thumbs] == [True, True]  # the newest of three
-    assert [thumb.policy_version for thumb in data.new_thumbs] == [1, 2]  # none of version 3
+    assert [thumb.is_up for thumb in data.new_thumbs] == [False, True]
+    assert [thumb.response for thumb in data.new_thumbs] == [(9, 1), (9, 9, 1)]
+    assert len({thumb.user for thumb in data.new_thumbs}) == 2
     assert len(data.older) == 2
-    assert [rollout.policy_version for rollout in data.rollouts] == [2] * 6
-
-
-def test_a_run_with_less_than_a_round_says_what_it_has(run: State):
-    with pytest.raises(TooFew, match="version 2 has 3 new thumbs, 4 are needed"):
-        history_of(run, 2, prompts=3, candidates=2, thumbs=4)
-    with pytest.raises(TooFew, match="answered 4 prompts with 2 candidates, 5 are needed"):
-        history_of(run, 2, prompts=5, candidates=2, thumbs=2)
+    assert [list(rollout.prompt) for rollout in data.rollouts[::2]] == [[7, 19], [7, 22]]
+    assert [rollout.response for rollout in data.rollouts] == [g["response"] for g in GROUPS]
+    assert [rollout.has_eos for rollout in data.rollouts] == [True, False, True, True]
 
 
 def test_what_an_earlier_commit_does_not_know_is_left_out(run: State):
-    found = HISTORY.dump_python(history_of(run, 2, prompts=3, candidates=2, thumbs=2), mode="json")
+    found = HISTORY.dump_python(history_of(run, 2, GROUPS, candidates=2), mode="json")
     found["interactions"][0]["of_a_later_commit"] = 1
     assert len(HISTORY.validate_python(found).interactions) == len(found["interactions"])
 
@@ -92,18 +91,18 @@ def test_what_an_earlier_commit_does_not_know_is_left_out(run: State):
 def test_the_store_is_filled_by_the_code_of_the_first_trainer(
     run: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Work
 ):
-    for name, size in (("PROMPTS", 3), ("CANDIDATES", 2), ("THUMBS", 2)):
-        monkeypatch.setattr(rounds, name, size)
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps({"rollouts": GROUPS}))
+    monkeypatch.setattr(Work, "freeze", lambda _self: job)
+    monkeypatch.setattr(rounds, "CANDIDATES", 2)
     for number in (0, 2):
         (run.versions / f"default/{number:06d}").mkdir(parents=True)
     code = tmp_path / "first"
     code.mkdir()
     (code / "thumbloop").symlink_to(ROOT / "thumbloop")
     state = fill_state(work, code)
-    assert sorted(path.name for path in (state / "versions/default").iterdir()) == [
-        "000000",
-        "000002",
-    ]
+    copied = [path.name for path in sorted((state / "versions/default").iterdir())]
+    assert copied == ["000000", "000002"]
     store = open_store(State(folder=state))
     with reading(store) as connection:
         assert versions.current(connection, "default").version == 2

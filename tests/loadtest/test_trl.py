@@ -1,4 +1,4 @@
-"""What TRL's trainers are given, and what is said of their updates; TRL itself is not needed here."""
+"""What TRL's trainers are given, and what is said of their updates; TRL is not needed here."""
 
 import json
 from pathlib import Path

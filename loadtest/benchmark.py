@@ -135,5 +135,6 @@ class Benchmark:
         document = path.read_text()
         before, mark, rest = document.partition(begin)
         _, closing, after = rest.partition(end)
-        assert mark and closing, f"{path} has no place for the table"
+        assert mark, f"{path} has no place for the table"
+        assert closing, f"{path} does not say where the table ends"
         path.write_text(f"{before}{begin}\n{words}\n{end}{after}")

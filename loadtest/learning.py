@@ -10,12 +10,16 @@ from typing import Annotated
 import typer
 
 from loadtest.benchmark import Benchmark
+from loadtest.beside import beside
 from loadtest.environments import NotInstalled
 from loadtest.figures import Figure, Goal
 from loadtest.first import NoHistory
+from loadtest.killing import kill
 from loadtest.midway import Midway
 from loadtest.rounds import round_
+from loadtest.setting import CallsFailed
 from loadtest.steps import step
+from loadtest.swapping import NotTaken
 from loadtest.tokens import rollout
 from loadtest.work import Work
 
@@ -23,6 +27,8 @@ PARTS: dict[str, Callable[[Work], dict[str, Figure]]] = {
     "step": step,
     "round": round_,
     "rollout": rollout,
+    "beside": beside,
+    "kill": kill,
 }
 LEARNING = Benchmark(
     name="learning",
@@ -34,8 +40,14 @@ LEARNING = Benchmark(
         "step.ratio_to_trl_1_12": Goal(0.6, is_upper=True),
         "step.memory_ratio": Goal(0.7, is_upper=True),
         "round.ratio_to_first": Goal(0.5, is_upper=True),
+        "rollout.extra_tokens": Goal(0, is_upper=True),
+        "round.distinct_versions": Goal(1, is_upper=True),
+        "beside.serving_ratio": Goal(0.75),
+        "kill.places": Goal(10),
+        "kill.fewest_kills_at_a_place": Goal(20),
+        "kill.wrong_states": Goal(0, is_upper=True),
     },
-    failures=(NotInstalled, NoHistory),
+    failures=(NotInstalled, NoHistory, CallsFailed, NotTaken),
 )
 
 

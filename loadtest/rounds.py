@@ -1,5 +1,6 @@
 """A round of our trainer over the same round by the first one, until a version is published."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -17,7 +18,7 @@ from loadtest.fill import HISTORY
 from loadtest.first import check_out
 from loadtest.history import history_of
 from loadtest.work import CANDIDATES, PROMPTS, Line, Work, in_turn
-from thumbloop.artifacts import folder_of
+from thumbloop.artifacts import folder_of, read_manifest
 from thumbloop.config import State
 from thumbloop.processes import ProcessFailed
 from thumbloop.store import open_store, reading, versions
@@ -37,13 +38,15 @@ GATES: Mapping[str, Mapping[str, Any]] = {
 
 
 class Round(NamedTuple):
-    """One round: its seconds and those of its stages, what it learned from, PPO's steps."""
+    """One round: seconds of all of it and of its stages, what it learned from, PPO's optimizer steps, and a
+    digest of all files of adapters and critic that it published."""
 
     seconds: float
     stages_s: Mapping[str, float]
     thumbs: int
     candidates: int
     optimizer_steps: int = 0
+    files: str = ""
 
 
 def round_(work: Work) -> dict[str, Figure]:
@@ -86,7 +89,11 @@ def run_round(work: Work, name: str, code: Path, state: Path) -> Round:
     config.write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-u", "-m", "trainer", "--config", str(config)]
     done = read_round(work.run(f"{name}-trainer", command, code=code))
-    return done._replace(optimizer_steps=optimizer_steps(State(folder=own / "state")))
+    published = State(folder=own / "state")
+    return done._replace(
+        optimizer_steps=optimizer_steps(published),
+        files=files_of(published.versions / folder_of(DEFAULT_POLICY, work.found.number + 1)),
+    )
 
 
 def read_round(lines: Sequence[Line]) -> Round:
@@ -111,6 +118,12 @@ def read_round(lines: Sequence[Line]) -> Round:
     )
 
 
+def files_of(version: Path) -> str:
+    """Return a digest of a version's files, manifest apart, which names times and the round."""
+    listed = sorted(read_manifest(version).files.items())
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
 def optimizer_steps(state: State) -> int:
     """Return how many steps PPO took in the last round."""
     store = open_store(state)
@@ -128,7 +141,10 @@ def describe_rounds(rounds: Mapping[str, Sequence[Round]]) -> dict[str, Figure]:
     if sizes != {(PROMPTS, PROMPTS * CANDIDATES)}:
         raise ProcessFailed(f"rounds learned from other thumbs and candidates than asked: {sizes}")
     seconds = {name: [each.seconds for each in of] for name, of in rounds.items()}
-    found = {"round.ratio_to_first": figures.ratio(seconds["ours"], seconds["first"])}
+    found = {
+        "round.ratio_to_first": figures.ratio(seconds["ours"], seconds["first"]),
+        "round.distinct_versions": figures.exactly(len({each.files for each in rounds["ours"]})),
+    }
     for name, of in rounds.items():
         steps = [each.optimizer_steps for each in of]
         found |= {

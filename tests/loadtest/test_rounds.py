@@ -139,10 +139,11 @@ def test_a_round_that_published_nothing_is_none():
 
 
 def test_rounds_are_compared_repeat_by_repeat_and_stage_by_stage():
-    ours = [Round(s, {"ppo": s / 2}, 64, 256, 16) for s in (4.0, 6.0)]
+    ours = [Round(s, {"ppo": s / 2}, 64, 256, 16, f"of {s}") for s in (4.0, 6.0)]
     older = [Round(s, {"ppo": s, "probes": 1.0}, 64, 256, 15) for s in (8.0, 8.0)]
     found = describe_rounds({"ours": ours, "first": older})
     assert found["round.ratio_to_first"] == (0.625, 0.5, 0.75)
+    assert found["round.distinct_versions"].value == 2
     assert found["round.ours_ppo_s"] == (2.5, 2.0, 3.0)
     assert found["round.first_probes_s"] == (1.0, 1.0, 1.0)
     assert found["round.first_optimizer_steps"].value == 15

@@ -1,0 +1,114 @@
+"""Serving while a trainer works on the same cores, over serving without it."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from time import perf_counter
+from typing import NamedTuple
+
+import uvloop
+
+from loadtest import figures
+from loadtest.figures import Figure
+from loadtest.setting import Setting, calling, in_turn, ours
+from loadtest.work import Work
+from loadtest.workload import Throughput
+from thumbloop.processes import Process
+from thumbloop.types import Strategy
+
+_CALLS, _AT_ONCE = 240, 16
+_CANDIDATES = 4
+_ALONE_S = 20.0
+
+
+class Shared(NamedTuple):
+    """What calls did in one turn, and how many optimizer steps a second the trainer took meanwhile."""
+
+    throughput: Throughput | None
+    steps_per_s: float
+
+
+class BusyTrainer:
+    """Updates without end in a process of its own, that stands still between turns."""
+
+    def __init__(self, work: Work) -> None:
+        """Start it; `job` is what it learns from."""
+        command = [sys.executable, "-m", "experiments.busy", str(work.freeze())]
+        threads = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        self._process = Process("busy", command, work.folder, environment=threads)
+
+    async def ready(self) -> None:
+        """Wait until it works, then let it stand still."""
+        await self._process.says(r"step")
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Let it work until the block ends."""
+        os.kill(self._process.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self._process.check()
+            os.kill(self._process.pid, signal.SIGSTOP)
+
+    def steps(self) -> int:
+        """Return how many optimizer steps it has taken."""
+        return self._process.log.read_text().count("step\n")
+
+    def stop(self) -> None:
+        """End it."""
+        os.kill(self._process.pid, signal.SIGCONT)
+        self._process.stop()
+
+
+def beside(work: Work) -> dict[str, Figure]:
+    """Throughput of the default strategy beside a busy trainer over that without one."""
+    found: dict[str, Figure] = uvloop.run(_beside(work))
+    return found
+
+
+async def _beside(work: Work) -> dict[str, Figure]:
+    setting = Setting(work.found, "float32", work.repeats, work.folder, work.shared / "packages")
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(ours(setting))
+        trainer = BusyTrainer(work)
+        stack.callback(trainer.stop)
+        await trainer.ready()
+        turn = calling(server.asking(Strategy.SOFT_BEST_OF_N, _CANDIDATES), _AT_ONCE)
+
+        async def without(numbers: range) -> Shared:
+            return Shared(await turn(numbers), 0.0)
+
+        async def together(numbers: range) -> Shared:
+            before, started = trainer.steps(), perf_counter()
+            async with trainer.working():
+                throughput = await turn(numbers)
+            return Shared(throughput, (trainer.steps() - before) / (perf_counter() - started))
+
+        async def alone(_numbers: range) -> Shared:
+            before, started = trainer.steps(), perf_counter()
+            async with trainer.working():
+                await asyncio.sleep(_ALONE_S)
+            return Shared(None, (trainer.steps() - before) / (perf_counter() - started))
+
+        turns = {"without": without, "together": together, "alone": alone}
+        return describe_sharing(await in_turn(setting, turns, _CALLS))
+
+
+def describe_sharing(runs: Mapping[str, Sequence[Shared]]) -> dict[str, Figure]:
+    """Return what server and trainer keep of their speed beside each other, repeat by repeat."""
+    rates = {
+        name: [run.throughput.tokens_per_s for run in runs[name] if run.throughput is not None]
+        for name in ("without", "together")
+    }
+    steps = {name: [run.steps_per_s for run in runs[name]] for name in ("together", "alone")}
+    return {
+        "beside.serving_ratio": figures.ratio(rates["together"], rates["without"]),
+        "beside.training_ratio": figures.ratio(steps["together"], steps["alone"]),
+        "beside.tokens_per_s": figures.of_repeats(rates["together"]),
+        "beside.steps_per_s": figures.of_repeats(steps["together"]),
+    }

@@ -79,7 +79,7 @@ def read(
     Preferences stay new where they are not used. `logged` names rewards that only the server can have
     computed.
     """
-    learned_by = versions.learned_by(connection, policy, parent.version)
+    learned_by = versions.rounds_behind(policy, parent.version)
     oldest = settings.oldest_feedback(time.time() if now is None else now)
     rated = feedback.list_rated(connection, policy, learned_by)
     compared = preferences.list_compared(connection, policy, learned_by)

@@ -22,6 +22,9 @@ from trainer.models import ADAPTERS, Trunk
 from trainer.publishing import Attempt, Ended
 from trainer.schedule import awaited, looks, needed_feedback
 
+RESTS_PER_LOOK = 20
+"""How many times as long as it looks into the store the loop rests, at least, while no round is due."""
+
 
 class Due(NamedTuple):
     """A round to come: its parent, its number, how much feedback it needs, and how many rounds of the
@@ -64,10 +67,12 @@ class Loop:
         """Run rounds until there have been enough of them, or for ever."""
         done = 0
         while self._config.round.max_rounds is None or done < self._config.round.max_rounds:
+            started = perf_counter()
             if self._step_when_readable():
                 done += 1
-            else:
-                sleep(self._config.round.poll_interval_s)
+            else:  # years of feedback take longer to look through, and are not looked through all the time
+                rest_s = RESTS_PER_LOOK * (perf_counter() - started)
+                sleep(max(self._config.round.poll_interval_s, rest_s))
         self._trunk.workers.tell(None)
 
     def _step_when_readable(self) -> bool:
@@ -103,7 +108,7 @@ class Loop:
             parent = versions.current(connection, self._policy)
             known = versions.list_versions(connection, self._policy)
             rounds = versions.list_rounds(connection, self._policy)
-            learned_by = versions.learned_by(connection, self._policy, parent.version)
+            learned_by = versions.rounds_behind(self._policy, parent.version)
             new = feedback.count_new(connection, self._policy, learned_by)
             if self._config.reward.uses_preferences:
                 new = new.plus(preferences.count_new(connection, self._policy, learned_by))

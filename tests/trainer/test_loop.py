@@ -16,6 +16,7 @@ from thumbloop.store import interactions, preferences, reading
 from thumbloop.store.schema import round_inputs
 from thumbloop.types import VersionState
 from trainer import publishing, reward
+from trainer.loop import RESTS_PER_LOOK
 from trainer.ppo import NotFinite
 
 ONE_ROUND = TrainerConfig(round=Round(max_rounds=1, poll_interval_s=0.01))
@@ -388,3 +389,18 @@ def test_nothing_is_trained_from_a_version_of_another_base_model(bench):
     with pytest.raises(BadPolicyVersion, match="wrong_base_model"):
         bench.new_loop().step()
     assert (len(bench.rounds()), bench.versions()) == (1, [0, 1])
+
+
+def test_a_long_look_into_the_store_is_followed_by_a_longer_rest(bench, monkeypatch):
+    now, rests = [0.0], []
+    monkeypatch.setattr("trainer.loop.perf_counter", lambda: now[0])
+
+    def look() -> bool:
+        now[0] += 2.0
+        return len(rests) == 3
+
+    monkeypatch.setattr(bench.loop, "step", look)
+    monkeypatch.setattr("trainer.loop.sleep", rests.append)
+    bench.loop._config = ONE_ROUND
+    bench.loop.run()
+    assert rests == [RESTS_PER_LOOK * 2.0] * 3

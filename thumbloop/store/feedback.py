@@ -1,12 +1,10 @@
 """Thumbs: an append-only history of events, and the effective thumb of each reply."""
 
-from collections.abc import Iterable
-
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select
 
 from thumbloop.errors import RequestIdTaken, UnknownResponse
 from thumbloop.store.interactions import candidate_of, sampling_of, version_of
-from thumbloop.store.learned import NewFeedback, learned_thumbs
+from thumbloop.store.learned import NewFeedback, Rounds, learned_thumbs
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, feedback, interactions, thumbs
 from thumbloop.types import Arm, Feedback, Learning, RatedReply, Status, User
@@ -107,9 +105,7 @@ def _same_request(
     return same
 
 
-def list_rated(
-    connection: Connection, policy: str, learned_by: Iterable[str] = ()
-) -> list[RatedReply]:
+def list_rated(connection: Connection, policy: str, learned_by: Rounds = ()) -> list[RatedReply]:
     """Return every effective thumb with the reply it judges, oldest first.
 
     `learned_by` names the rounds whose feedback is no longer new.
@@ -156,7 +152,7 @@ def list_rated(
     ]
 
 
-def count_new(connection: Connection, policy: str, learned_by: Iterable[str]) -> NewFeedback:
+def count_new(connection: Connection, policy: str, learned_by: Rounds) -> NewFeedback:
     """Return how many effective thumbs are new."""
     effective = connection.execute(
         select(

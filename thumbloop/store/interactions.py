@@ -16,6 +16,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from thumbloop.errors import RequestIdTaken
+from thumbloop.store.learned import Rounds, is_among
 from thumbloop.store.packing import pack_floats, pack_ids, unpack_floats, unpack_ids
 from thumbloop.store.schema import (
     candidates,
@@ -147,13 +148,11 @@ def count_candidates(connection: Connection, policy: str, *, before: int | None 
     return int(connection.scalar(query) or 0)
 
 
-def used_as_rollouts(connection: Connection, round_ids: Iterable[str]) -> set[str]:
+def used_as_rollouts(connection: Connection, round_ids: Rounds) -> set[str]:
     """Return the response ids whose candidates these rounds trained the policy on."""
     return set(
         connection.scalars(
-            select(round_inputs.c.row).where(
-                round_inputs.c.role == "rollout", round_inputs.c.round_id.in_(list(round_ids))
-            )
+            select(round_inputs.c.row).where(round_inputs.c.role == "rollout", is_among(round_ids))
         )
     )
 

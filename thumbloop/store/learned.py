@@ -5,10 +5,13 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import Connection, Select, String, Table, cast, select
+from sqlalchemy import ColumnElement, Connection, Select, String, Table, cast, select
 
 from thumbloop.store.schema import feedback, preferences, round_inputs
 from thumbloop.types import Learning, Status
+
+Rounds = Iterable[str] | Select[tuple[str]]
+"""Ids of rounds, or the query for them."""
 
 
 class NewFeedback(NamedTuple):
@@ -48,30 +51,33 @@ def reply_left_out(learning: Learning, status: Status) -> str | None:
     return None
 
 
-def learned_thumbs(connection: Connection, round_ids: Iterable[str]) -> set[tuple[str, int]]:
+def learned_thumbs(connection: Connection, round_ids: Rounds) -> set[tuple[str, int]]:
     """Return the replies of which these rounds learned a thumb, and its value."""
     query = _inputs("new", round_ids, feedback, "response_id", "value")
     return {(row.response_id, row.value) for row in connection.execute(query)}
 
 
-def learned_preferences(
-    connection: Connection, round_ids: Iterable[str]
-) -> set[tuple[str, int, int]]:
+def learned_preferences(connection: Connection, round_ids: Rounds) -> set[tuple[str, int, int]]:
     """Return the replies of which these rounds learned a preference, and its better and worse candidate."""
     query = _inputs("preference", round_ids, preferences, "response_id", "better", "worse")
     return {(row.response_id, row.better, row.worse) for row in connection.execute(query)}
 
 
-def learned_replies(connection: Connection, round_ids: Iterable[str]) -> set[str]:
+def learned_replies(connection: Connection, round_ids: Rounds) -> set[str]:
     """Return the replies of which these rounds learned any thumb or preference."""
-    ids = list(round_ids)
-    rated = {response_id for response_id, _ in learned_thumbs(connection, ids)}
-    return rated | {response_id for response_id, _, _ in learned_preferences(connection, ids)}
+    rated = {response_id for response_id, _ in learned_thumbs(connection, round_ids)}
+    return rated | {response_id for response_id, _, _ in learned_preferences(connection, round_ids)}
 
 
-def _inputs(role: str, round_ids: Iterable[str], table: Table, *columns: str) -> Select[Any]:
+def is_among(round_ids: Rounds) -> ColumnElement[bool]:
+    """Return the condition that an input is of one of these rounds."""
+    ids = round_ids if isinstance(round_ids, Select) else list(round_ids)
+    return round_inputs.c.round_id.in_(ids)
+
+
+def _inputs(role: str, round_ids: Rounds, table: Table, *columns: str) -> Select[Any]:
     return (
         select(*(table.c[name] for name in columns))
         .join(round_inputs, round_inputs.c.row == cast(table.c.id, String))
-        .where(round_inputs.c.role == role, round_inputs.c.round_id.in_(list(round_ids)))
+        .where(round_inputs.c.role == role, is_among(round_ids))
     )

@@ -1,6 +1,5 @@
 """Preferences: one candidate of a reply was better than another. Append-only; the last word counts."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import (
@@ -15,7 +14,7 @@ from sqlalchemy import (
 
 from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
 from thumbloop.store.interactions import candidate_of, version_of
-from thumbloop.store.learned import NewFeedback, learned_preferences
+from thumbloop.store.learned import NewFeedback, Rounds, learned_preferences
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, interactions, preferences
 from thumbloop.types import ComparedReply, FinishReason, Learning, Preference, Status, User
@@ -129,7 +128,7 @@ def _effective(policy: str) -> Select[Any]:
 
 
 def list_compared(
-    connection: Connection, policy: str, learned_by: Iterable[str] = ()
+    connection: Connection, policy: str, learned_by: Rounds = ()
 ) -> list[ComparedReply]:
     """Return every effective preference with the two candidates it is about, oldest first.
 
@@ -179,7 +178,7 @@ def list_compared(
     ]
 
 
-def count_new(connection: Connection, policy: str, learned_by: Iterable[str]) -> NewFeedback:
+def count_new(connection: Connection, policy: str, learned_by: Rounds) -> NewFeedback:
     """Return how many effective preferences are new."""
     query = (
         select(

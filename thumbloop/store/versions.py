@@ -62,14 +62,20 @@ def mark(connection: Connection, policy: str) -> Mark:
 
 def learned_by(connection: Connection, policy: str, version: int) -> list[str]:
     """Return the rounds behind a version: its own and those of all its ancestors."""
-    by_number = {v.version: v for v in list_versions(connection, policy)}
-    round_ids: list[str] = []
-    ancestor: PolicyVersion | None = by_number[version]
-    while ancestor is not None:
-        if ancestor.round_id:
-            round_ids.append(ancestor.round_id)
-        ancestor = by_number.get(ancestor.parent) if ancestor.parent is not None else None
-    return round_ids
+    return list(connection.scalars(rounds_behind(policy, version)))
+
+
+def rounds_behind(policy: str, version: int) -> Select[tuple[str]]:
+    """Return the query for the same, to be a part of others: a line may be longer than a list that one may pass."""
+    columns = policy_versions.c.version, policy_versions.c.parent, policy_versions.c.round_id
+    of_policy = policy_versions.c.policy == policy
+    itself = select(*columns).where(of_policy, policy_versions.c.version == version)
+    line = itself.cte("line", recursive=True)
+    line = line.union_all(
+        select(*columns).where(of_policy, policy_versions.c.version == line.c.parent)
+    )
+    known = line.c.round_id.is_not(None)
+    return select(line.c.round_id).where(known).order_by(line.c.version.desc())
 
 
 def next_number(connection: Connection, policy: str) -> int:

@@ -1,3 +1,5 @@
+import sqlite3
+
 import pytest
 from sqlalchemy import Connection, Engine, text
 
@@ -210,6 +212,28 @@ def test_only_new_feedback_on_replies_that_may_be_learned_from_is_counted(store:
         assert feedback.count_new(connection, DEFAULT_POLICY, []) == (3, left_out)
         rounds = versions.learned_by(connection, DEFAULT_POLICY, 1)
         assert feedback.count_new(connection, DEFAULT_POLICY, rounds) == (2, left_out)
+
+
+def test_a_line_of_versions_may_be_longer_than_a_query_may_have_parameters(store: Engine):
+    """Databases take some ten thousand, which a year of versions exceeds: here they take a hundred."""
+    many = range(2, 400)
+    with store.begin() as connection:
+        _, feedback_id = rated(connection, 1)
+        rated(connection, 1)
+        _learn(connection, 1, 0, new=[feedback_id])
+        for number in many:
+            _learn(connection, number, number - 1, new=[])
+        driver = connection.connection.driver_connection
+        driver.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 100)
+        behind = versions.rounds_behind(DEFAULT_POLICY, many[-1])
+        assert len(versions.learned_by(connection, DEFAULT_POLICY, many[-1])) == len(many) + 1
+        assert feedback.count_new(connection, DEFAULT_POLICY, behind).usable == 1
+        assert [r.is_new for r in feedback.list_rated(connection, DEFAULT_POLICY, behind)] == [
+            False,
+            True,
+        ]
+        assert learned.learned_replies(connection, behind)
+        assert interactions.used_as_rollouts(connection, behind) == set()
 
 
 def test_nothing_is_new_in_an_empty_store(store: Engine):

@@ -33,12 +33,14 @@ FINISHED = Ended()
 
 def run(work: Callable[[], object], log: Path, *, kill_after_s: float = HUNG_S) -> Ended:
     """Work in a child, which is killed after some seconds; what it prints goes to the log."""
+    started = time.monotonic()
     pid = os.fork()
     if pid == 0:
         _work_and_exit(work, log)
     status = _wait(pid, kill_after_s)
     if os.WIFSIGNALED(status):
-        return Ended(signal=os.WTERMSIG(status))
+        ended = Ended(signal=os.WTERMSIG(status))
+        return ended._replace(words="it hung") if time.monotonic() - started >= HUNG_S else ended
     code = os.WEXITSTATUS(status)
     return Ended(code=code, words=_last_words(log)) if code else FINISHED
 

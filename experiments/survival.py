@@ -172,7 +172,7 @@ def wrongs(kill: Kill) -> list[str]:
             log,
             kill_after_s=kill.after_s,
         )
-        if ended.signal != signal.SIGKILL and (kill.place or ended.code):
+        if ended.words or (kill.place and ended.signal != signal.SIGKILL):
             return [f"the trainer was not killed, it ended by itself: {ended.words}"]
         found = [f"after the kill {words}" for words in _looked(state, scene.before, scene.after)]
         ended = forked.run(lambda: _train(state, scene.model, scene.settings), log)

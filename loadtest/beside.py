@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from time import perf_counter
 from typing import NamedTuple
 
@@ -61,7 +61,8 @@ class BusyTrainer:
 
     def stop(self) -> None:
         """End it."""
-        os.kill(self._process.pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # it may have failed, which is said already
+            os.kill(self._process.pid, signal.SIGCONT)
         self._process.stop()
 
 

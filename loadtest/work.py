@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -63,10 +63,11 @@ class Work:
         *,
         code: Path | None = None,
         environment: dict[str, str] | None = None,
+        codes: Collection[int] = (0,),
     ) -> list[Line]:
-        """Run a command in the folder of its code; return what it prints. Raises ProcessFailed.
+        """Run a command in the folder of its code; return what it prints.
 
-        Its errors go to <name>.log.
+        Its errors go to <name>.log. Raises ProcessFailed: it ended with another code than these.
         """
         log = self.folder / f"{name}.log"
         with (
@@ -87,7 +88,7 @@ class Work:
             except BaseException:  # Ctrl-C, for instance: nothing is left running
                 process.kill()
                 raise
-        if process.returncode:
+        if process.returncode not in codes:
             words = log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
             raise ProcessFailed(
                 f"{name} stopped with exit code {process.returncode}; the end of {log}:\n"

@@ -10,6 +10,7 @@ store. Nothing is ever written into it again.
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -29,7 +30,8 @@ VALUE = "value"
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
-_CHUNK_BYTES = 1 << 20
+_OURS = re.compile(r"\d{6,}|\.\d{6,}\.\d+\.tmp")
+"""Names that a writer gives, before and after the rename; whatever else lies there is somebody's."""
 
 
 class Strict(BaseModel):
@@ -248,7 +250,9 @@ def remove_unpublished(versions: Path, policy: str, published: Iterable[int]) ->
     rows = set(published)
     keep = {f"{version:06d}" for version in rows}
     folder = versions / policy
-    orphans = [p for p in folder.glob("*") if p.is_dir() and p.name not in keep]
+    orphans = [
+        p for p in folder.glob("*") if p.is_dir() and p.name not in keep and _OURS.fullmatch(p.name)
+    ]
     beyond = [
         p.name for p in orphans if p.name.isdigit() and int(p.name) > max(rows, default=0) + 1
     ]

@@ -34,9 +34,9 @@ def train(config: TrainerConfig, rank: int | None) -> None:
     resources = config.resources
     os.nice(resources.nice)
     disable_progress_bar()
-    torch.set_num_threads(resources.threads)
+    workers = ALONE if rank is None else Team(cpu=not _is_on_gpus(resources))
+    torch.set_num_threads(resources.threads)  # after accelerate, which sets its own
     folder = locate(config.model)
-    workers = ALONE if rank is None else Team(cpu=resources.device == "cpu")
     if workers.rank > 0:
         follow(config, folder, workers)
         return
@@ -51,9 +51,20 @@ def train(config: TrainerConfig, rank: int | None) -> None:
 
 
 def process_count(resources: Resources) -> int:
-    """Return how many processes are to compute together."""
-    on_gpus = resources.device != "cpu" and torch.cuda.device_count()
-    return resources.processes or on_gpus or 1
+    """Return how many processes are to compute together. Raises SettingsError: there are not so many GPUs."""
+    if not _is_on_gpus(resources):
+        return resources.processes or 1
+    found = torch.cuda.device_count() if resources.device in ("auto", "cuda") else 1
+    if (resources.processes or 1) > found:
+        raise SettingsError(
+            f"resources.processes: {resources.processes} processes need a GPU each;"
+            f" of resources.device {resources.device} there are {found}"
+        )
+    return resources.processes or found
+
+
+def _is_on_gpus(resources: Resources) -> bool:
+    return resources.device != "cpu" and torch.cuda.is_available()
 
 
 @contextmanager

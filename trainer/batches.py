@@ -1,6 +1,6 @@
 """Sequences of prompt and response as batches without padding, in which a shared prompt is there once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -74,12 +74,22 @@ def collate(pairs: Sequence[Pair]) -> Batch:
     )
 
 
-def micro_batches(
-    pairs: Sequence[Pair], rows: Sequence[int], *, tokens: int
-) -> Iterator[tuple[Tensor, Batch]]:
-    """Yield some of the sequences in batches of at most so many tokens, or of one: which, and the batch.
+def packed_size(pairs: Iterable[Pair]) -> int:
+    """Return how many tokens one batch of these sequences has."""
+    prompts, size = set[tuple[int, ...]](), 0
+    for prompt, response in pairs:
+        size += len(response) + (0 if prompt in prompts else len(prompt))
+        prompts.add(prompt)
+    return size
 
-    Those of one prompt come together, and long ones with long ones.
+
+def micro_batches(
+    pairs: Sequence[Pair], rows: Sequence[int], *, tokens: int, padded_tokens: int
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Yield some of the sequences in batches, or each alone where one is too long: which, and the batch.
+
+    A batch has at most so many tokens, and at most so many where its sequences are padded. Those of one
+    prompt come together, and long ones with long ones.
     """
     longest: dict[tuple[int, ...], int] = {}
     for row in rows:
@@ -91,16 +101,18 @@ def micro_batches(
         return -longest[prompt], prompt, -len(response), row
 
     group: list[int] = []
-    size, prompts = 0, set[tuple[int, ...]]()
+    size, width, prompts = 0, 0, set[tuple[int, ...]]()
     for row in sorted(rows, key=order):
         prompt, response = pairs[row]
-        more = len(response) + (0 if prompt in prompts else len(prompt))
-        if group and size + more > tokens:
+        length = len(prompt) + len(response)
+        more = len(response) if prompt in prompts else length
+        is_full = size + more > tokens or (len(group) + 1) * max(width, length) > padded_tokens
+        if group and is_full:
             yield torch.tensor(group), collate([pairs[i] for i in group])
-            group, size, prompts = [], 0, set()
-            more = len(prompt) + len(response)
+            group, size, width, prompts = [], 0, 0, set()
+            more = length
         group.append(row)
         prompts.add(prompt)
-        size += more
+        size, width = size + more, max(width, length)
     if group:
         yield torch.tensor(group), collate([pairs[i] for i in group])

@@ -33,7 +33,8 @@ def launch(count: int) -> int:
     try:
         while all(process.poll() is None for process in processes):
             sleep(_POLL_S)
-        return next(p.returncode for p in processes if p.returncode is not None)
+        code = next(p.returncode for p in processes if p.returncode is not None)
+        return code if code >= 0 else 128 - code  # as a shell says which signal it was
     finally:
         for process in processes:
             process.terminate()

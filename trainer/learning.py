@@ -83,6 +83,7 @@ class Learner:
 
         Raises BadPolicyVersion: the folder is not what was published, or of another base model.
         """
+        self._trunk.pace.start()
         parent = lesson.parent
         name = f"{self._config.seed}/{parent.policy}/{parent.version}/{lesson.number}"
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 2**63

@@ -62,17 +62,16 @@ class Loop:
         self._end = end
         self._policy = policy
         self._waiting_for = ""
+        self._rest_s = 0.0
 
     def run(self) -> None:
         """Run rounds until there have been enough of them, or for ever."""
         done = 0
         while self._config.round.max_rounds is None or done < self._config.round.max_rounds:
-            started = perf_counter()
             if self._step_when_readable():
                 done += 1
-            else:  # years of feedback take longer to look through, and are not looked through all the time
-                rest_s = RESTS_PER_LOOK * (perf_counter() - started)
-                sleep(max(self._config.round.poll_interval_s, rest_s))
+            else:
+                sleep(max(self._config.round.poll_interval_s, self._rest_s))
         self._trunk.workers.tell(None)
 
     def _step_when_readable(self) -> bool:
@@ -88,11 +87,12 @@ class Loop:
 
         Raises StoreUnavailable: the store cannot be read. BadPolicyVersion: the parent's folder is damaged.
         """
+        self._rest_s, started = 0.0, perf_counter()
         due = self._due()
-        if due is None:
-            return False
-        data = self._read(due)
-        if data is None:
+        data = None if due is None else self._read(due)
+        if due is None or data is None:
+            # Years of feedback take longer to look through, and are not looked through all the time.
+            self._rest_s = RESTS_PER_LOOK * (perf_counter() - started)
             return False
         self._waiting_for = ""
         try:

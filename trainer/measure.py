@@ -7,9 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.batches import Batch, Pair, micro_batches, pad
+from trainer.batches import Batch, Pair, micro_batches, packed_size, pad
 from trainer.models import Trunk
 from trainer.rollouts import Rollout
+
+PADDED_PER_TOKEN = 4
+"""How much of a batch may be padding in attention, the one place that has any."""
 
 
 class Fixed(NamedTuple):
@@ -93,8 +96,10 @@ def batches_of(
     Of several processes each gets its share, with rests where that is set.
     """
     chosen = range(len(pairs)) if rows is None else rows
-    size = sum(len(prompt) + len(response) for prompt, response in (pairs[i] for i in chosen))
-    tokens = min(trunk.micro_batch_tokens, math.ceil(size / trunk.workers.count))
-    parts = trunk.workers.share(micro_batches(pairs, chosen, tokens=tokens))
-    for part_rows, part in trunk.pace.rested(parts):
+    share = math.ceil(packed_size(pairs[i] for i in chosen) / trunk.workers.count)
+    tokens = min(trunk.micro_batch_tokens, share)
+    padded = tokens * (PADDED_PER_TOKEN if trunk.is_packed else 1)
+    parts = micro_batches(pairs, chosen, tokens=tokens, padded_tokens=padded)
+    for part_rows, part in trunk.workers.share(parts):
         yield part_rows, part.to(trunk.device)
+        trunk.pace.rest()

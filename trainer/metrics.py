@@ -121,7 +121,6 @@ class TrainerMetrics:
                 self._writer.add_scalar(f"round/{name}", value, number)
             self._writer.flush()
         except OSError as error:
-            self._writer = (
-                None  # it writes nothing more once it failed: the next round gets another
-            )
+            # it writes nothing more once it failed: the next round gets another
+            self._writer = None
             self.say(f"TensorBoard's curves go without round {number}: {error}")

@@ -1,27 +1,29 @@
 """Rests of the trainer, so that serving keeps the rest of the machine."""
 
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 import torch
 
-T = TypeVar("T")
-
 
 class Pace:
-    """Computes at most a share of the time: after each piece of work it rests as long as that takes."""
+    """Computes at most a share of the time: every rest is as long as what was done since the last one asks for."""
 
     def __init__(self, share: float, device: torch.device) -> None:
         self._rest_per_work = 1 / share - 1
         self._device = device
+        self._rested = 0.0
+        self.start()
 
-    def rested(self, work: Iterable[T]) -> Iterator[T]:
-        """Yield pieces of work, with a rest after each; the last one's comes before the loop ends."""
-        for piece in work:
-            started = self._now()
-            yield piece
-            time.sleep(self._rest_per_work * (self._now() - started))
+    def start(self) -> None:
+        """Begin with a round: whatever was before is not to be rested from."""
+        if self._rest_per_work:
+            self._rested = self._now()
+
+    def rest(self) -> None:
+        """Rest from all that was done since the last rest."""
+        if self._rest_per_work:
+            time.sleep(self._rest_per_work * (self._now() - self._rested))
+            self._rested = self._now()
 
     def _now(self) -> float:
         """Return what work has cost so far, seconds: of a CPU, or of a GPU's time."""

@@ -236,6 +236,16 @@ def test_only_folders_without_a_row_are_removed(tmp_path: Path):
     assert artifacts.remove_unpublished(tmp_path, "another", []) == []
 
 
+def test_what_no_writer_named_is_not_removed(tmp_path: Path):
+    write(tmp_path, 1)
+    kept = ["000001.bak", "lost+found", ".trash"]
+    for name in [*kept, "000002", ".000002.77.tmp"]:
+        (tmp_path / DEFAULT_POLICY / name).mkdir()
+    removed = artifacts.remove_unpublished(tmp_path, DEFAULT_POLICY, [1])
+    assert removed == [".000002.77.tmp", "000002"]
+    assert {p.name for p in (tmp_path / DEFAULT_POLICY).iterdir()} == {"000001", *kept}
+
+
 def test_folders_of_another_store_are_left_alone(tmp_path: Path):
     """A killed writer leaves the next number at most: more is of a store that knows of it."""
     for number in (1, 2):

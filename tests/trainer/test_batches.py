@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.batches import collate, micro_batches
+from trainer.batches import collate, micro_batches, packed_size
 
 SHARED = [((6, 7, 8), (9,)), ((6,), (7, 8)), ((6, 7, 8), (10, 11))]
 
@@ -47,7 +47,7 @@ pairs = st.lists(
 def test_micro_batches_hold_everything_once_within_their_bound(pairs, tokens, random):
     rows = random.sample(range(len(pairs)), random.randint(1, len(pairs)))
     seen: list[int] = []
-    for chosen, batch in micro_batches(pairs, rows, tokens=tokens):
+    for chosen, batch in micro_batches(pairs, rows, tokens=tokens, padded_tokens=4 * tokens):
         seen += chosen.tolist()
         assert len(batch.tokens) <= tokens or len(chosen) == 1
         for row, mask, responses in zip(chosen.tolist(), batch.mask, batch.responses, strict=True):
@@ -57,11 +57,11 @@ def test_micro_batches_hold_everything_once_within_their_bound(pairs, tokens, ra
 
 def test_the_sequences_of_one_prompt_come_together():
     pairs = [((k % 4, 1, 2, 3), (k,) * (1 + k)) for k in range(16)]
-    for _, batch in micro_batches(pairs, range(16), tokens=1000):
+    for _, batch in micro_batches(pairs, range(16), tokens=1000, padded_tokens=1000):
         assert len(batch.tokens) == 4 * 4 + sum(range(1, 17))
     of_prompts = [
         {pairs[i][0] for i in rows.tolist()}
-        for rows, _ in micro_batches(pairs, range(16), tokens=60)
+        for rows, _ in micro_batches(pairs, range(16), tokens=60, padded_tokens=240)
     ]
     assert all(len(prompts) < 4 for prompts in of_prompts)
 
@@ -69,5 +69,28 @@ def test_the_sequences_of_one_prompt_come_together():
 @pytest.mark.parametrize("order", [range(6), reversed(range(6))])
 def test_the_grouping_does_not_depend_on_the_order_that_it_is_asked_in(order):
     pairs = [((1, 2), (k,)) for k in range(3)] + [((3,), (k, k)) for k in range(3)]
-    groups = [sorted(rows.tolist()) for rows, _ in micro_batches(pairs, list(order), tokens=5)]
+    groups = [
+        sorted(rows.tolist())
+        for rows, _ in micro_batches(pairs, list(order), tokens=5, padded_tokens=20)
+    ]
     assert sorted(groups) == [[0, 1, 2], [3, 4], [5]]
+
+
+def test_padding_in_attention_has_a_bound_of_its_own():
+    """Many replies to one long prompt are few tokens, and many where each is a row with the whole prompt."""
+    pairs = [((1,) * 100, (k, k)) for k in range(40)]
+    sizes = [
+        batch.rows.numel()
+        for _, batch in micro_batches(pairs, range(40), tokens=400, padded_tokens=1020)
+    ]
+    assert sizes == [1020] * 4
+    mixed = [((k,), (k,) * (99 if k == 0 else 1)) for k in range(40)]
+    rows = [
+        batch.rows.shape
+        for _, batch in micro_batches(mixed, range(40), tokens=400, padded_tokens=400)
+    ]
+    assert rows == [(4, 100), (36, 2)]
+
+
+def test_the_size_of_a_batch_is_known_before_it_is_made():
+    assert packed_size(SHARED) == len(collate(SHARED).tokens)

@@ -16,6 +16,7 @@ from thumbloop.store import interactions, preferences, reading
 from thumbloop.store.schema import round_inputs
 from thumbloop.types import VersionState
 from trainer import publishing, reward
+from trainer.learning import Lesson
 from trainer.loop import RESTS_PER_LOOK
 from trainer.ppo import NotFinite
 
@@ -178,7 +179,7 @@ def test_a_round_starts_from_its_parents_adapters(bench):
     published = bench.trunk.snapshot("policy")
     bench.adopt(1)
     bench.trunk.reset()
-    bench.loop._take(bench.get(1), 2)
+    bench.loop._learner.take(Lesson(bench.get(1), 2, 1, data=None))
     for name, parameter in bench.trunk.parameters("policy").items():
         assert torch.equal(parameter, published[name])
 
@@ -395,12 +396,42 @@ def test_a_long_look_into_the_store_is_followed_by_a_longer_rest(bench, monkeypa
     now, rests = [0.0], []
     monkeypatch.setattr("trainer.loop.perf_counter", lambda: now[0])
 
-    def look() -> bool:
+    def look() -> None:
         now[0] += 2.0
-        return len(rests) == 3
 
-    monkeypatch.setattr(bench.loop, "step", look)
-    monkeypatch.setattr("trainer.loop.sleep", rests.append)
-    bench.loop._config = ONE_ROUND
-    bench.loop.run()
+    class Enough(Exception):
+        pass
+
+    def rest(seconds: float) -> None:
+        rests.append(seconds)
+        if len(rests) == 3:
+            raise Enough
+
+    monkeypatch.setattr(bench.loop, "_due", look)
+    monkeypatch.setattr("trainer.loop.sleep", rest)
+    with pytest.raises(Enough):
+        bench.loop.run()
     assert rests == [RESTS_PER_LOOK * 2.0] * 3
+
+
+@pytest.mark.parametrize("where", ["_due", "_round"])
+def test_what_took_long_and_failed_is_tried_again_when_it_was_said(bench, monkeypatch, where):
+    """Only looks that found nothing due are followed by long rests."""
+    now, rests = [0.0], []
+    monkeypatch.setattr("trainer.loop.perf_counter", lambda: now[0])
+    bench.rate(40)
+
+    class Enough(Exception):
+        pass
+
+    def fail(*_of) -> None:
+        if len(rests) >= 2:
+            raise Enough
+        now[0] += 1000.0
+        raise StoreUnavailable("no")
+
+    monkeypatch.setattr(bench.loop, where, fail)
+    monkeypatch.setattr("trainer.loop.sleep", rests.append)
+    with pytest.raises(Enough):
+        bench.loop.run()
+    assert max(rests) <= bench.config.round.retry_interval_s

@@ -106,8 +106,8 @@ class Ppo(Section):
     minibatch_size: int = Field(32, ge=1)
     """Rollouts per optimizer step."""
     minibatches: Literal["prompts", "rollouts"] = "rollouts"
-    """What is drawn at random for a step: prompts with all their rollouts, whose prompt is then computed once, or
-    rollouts."""
+    """What is put in random order: prompts, their rollouts next to each other, so that most prompts are computed once
+    a step, or rollouts."""
     clip: float = Field(0.2, gt=0, lt=1)
     """Clip of the probability ratio."""
     value_clip: float = Field(0.2, gt=0)
@@ -191,7 +191,8 @@ class Resources(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Trunk weights; auto is float32 on a CPU and bfloat16 on a GPU."""
     micro_batch_tokens: int | None = Field(None, ge=1)
-    """Tokens computed at a time, which bounds the memory of activations; absent: 512 on a CPU, 16384 on a GPU. What is
+    """Tokens computed at a time, which bounds the memory of activations, in the fit of the reward model together with
+    reward.batch_size; absent: 512 on a CPU, 16384 on a GPU. What is
     learned does not depend on it, but for rounding."""
     gradient_checkpointing: bool = False
     """Compute activations again for the gradient instead of keeping them: a third slower, for a model that does not

@@ -1,7 +1,7 @@
 """What rounds learned as new, and how much there is that none did."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Select, String, Table, cast, s
 from thumbloop.store.schema import feedback, preferences, round_inputs
 from thumbloop.types import Learning, Status
 
-Rounds = Iterable[str] | Select[tuple[str]]
+Rounds = Collection[str] | Select[tuple[str]]
 """Ids of rounds, or the query for them."""
 
 

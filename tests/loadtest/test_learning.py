@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from loadtest import benchmark, learning, steps
+from loadtest.beside import Shared, describe_sharing
 from loadtest.figures import Figure
+from loadtest.killing import describe_kills
 from loadtest.learning import LEARNING
 from loadtest.rounds import Round, describe_rounds
 from loadtest.steps import PEERS, describe_steps, step
 from loadtest.work import Line, Work, in_turn
+from loadtest.workload import Answer, Throughput
 from thumbloop.processes import ProcessFailed
 
 MIB = 1 << 20
@@ -47,10 +50,37 @@ def test_our_memory_is_compared_with_that_of_the_peer_that_takes_less():
     assert found["step.ours_before_mib"] == Figure(100, 100, 100)
 
 
+def calls(tokens: int) -> Throughput:
+    """One answer of so many tokens within a second."""
+    return Throughput(1.0, (Answer(tokens, tokens),), (1.0,), 0)
+
+
+SHARED = [Shared(calls(1), 1.0)]
+
+
 def test_every_goal_is_of_a_figure_that_is_measured():
     once = [Round(1.0, {}, 64, 256, 16)]
-    found = describe_steps(LINES) | describe_rounds({"ours": once, "first": once})
-    assert LEARNING.goals.keys() <= found.keys()
+    found = {
+        *describe_steps(LINES),
+        *describe_rounds({"ours": once, "first": once}),
+        *describe_sharing(dict.fromkeys(("without", "together", "alone"), SHARED)),
+        *describe_kills({"kills": 1, "wrong_states": 0, "places": [{"place": "x", "kills": 1}]}),
+        "rollout.extra_tokens",  # a count of the demo's
+    }
+    assert LEARNING.goals.keys() <= found
+
+
+def test_server_and_trainer_are_compared_with_themselves_alone_repeat_by_repeat():
+    found = describe_sharing(
+        {
+            "without": [Shared(calls(100), 0.0), Shared(calls(200), 0.0)],
+            "together": [Shared(calls(80), 1.0), Shared(calls(120), 0.5)],
+            "alone": [Shared(None, 2.0), Shared(None, 2.0)],
+        }
+    )
+    assert found["beside.serving_ratio"] == (0.7, 0.6, 0.8)
+    assert found["beside.training_ratio"] == (0.375, 0.25, 0.5)
+    assert found["beside.tokens_per_s"].value == 100
 
 
 def test_each_update_runs_in_its_own_environment_on_the_same_job(

@@ -27,6 +27,7 @@ from thumbloop.rendering import VerdictTokens
 from trainer.batches import Batch, collate
 from trainer.critic import ValueHead
 from trainer.distributions import describe_tokens
+from trainer.fused_lora import FusedLinear
 from trainer.pace import Pace
 from trainer.packing import ATTENTION, checkpoint_layers, packed_states, padded_states
 from trainer.parallel import ALONE, Workers
@@ -281,7 +282,7 @@ class Trunk:
 
 def _config(lora: Lora, *, fan_in_fan_out: bool) -> LoraConfig:
     # Neither dropout, bias, DoRA nor modules_to_save: vLLM refuses or ignores them.
-    return LoraConfig(
+    config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
         lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
@@ -289,6 +290,8 @@ def _config(lora: Lora, *, fan_in_fan_out: bool) -> LoraConfig:
         target_modules="all-linear",
         fan_in_fan_out=fan_in_fan_out,
     )
+    config._register_custom_module({nn.Linear: FusedLinear})
+    return config
 
 
 def _check_shape(folder: Path, lora: Lora) -> None:

@@ -19,10 +19,10 @@ from experiments.sampling import Sample, sample
 from thumbloop.config import State, TrainerConfig
 from thumbloop.config.trainer import Lora, Resources
 from thumbloop.errors import ThumbloopError, UnknownPolicyVersion
-from thumbloop.rendering import text_of, verdict_tokens
+from thumbloop.rendering import verdict_tokens
 from thumbloop.store import interactions, open_store, reading, versions
 from thumbloop.types import BASE_VERSION, DEFAULT_POLICY
-from trainer.assembly import end_tokens
+from trainer.assembly import decoder, end_tokens
 from trainer.calibration import Calibration
 from trainer.components import forged, mix, rewards_of
 from trainer.models import Trunk
@@ -107,7 +107,7 @@ def freeze(
         rollouts,
         config.rewards,
         Calibration.of(parent.metrics),
-        lambda ids: text_of(ids, tokenizer),
+        decoder(tokenizer),
     )
     scores: list[float] = mix(parts, config.rewards, forged(trunk, rollouts)).tolist()
     return Job(

@@ -126,12 +126,12 @@ def publish(
     """
     try:
         number = clear(engine, attempt.policy, config.state.versions)
-        written = write_version(
-            config.state.versions,
-            attempt.policy,
-            number,
-            lambda folder: _fill(folder, number, trunk, attempt, probes, base, config),
-        )
+
+        def fill(folder: Path) -> Manifest:
+            _save(trunk, folder)
+            return describe(folder, number, trunk, attempt, probes, base, config)
+
+        written = write_version(config.state.versions, attempt.policy, number, fill)
     except OSError as error:
         raise StoreUnavailable(f"the version cannot be written: {error}") from None
     ended = _make_visible(engine, attempt, written, config.state.versions)
@@ -165,21 +165,12 @@ def _superseded(connection: Connection, attempt: Attempt, number: int) -> str:
     return ""
 
 
-def _fill(
-    folder: Path,
-    number: int,
-    trunk: Trunk,
-    attempt: Attempt,
-    probes: Probes,
-    base: BaseModelIdentity,
-    config: TrainerConfig,
-) -> Manifest:
-    """Save the adapters; return their manifest."""
+def _save(trunk: Trunk, folder: Path) -> None:
+    """Write the trunk's adapters. Raises OSError: the folder did not take them."""
     try:
         trunk.save(folder)
     except SafetensorError as error:  # what an OSError is called there
         raise OSError(str(error)) from None
-    return describe(folder, number, trunk, attempt, probes, base, config)
 
 
 def describe(

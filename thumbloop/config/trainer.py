@@ -192,8 +192,7 @@ class Resources(Section):
     """Trunk weights; auto is float32 on a CPU and bfloat16 on a GPU."""
     micro_batch_tokens: int | None = Field(None, ge=1)
     """Tokens computed at a time, which bounds the memory of activations, in the fit of the reward model together with
-    reward.batch_size; absent: 512 on a CPU, 16384 on a GPU. What is
-    learned does not depend on it, but for rounding."""
+    reward.batch_size; absent: 512 on a CPU, 16384 on a GPU. What is learned does not depend on it, but for rounding."""
     gradient_checkpointing: bool = False
     """Compute activations again for the gradient instead of keeping them: a third slower, for a model that does not
     fit."""

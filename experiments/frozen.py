@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from experiments.sampling import Sample, sample
+from experiments.sampling import rollout_of, sample
 from thumbloop.config import State, TrainerConfig
 from thumbloop.config.trainer import Lora, Resources
 from thumbloop.errors import ThumbloopError, UnknownPolicyVersion
@@ -101,7 +101,7 @@ def freeze(
     repeated = [prompt for prompt in asked for _ in range(candidates)]
     end = end_tokens(model, trunk, tokenizer)
     samples = sample(trunk, repeated, end=end, max_tokens=MAX_TOKENS, seed=seed)
-    rollouts = [_rollout(*each, number) for each in zip(repeated, samples, strict=True)]
+    rollouts = [rollout_of(*each, number) for each in zip(repeated, samples, strict=True)]
     parts = rewards_of(
         trunk,
         rollouts,
@@ -126,18 +126,6 @@ def asked_prompts(connection: Connection) -> list[tuple[int, ...]]:
     """Return the prompts whose replies may train the policy, oldest first, none twice."""
     stored = interactions.list_since(connection, DEFAULT_POLICY, BASE_VERSION)
     return list(dict.fromkeys(each.prompt_token_ids for each in stored if each.trainable))
-
-
-def _rollout(prompt: tuple[int, ...], drawn: Sample, version: int) -> Rollout:
-    return Rollout(
-        response_id="",
-        policy_version=version,
-        prompt=prompt,
-        response=drawn.token_ids,
-        logprobs=drawn.logprobs,
-        temperature=1.0,
-        has_eos=drawn.has_ended,
-    )
 
 
 def _scored(rollout: Rollout, score: float) -> Scored:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from trainer.models import Trunk
+from trainer.rollouts import Rollout
 
 _AT_ONCE = 128
 
@@ -50,6 +51,19 @@ def sample(
             drawn = _sample(model, [prompts[i] for i in rows], settings)
             samples |= dict(zip(rows, drawn, strict=True))
     return [samples[i] for i in range(len(prompts))]
+
+
+def rollout_of(prompt: tuple[int, ...], drawn: Sample, version: int) -> Rollout:
+    """Return what the trainer learns from a sample that a version drew at temperature 1."""
+    return Rollout(
+        response_id="",
+        policy_version=version,
+        prompt=prompt,
+        response=drawn.token_ids,
+        logprobs=drawn.logprobs,
+        temperature=1.0,
+        has_eos=drawn.has_ended,
+    )
 
 
 def merged(trunk: Trunk) -> Any:

@@ -12,6 +12,7 @@ import typer
 from loadtest.benchmark import Benchmark
 from loadtest.beside import beside
 from loadtest.environments import NotInstalled
+from loadtest.episodes import sample
 from loadtest.figures import Figure, Goal
 from loadtest.first import NoHistory
 from loadtest.killing import kill
@@ -25,6 +26,7 @@ from loadtest.work import Work
 
 PARTS: dict[str, Callable[[Work], dict[str, Figure]]] = {
     "step": step,
+    "sample": sample,
     "round": round_,
     "rollout": rollout,
     "beside": beside,
@@ -39,6 +41,7 @@ LEARNING = Benchmark(
         "step.ratio_to_trl_0_11": Goal(0.6, is_upper=True),
         "step.ratio_to_trl_1_12": Goal(0.6, is_upper=True),
         "step.memory_ratio": Goal(0.7, is_upper=True),
+        "sample.ratio": Goal(1, is_upper=True),
         "round.ratio_to_first": Goal(0.5, is_upper=True),
         "rollout.extra_tokens": Goal(0, is_upper=True),
         "round.distinct_versions": Goal(1, is_upper=True),

@@ -25,6 +25,10 @@ from thumbloop.store import open_store, reading, versions
 from thumbloop.types import BASE_VERSION, DEFAULT_POLICY
 
 _OUT_OF_REACH = 1e9
+_WARM_TRAINER = (
+    "import runpy, torch._dynamo; runpy.run_module('trainer', run_name='__main__', alter_sys=True)"
+)
+"""`python -m trainer`, with what PyTorch would load at the first optimizer step."""
 GATES: Mapping[str, Mapping[str, Any]] = {
     "ours": {"enabled": False},
     "first": {
@@ -87,7 +91,7 @@ def run_round(work: Work, name: str, code: Path, state: Path) -> Round:
     }
     config = own / "trainer.yaml"
     config.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-u", "-m", "trainer", "--config", str(config)]
+    command = [sys.executable, "-u", "-c", _WARM_TRAINER, "--config", str(config)]
     done = read_round(work.run(f"{name}-trainer", command, code=code))
     published = State(folder=own / "state")
     return done._replace(

@@ -9,6 +9,7 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from trainer.ppo import value_loss
 
@@ -28,7 +29,19 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the expected return of each state."""
-        values: Tensor = self.layers(hidden.float())
+        return self.of_normalised(self.normalise(hidden))
+
+    def normalise(self, hidden: Tensor) -> Tensor:
+        """Return states of mean 0 and variance 1, which no weight of the head has a part in."""
+        return F.layer_norm(hidden.float(), hidden.shape[-1:])
+
+    def of_normalised(self, states: Tensor) -> Tensor:
+        """Return the expected return of each normalised state; the norm's own weights go into the matrix after it."""
+        norm, first = self.layers[0], self.layers[1]
+        assert isinstance(norm, nn.LayerNorm)
+        assert isinstance(first, nn.Linear)
+        bias = first.bias + first.weight @ norm.bias
+        values: Tensor = self.layers[2:](F.linear(states, first.weight * norm.weight, bias))
         return values.squeeze(-1)
 
 
@@ -46,17 +59,16 @@ def fit(
     The clip holds each epoch near the values at its start.
     """
     head = deepcopy(head)
-    states, targets = hidden[mask], returns[mask]
+    states, targets = head.normalise(hidden[mask]), returns[mask]
     optimizer = torch.optim.Adam(head.parameters(), lr=LEARNING_RATE)
     for _ in range(EPOCHS):
         with torch.no_grad():
-            old_values = head(states)
+            old_values = head.of_normalised(states)
         order = torch.randperm(len(states), generator=generator).to(states.device)
         for rows in order.split(MINIBATCH_TOKENS):
             everything = torch.ones_like(rows, dtype=torch.bool)
-            loss = value_loss(
-                head(states[rows]), old_values[rows], targets[rows], everything, clip=clip
-            )
+            values = head.of_normalised(states.index_select(0, rows))
+            loss = value_loss(values, old_values[rows], targets[rows], everything, clip=clip)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -76,27 +76,33 @@ def read(path: Path) -> Job:
 
 
 def open_policy(job: Job) -> Any:
-    """Return the base model with the version's policy adapter, to be trained on.
+    """Return the base model with the version's policy adapter, to be trained on."""
+    return open_model(job.model, job.rank, job.alpha, job.version / "policy")
+
+
+def open_model(folder: str, rank: int, alpha: float, adapter: Path | None = None) -> Any:
+    """Return a base model with an adapter of a version's, or with an untrained one.
 
     The adapter's own configuration names settings that an older PEFT does not know.
     """
     lora = LoraConfig(
         task_type="CAUSAL_LM",
-        r=job.rank,
-        lora_alpha=job.alpha,
+        r=rank,
+        lora_alpha=alpha,
         lora_dropout=0.0,
         target_modules="all-linear",
     )
-    policy = get_peft_model(AutoModelForCausalLM.from_pretrained(job.model), lora)
-    weights = load_file(job.version / "policy" / "adapter_model.safetensors")
-    if set_peft_model_state_dict(policy, weights).unexpected_keys:
-        raise SystemExit(f"error: {job.version}: the policy adapter does not fit the base model")
-    return policy
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), lora)
+    if adapter is not None:
+        weights = load_file(adapter / "adapter_model.safetensors")
+        if set_peft_model_state_dict(model, weights).unexpected_keys:
+            raise SystemExit(f"error: {adapter} does not fit the base model")
+    return model
 
 
-def open_tokenizer(job: Job) -> Any:
-    """Return a tokenizer that pads, which is all an update asks of it: the work is in token ids."""
-    config = AutoConfig.from_pretrained(job.model)
+def open_tokenizer(model: str) -> Any:
+    """Return a base model's tokenizer that only pads: the work is in token ids."""
+    config = AutoConfig.from_pretrained(model)
     pad, end = (str(i) for i in (config.pad_token_id, config.eos_token_id))
     vocabulary = {str(i): i for i in range(config.vocab_size)}
     return PreTrainedTokenizerFast(

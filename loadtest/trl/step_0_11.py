@@ -27,7 +27,7 @@ def trainer_of(job: Job) -> Any:
             ratio_threshold=math.inf,
         ),
         model=AutoModelForCausalLMWithValueHead.from_pretrained(open_policy(job)),
-        tokenizer=open_tokenizer(job),
+        tokenizer=open_tokenizer(job.model),
     )
 
 

@@ -75,7 +75,7 @@ def trainer_of(job: Job, length: int, folder: str) -> Any:
             learning_rate=job.learning_rate,
             lr_scheduler_type="constant",
         ),
-        processing_class=open_tokenizer(job),
+        processing_class=open_tokenizer(job.model),
         model=open_policy(job),
         ref_model=None,
         reward_model=Scores(torch.stack([r.score for r in job.rollouts]), job.minibatch),
@@ -102,7 +102,7 @@ def stack(rows: Sequence[Tensor], pad: int, *, is_left: bool) -> Tensor:
 def main() -> None:
     """Measure the job that the command line names."""
     job = read(Path(sys.argv[1]))
-    pad = open_tokenizer(job).pad_token_id
+    pad = open_tokenizer(job.model).pad_token_id
     queries = stack([rollout.prompt for rollout in job.rollouts], pad, is_left=True)
     responses = stack([rollout.response for rollout in job.rollouts], pad, is_left=False)
     whole = torch.cat([queries, responses], dim=1)

@@ -67,7 +67,7 @@ def test_a_policy_that_is_not_the_sampler_is_refused():
 
 
 def test_the_tokenizer_pads_with_the_models_own_token(tiny_model: Path):
-    tokenizer = open_tokenizer(job(tiny_model))
+    tokenizer = open_tokenizer(str(tiny_model))
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1)
     padded = tokenizer.pad({"input_ids": [[7], [8, 9]]})
     assert padded["input_ids"] == [[7, 0], [8, 9]]

@@ -2,6 +2,7 @@ import random
 
 import pytest
 import torch
+from torch import nn
 
 from tests.rows import version
 from thumbloop.config.trainer import Ppo
@@ -281,6 +282,20 @@ def test_candidates_of_one_prompt_share_a_fold():
     folds = prompt_folds(rollouts).reshape(4, 4)
     assert (folds == folds[:, :1]).all()
     assert set(folds.flatten().tolist()) == {0, 1}
+
+
+def test_the_critics_values_and_gradients_are_those_of_its_layers_one_after_another():
+    torch.manual_seed(0)
+    head, hidden = ValueHead(16), 3 + 2 * torch.randn(5, 7, 16)
+    for parameter in head.parameters():  # a norm that scales and shifts, too
+        nn.init.normal_(parameter)
+    of_layers = head.layers(hidden).squeeze(-1)
+    expected = torch.autograd.grad(of_layers.square().sum(), list(head.parameters()))
+    values = head(hidden)
+    found = torch.autograd.grad(values.square().sum(), list(head.parameters()))
+    assert torch.allclose(values, of_layers, atol=1e-5)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_the_critic_learns_what_its_states_tell(generator):

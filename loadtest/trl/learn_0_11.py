@@ -1,0 +1,86 @@
+"""python -m loadtest.trl.learn_0_11 TASK: TRL 0.11.4's PPOTrainer learns a task; prints a line of JSON."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
+
+from demo.preferences import load_preference
+from loadtest.trl.frozen import open_model, open_tokenizer
+from loadtest.trl.rewards import AT_ONCE, RewardModel, Task
+
+
+def trainer_of(task: Task) -> Any:
+    """Return the trainer on an untrained adapter; what the task does not say is TRL's default."""
+    model = open_model(task["model"], task["lora"]["rank"], task["lora"]["alpha"])
+    return PPOTrainer(
+        config=PPOConfig(
+            batch_size=task["candidates"] * len(task["updates"][0]),
+            mini_batch_size=task["minibatch"],
+            gradient_accumulation_steps=1,
+            ppo_epochs=task["epochs"],
+            learning_rate=task["learning_rate"],
+            seed=task["seed"],
+        ),
+        model=AutoModelForCausalLMWithValueHead.from_pretrained(model),
+        tokenizer=open_tokenizer(task["model"]),
+    )
+
+
+def sample(trainer: Any, prompts: Sequence[Sequence[int]], most: int) -> list[Tensor]:
+    """Return a response of the policy to each prompt, its end included."""
+    tokenizer = trainer.tokenizer
+    responses: list[Tensor] = trainer.generate(
+        [torch.tensor(prompt) for prompt in prompts],
+        batch_size=AT_ONCE,
+        return_prompt=False,
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=most,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return responses
+
+
+def main() -> None:
+    """Learn until the policy is good enough, or has seen enough."""
+    task: Task = json.loads(Path(sys.argv[1]).read_text())
+    torch.set_num_threads(task["threads"])
+    torch.manual_seed(task["seed"])
+    trainer, rewards = trainer_of(task), RewardModel(task)
+    prefers = load_preference(task["preference"])
+    words = Tokenizer.from_file(str(Path(task["model"]) / "tokenizer.json"))
+
+    def rate() -> float:
+        responses = sample(
+            trainer, [each["tokens"] for each in task["held_out"]], task["max_tokens"]
+        )
+        likes = [
+            prefers(each["text"], words.decode(response.tolist(), skip_special_tokens=True))
+            for each, response in zip(task["held_out"], responses, strict=True)
+        ]
+        return sum(likes) / len(likes)
+
+    episodes, rates = 0, [(0, rate())]
+    for update in task["updates"]:
+        if rates[-1][1] >= task["goal"]:
+            break
+        prompts = [prompt for prompt in update for _ in range(task["candidates"])]
+        responses = sample(trainer, prompts, task["max_tokens"])
+        queries = [torch.tensor(prompt) for prompt in prompts]
+        trainer.step(queries, responses, rewards(queries, responses))
+        episodes += len(prompts)
+        rates.append((episodes, rate()))
+    print(json.dumps({"rates": rates}))
+
+
+if __name__ == "__main__":
+    main()

@@ -39,6 +39,7 @@ _MODEL = Recipe(
     heads=2,
     training=Training(rows_per_step=4),
 )
+_EARLIER = 0.8
 _THUMBS = 12
 _TRAINER: Settings = {
     "round": {
@@ -162,7 +163,10 @@ class Stage:
 
 
 def wrongs(kill: Kill) -> list[str]:
-    """Kill a scene's trainer, start another, and return in words what is wrong after either."""
+    """Kill a scene's trainer, start another, and return in words what is wrong after either.
+
+    At any moment: where the trainer was done before, it is done again and killed earlier.
+    """
     scene = kill.scene
     with TemporaryDirectory(prefix="thumbloop-kill-") as scratch:
         state, log = Path(scratch, "state"), Path(scratch, "child.log")
@@ -172,6 +176,8 @@ def wrongs(kill: Kill) -> list[str]:
             log,
             kill_after_s=kill.after_s,
         )
+        if not kill.place and ended == forked.FINISHED:
+            return wrongs(kill._replace(after_s=_EARLIER * kill.after_s))
         if ended.words or (kill.place and ended.signal != signal.SIGKILL):
             return [f"the trainer was not killed, it ended by itself: {ended.words}"]
         found = [f"after the kill {words}" for words in _looked(state, scene.before, scene.after)]

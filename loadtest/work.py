@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -80,13 +81,14 @@ class Work:
                 cwd=code,
                 env=os.environ | _ENVIRONMENT | (environment or {}),
                 text=True,
+                start_new_session=True,
             ) as process,
         ):
             assert process.stdout is not None
             try:
                 lines = [Line(perf_counter(), line.rstrip("\n")) for line in process.stdout]
             except BaseException:  # Ctrl-C, for instance: nothing is left running
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 raise
         if process.returncode not in codes:
             words = log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]

@@ -39,8 +39,8 @@ class Bench:
                 retry_interval_s=0.01,
             ),
             lora=Lora(rank=4, alpha=8),
-            ppo=Ppo(minibatch_size=16, epochs=2),
             **{
+                "ppo": Ppo(minibatch_size=16, epochs=2),
                 "gate": Gate(error_rate=0.2),
                 "reward": RewardFit(learning_rate=1e-2, batch_size=8, epochs=3),
                 **settings,

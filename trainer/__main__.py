@@ -85,6 +85,12 @@ def stop(_signal: int, _frame: object) -> NoReturn:
     raise Stopped
 
 
+def say_error(words: str, rank: int | None) -> None:
+    """Say in one line why this process ends; of several each does, as one may fail alone."""
+    process = f"process {rank}: " if rank else ""
+    print(f"error: {process}{' '.join(words.split())}", file=sys.stderr)
+
+
 def main(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
     rank: Annotated[int | None, typer.Option(hidden=True, help="One of several processes.")] = None,
@@ -103,9 +109,11 @@ def main(
     except Stopped:
         if rank is None:
             print("stopped", flush=True)
+    except torch.OutOfMemoryError as error:
+        say_error(f"resources.micro_batch_tokens: too many for the GPU's memory: {error}", rank)
+        code = 2
     except (ThumbloopError, OperationalError, OSError) as error:
-        if not rank:  # of several processes, which all end alike, the first one says why
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        say_error(str(error), rank)
         code = 2
     raise SystemExit(code)
 

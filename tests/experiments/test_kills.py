@@ -5,11 +5,12 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from typer.testing import CliRunner
 
-from experiments import kills
+from experiments import forked, kills
 from experiments.__main__ import app
 from experiments.forked import HUNG_S
 from experiments.kills import ANY_MOMENT, Killed, plan, summarise
@@ -105,6 +106,26 @@ def test_nothing_is_wrong_wherever_a_trainer_is_killed(pool, scenes: list[Scene]
 def test_a_place_that_is_never_reached_is_no_kill(pool, scenes: list[Scene]):
     (wrong,) = pool.submit(wrongs, Kill(scenes[-1], "at the end of time", HUNG_S)).result()
     assert wrong.startswith("the trainer was not killed")
+
+
+def test_a_kill_that_comes_too_late_is_tried_again_earlier(pool, scenes: list[Scene], tmp_path):
+    assert pool.submit(_killed_late, scenes[1], tmp_path / "ends").result() == []
+    ends = (tmp_path / "ends").read_text().split()
+    assert ends[0] == "0"
+    assert ends[-2:] == ["9", "0"]  # killed at last, and the next one finished
+
+
+def _killed_late(scene: Scene, ends: Path) -> list[str]:
+    run = forked.run
+
+    def noted(*arguments: Any, **options: Any) -> forked.Ended:
+        ended = run(*arguments, **options)
+        with ends.open("a") as lines:
+            lines.write(f"{ended.signal}\n")
+        return ended
+
+    with patch.object(forked, "run", noted):
+        return wrongs(Kill(scene, "", 3 * scene.seconds))
 
 
 def scene(name: str, *places: str) -> Scene:

@@ -21,6 +21,7 @@ from trainer.reward import Trial
 from trainer.rollouts import Thumb
 
 LENIENT = Gate(error_rate=0.2, max_length_drift=9.0)
+EAGER = Ppo(minibatch_size=16, epochs=4)
 AGAINST_THE_USERS = {"plain": RewardComponent(kind="format", weight=1.0, pattern=r"(?!.*\b20\b).*")}
 """A reward for replies without the token that users like."""
 
@@ -64,7 +65,7 @@ def assert_blocked(bench: Bench, *reasons: str) -> None:
         (["update_norm: "], {"gate": LENIENT.model_copy(update={"max_update_norm": 1e-9})}),
         (
             ["harm: snips", "harm: dr"],
-            {"gate": LENIENT, "rewards": AGAINST_THE_USERS},
+            {"gate": LENIENT, "rewards": AGAINST_THE_USERS, "ppo": EAGER},
         ),
         (
             ["entropy: "],

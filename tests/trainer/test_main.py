@@ -22,6 +22,8 @@ from tests.tiny_model import build_tiny_model
 from thumbloop import artifacts
 from thumbloop.config import State
 from thumbloop.config.trainer import Resources
+from thumbloop.errors import SettingsError
+from trainer import __main__ as trainer_main
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 120
@@ -254,3 +256,28 @@ def test_a_signal_stops_all_processes(tmp_path, model):
     gone, alive = psutil.wait_procs(everybody, timeout=30)
     assert len(gone) >= 3
     assert not alive
+
+
+@pytest.mark.parametrize(
+    ("error", "rank", "line"),
+    [
+        (SettingsError("model.path: none"), None, "error: model.path: none"),
+        (SettingsError("model.path: none"), 0, "error: model.path: none"),
+        (SettingsError("model.path:\nnone"), 1, "error: process 1: model.path: none"),
+        (
+            torch.OutOfMemoryError("9 GiB are free"),
+            1,
+            "error: process 1: resources.micro_batch_tokens: too many for the GPU's memory: 9 GiB are free",
+        ),
+    ],
+)
+def test_whichever_process_fails_says_why_in_a_line(monkeypatch, capsys, error, rank, line):
+    def fail(_settings, _rank):
+        raise error
+
+    monkeypatch.setattr(trainer_main, "train", fail)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        trainer_main.main(None, rank)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"{line}\n"

@@ -66,7 +66,7 @@ def planted_share(trunk) -> float:
 
 def test_a_planted_token_becomes_likelier(trunk, generator):
     before = planted_share(trunk)
-    for seed in range(3):
+    for seed in range(6):
         rollouts = sampled(trunk, 96, seed)
         rewards = wish_for_planted(rollouts)
         metrics = run(trunk, rollouts, rewards, generator)

@@ -105,7 +105,7 @@ class Ppo(Section):
     """Passes over the batch."""
     minibatch_size: int = Field(32, ge=1)
     """Rollouts per optimizer step."""
-    minibatches: Literal["prompts", "rollouts"] = "rollouts"
+    minibatches: Literal["prompts", "rollouts"] = "prompts"
     """What is put in random order: prompts, their rollouts next to each other, so that most prompts are computed once
     a step, or rollouts."""
     clip: float = Field(0.2, gt=0, lt=1)

@@ -2,7 +2,7 @@
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, InternalError, OperationalError
 
 from thumbloop.config import State
 from thumbloop.errors import SettingsError, StoreIncompatible, StoreUnavailable
@@ -21,6 +21,8 @@ _MIGRATION_LOCK = 7_466_735_071
 _TRAINER_LOCK = 7_466_735_072
 _WRITING_LOCK = 7_466_735_073
 _BUSY_TIMEOUT_MS = 10_000
+_NO_ANSWER = (OperationalError, InternalError)
+"""Locked, full, gone; InternalError is what PostgreSQL's driver calls a database that became read-only."""
 
 
 def open_store(state: State) -> Engine:
@@ -90,7 +92,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
     try:
         with engine.connect().execution_options(read_only=True) as connection, connection.begin():
             yield connection
-    except OperationalError as error:
+    except _NO_ANSWER as error:
         raise StoreUnavailable(f"the store cannot be read: {error.orig}") from None
 
 
@@ -105,27 +107,51 @@ def writing(engine: Engine) -> Iterator[Connection]:
         with engine.begin() as connection:
             _lock_until_commit(connection, _WRITING_LOCK)
             yield connection
-    except OperationalError as error:
+    except _NO_ANSWER as error:
         raise StoreUnavailable(f"the store cannot be written: {error.orig}") from None
 
 
 @contextmanager
 def only_trainer(engine: Engine) -> Iterator[None]:
-    """Hold the lock that lets one trainer learn from a PostgreSQL store, whatever its state folder.
+    """Hold the lock that lets one trainer learn from a store, whatever its state folder.
 
-    The lock goes with the connection, however the trainer ends. SQLite's file is its state folder's, which
-    has a lock of its own. Raises SettingsError: another trainer has the lock.
+    It goes with the process, on PostgreSQL also with its connection, however the trainer ends. Raises
+    SettingsError: another trainer has the lock.
     """
-    if engine.dialect.name != "postgresql":
+    with _trainer_lock(engine) as taken:
+        if not taken:
+            raise SettingsError("state.url: another trainer works on this database; stop it first")
         yield
-        return
+
+
+def _trainer_lock(engine: Engine) -> AbstractContextManager[bool]:
+    """Return what holds the lock, and says whether it could be had."""
+    if engine.dialect.name == "postgresql":
+        return _session_lock(engine)
+    name = engine.url.database
+    return _file_lock(f"{name}-trainer") if name else nullcontext(True)
+
+
+@contextmanager
+def _file_lock(path: str) -> Iterator[bool]:
+    """Hold a lock on a file beside SQLite's own."""
+    with Path(path).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextmanager
+def _session_lock(engine: Engine) -> Iterator[bool]:
+    """Hold an advisory lock of PostgreSQL's."""
     with engine.connect() as connection:
         taken = connection.scalar(text(f"SELECT pg_try_advisory_lock({_TRAINER_LOCK})"))
         connection.commit()  # the lock outlives the transaction, which must not stay open
-        if not taken:
-            raise SettingsError("state.url: another trainer works on this database; stop it first")
         try:
-            yield
+            yield bool(taken)
         finally:
             connection.invalidate()  # back in the pool, the connection would keep the lock
 

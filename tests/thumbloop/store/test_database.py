@@ -5,11 +5,11 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, inspect, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
 
 from thumbloop.config import State
 from thumbloop.errors import SettingsError, StoreIncompatible, StoreUnavailable
-from thumbloop.store import database, open_store, reading, versions, writing
+from thumbloop.store import database, only_trainer, open_store, reading, versions, writing
 from thumbloop.store.schema import metadata
 from thumbloop.types import DEFAULT_POLICY, VersionState
 
@@ -104,6 +104,25 @@ def test_a_database_that_takes_no_write_is_unavailable(
     with writing(store), locked, writing(other):
         pass
     other.dispose()
+
+
+def test_a_database_that_became_read_only_is_unavailable(store: Engine):
+    refused = InternalError("INSERT", {}, Exception("cannot execute in a read-only transaction"))
+    for opened in (reading, writing):
+        with pytest.raises(StoreUnavailable, match="in a read-only transaction"), opened(store):
+            raise refused
+
+
+def test_one_trainer_learns_from_a_database_whatever_its_state_folder(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    one, two = (open_store(State(folder=tmp_path / name, url=url)) for name in ("one", "two"))
+    with only_trainer(one):  # noqa: SIM117
+        with pytest.raises(SettingsError, match=r"state\.url: another trainer"), only_trainer(two):
+            pass
+    with only_trainer(two):
+        pass
+    for store in (one, two):
+        store.dispose()
 
 
 def test_a_write_that_fails_leaves_nothing(store: Engine):

@@ -7,27 +7,25 @@ trunk itself is never trained.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from thumbloop.artifacts import VALUE, WEIGHTS
+from thumbloop.artifacts import VALUE
 from thumbloop.config.trainer import Lora, Resources
 from thumbloop.errors import SettingsError
 from thumbloop.rendering import VerdictTokens
+from trainer.adapters import load_adapter, lora_config, save_adapter, save_weights
 from trainer.batches import Batch, collate
 from trainer.critic import ValueHead
 from trainer.distributions import describe_tokens
-from trainer.fused_lora import FusedLinear
 from trainer.pace import Pace
 from trainer.packing import ATTENTION, checkpoint_layers, packed_states, padded_states
 from trainer.parallel import ALONE, Workers
@@ -77,7 +75,7 @@ class Trunk:
             checkpoint_layers(model)
         # GPT-2 keeps its matrices transposed.
         is_transposed = any(isinstance(module, Conv1D) for module in model.modules())
-        config = partial(_config, lora, fan_in_fan_out=is_transposed)
+        config = partial(lora_config, lora, fan_in_fan_out=is_transposed)
         self.model: PeftModel = get_peft_model(model, config(), adapter_name="policy")
         self.model.add_adapter("reward", config())
         self.causal: Any = self.model.get_base_model()
@@ -254,11 +252,7 @@ class Trunk:
     def load(self, folder: Path) -> None:
         """Take both adapters, and the critic where there is one, from a version's folder."""
         for adapter in ADAPTERS:
-            _check_shape(folder / adapter, self.lora)
-            weights = load_file(folder / adapter / WEIGHTS, device=str(self.device))
-            found = set_peft_model_state_dict(self.model, weights, adapter_name=adapter)
-            if found.unexpected_keys:
-                raise SettingsError(f"{folder}: the {adapter} adapter does not fit the base model")
+            load_adapter(self.model, adapter, folder / adapter, self.lora)
         if (folder / VALUE).is_dir():
             head = self.new_value_head()
             head.load_state_dict(load_file(folder / VALUE / VALUE_WEIGHTS))
@@ -268,40 +262,6 @@ class Trunk:
         """Write policy/ and reward/ in plain PEFT layout and value/, into an existing folder."""
         for adapter in ADAPTERS:
             (folder / adapter).mkdir()
-            weights = get_peft_model_state_dict(
-                self.model, adapter_name=adapter, save_embedding_layers=False
-            )
-            _save(weights, folder / adapter / WEIGHTS)
-            config = copy(self.model.peft_config[adapter])
-            config.target_modules = list(self.target_modules)  # a set has no order of its own
-            config.inference_mode = True
-            config.save_pretrained(str(folder / adapter))
+            save_adapter(self.model, adapter, folder / adapter)
         (folder / VALUE).mkdir()
-        _save(self.value_head.state_dict(), folder / VALUE / VALUE_WEIGHTS)
-
-
-def _config(lora: Lora, *, fan_in_fan_out: bool) -> LoraConfig:
-    # Neither dropout, bias, DoRA nor modules_to_save: vLLM refuses or ignores them.
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        fan_in_fan_out=fan_in_fan_out,
-    )
-    config._register_custom_module({nn.Linear: FusedLinear})
-    return config
-
-
-def _check_shape(folder: Path, lora: Lora) -> None:
-    config = LoraConfig.from_pretrained(str(folder))
-    if (config.r, config.lora_alpha) != (lora.rank, lora.alpha):
-        raise SettingsError(
-            f"lora: rank {lora.rank} and alpha {lora.alpha} are set, but {folder} was trained with "
-            f"{config.r} and {config.lora_alpha}; set those, or start from a fresh state folder"
-        )
-
-
-def _save(weights: dict[str, Tensor], path: Path) -> None:
-    save_file({name: w.detach().cpu().contiguous() for name, w in sorted(weights.items())}, path)
+        save_weights(self.value_head.state_dict(), folder / VALUE / VALUE_WEIGHTS)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from demo.preferences import load_preference
+from demo.judging import Judged, columns, judge
 from experiments.sampling import Sample, rollout_of, sample
 from thumbloop.config.trainer import Lora, Ppo, Resources
 from thumbloop.rendering import VerdictTokens, text_of
@@ -52,7 +52,7 @@ class Task(BaseModel, frozen=True, extra="forbid"):
     """What is learned: `adapters` holds the reward model's, as in a version; the policy begins untrained.
 
     Each of `updates` holds the prompts of one, of which every one gets `candidates` responses. The policy is
-    good enough once it pleases on `held_out` at the rate `goal`, one response each.
+    good enough once its responses to `held_out`, one each, are liked and well-formed at the rate `goal`.
     """
 
     model: Path
@@ -93,17 +93,13 @@ class Learner:
         )
         self._tokenizer = AutoTokenizer.from_pretrained(str(task.model))
         self._end = end_tokens(task.model, self._trunk, self._tokenizer)
-        self._prefers = load_preference(task.preference)
 
-    def rate(self) -> float:
-        """Return how many of the policy's responses to held-out prompts please, judged without noise."""
+    def examine(self) -> Judged:
+        """Return what the policy's responses to held-out prompts are worth."""
         asked = self._task.held_out
         samples = self._sample([each.tokens for each in asked])
-        likes = [
-            self._prefers(each.text, text_of(one.token_ids, self._tokenizer))
-            for each, one in zip(asked, samples, strict=True)
-        ]
-        return sum(likes) / len(likes)
+        texts = [text_of(each.token_ids, self._tokenizer) for each in samples]
+        return judge(self._task.preference, [each.text for each in asked], texts)
 
     def update(self, prompts: tuple[Tokens, ...]) -> int:
         """Learn from responses to prompts; return how many these were."""
@@ -128,18 +124,18 @@ class Learner:
 
 
 def main(task: Annotated[Path, typer.Argument(help="What experiments.tasks wrote.")]) -> None:
-    """Learn until the policy is good enough, or has seen enough; say its rate after each update."""
+    """Learn until the policy is good enough, or has seen enough; say what it is worth after each update."""
     disable_progress_bar()
     what = Task.model_validate_json(task.read_text())
     torch.set_num_threads(what.threads)
-    learner, episodes = Learner(what), 0
-    rates = [(episodes, learner.rate())]
+    learner = Learner(what)
+    episodes, judged = [0], [learner.examine()]
     for prompts in what.updates:
-        if rates[-1][1] >= what.goal:
+        if judged[-1].both >= what.goal:
             break
-        episodes += learner.update(prompts)
-        rates.append((episodes, learner.rate()))
-    print(json.dumps({"rates": rates}))
+        episodes.append(episodes[-1] + learner.update(prompts))
+        judged.append(learner.examine())
+    print(json.dumps({"episodes": episodes, **columns(judged)}))
 
 
 if __name__ == "__main__":

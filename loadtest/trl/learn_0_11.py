@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
 
-from demo.preferences import load_preference
+from demo.judging import Judged, columns, judge
 from loadtest.trl.frozen import open_model, open_tokenizer
 from loadtest.trl.rewards import AT_ONCE, RewardModel, Task
 
@@ -51,35 +51,31 @@ def sample(trainer: Any, prompts: Sequence[Sequence[int]], most: int) -> list[Te
 
 
 def main() -> None:
-    """Learn until the policy is good enough, or has seen enough."""
+    """Learn until the policy is good enough, or has seen enough; say what it is worth after each update."""
     task: Task = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(task["threads"])
     torch.manual_seed(task["seed"])
     trainer, rewards = trainer_of(task), RewardModel(task)
-    prefers = load_preference(task["preference"])
     words = Tokenizer.from_file(str(Path(task["model"]) / "tokenizer.json"))
+    asked = [each["text"] for each in task["held_out"]]
+    held_out = [each["tokens"] for each in task["held_out"]]
 
-    def rate() -> float:
-        responses = sample(
-            trainer, [each["tokens"] for each in task["held_out"]], task["max_tokens"]
-        )
-        likes = [
-            prefers(each["text"], words.decode(response.tolist(), skip_special_tokens=True))
-            for each, response in zip(task["held_out"], responses, strict=True)
-        ]
-        return sum(likes) / len(likes)
+    def examine() -> Judged:
+        replies = sample(trainer, held_out, task["max_tokens"])
+        texts = [words.decode(reply.tolist(), skip_special_tokens=True) for reply in replies]
+        return judge(task["preference"], asked, texts)
 
-    episodes, rates = 0, [(0, rate())]
+    episodes, judged = [0], [examine()]
     for update in task["updates"]:
-        if rates[-1][1] >= task["goal"]:
+        if judged[-1].both >= task["goal"]:
             break
         prompts = [prompt for prompt in update for _ in range(task["candidates"])]
         responses = sample(trainer, prompts, task["max_tokens"])
         queries = [torch.tensor(prompt) for prompt in prompts]
         trainer.step(queries, responses, rewards(queries, responses))
-        episodes += len(prompts)
-        rates.append((episodes, rate()))
-    print(json.dumps({"rates": rates}))
+        episodes.append(episodes[-1] + len(prompts))
+        judged.append(examine())
+    print(json.dumps({"episodes": episodes, **columns(judged)}))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from demo import preferences
+from demo import judging, preferences
 from demo.corpus import train_prompts
 from experiments import episodes, tasks
 from experiments.episodes import Learner, Question, Task
@@ -43,8 +43,9 @@ def task(learned: TrainerConfig, tiny_model: Path) -> Task:
 def said(task: Task, folder: Path, capsys: pytest.CaptureFixture[str]) -> list[list[float]]:
     (folder / "task.json").write_text(task.model_dump_json())
     episodes.main(folder / "task.json")
-    rates: list[list[float]] = json.loads(capsys.readouterr().out.splitlines()[-1])["rates"]
-    return rates
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["both"] == line["liked"]
+    return [list(row) for row in zip(line["episodes"], line["liked"], strict=True)]
 
 
 def test_it_learns_until_it_has_seen_enough(
@@ -53,6 +54,7 @@ def test_it_learns_until_it_has_seen_enough(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr(judging, "is_well_formed", lambda _reply: True)
     monkeypatch.setitem(preferences.SHIPPED, "praise", lambda _prompt, _reply: 0.25)
     assert said(task, tmp_path, capsys) == [[0, 0.25], [4, 0.25], [8, 0.25], [12, 0.25]]
 
@@ -63,6 +65,7 @@ def test_it_stops_once_it_pleases(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr(judging, "is_well_formed", lambda _reply: True)
     likes = iter([0.25, 0.25, 0.75])
     monkeypatch.setitem(preferences.SHIPPED, "praise", lambda _prompt, _reply: next(likes))
     assert said(task, tmp_path, capsys) == [[0, 0.25], [4, 0.25], [8, 0.75]]

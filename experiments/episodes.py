@@ -27,7 +27,6 @@ from trainer.update import PpoObjective
 
 Tokens = tuple[int, ...]
 
-
 _UNTRAINED = PolicyVersion(
     policy=DEFAULT_POLICY,
     version=BASE_VERSION,
@@ -48,6 +47,14 @@ class Question(BaseModel, frozen=True, extra="forbid"):
     tokens: Tokens
 
 
+class Known(BaseModel, frozen=True, extra="forbid"):
+    """A response and its reward in logits, by which a trainer makes sure that it has the task's reward model."""
+
+    prompt: Tokens
+    response: Tokens
+    reward: float
+
+
 class Task(BaseModel, frozen=True, extra="forbid"):
     """What is learned: `adapters` holds the reward model's, as in a version; the policy begins untrained.
 
@@ -63,6 +70,7 @@ class Task(BaseModel, frozen=True, extra="forbid"):
     updates: tuple[tuple[Tokens, ...], ...]
     candidates: int
     held_out: tuple[Question, ...]
+    known: tuple[Known, ...]
     goal: float
     max_tokens: int
     epochs: int

@@ -163,21 +163,11 @@ class Stage:
 
 
 def wrongs(kill: Kill) -> list[str]:
-    """Kill a scene's trainer, start another, and return in words what is wrong after either.
-
-    At any moment: where the trainer was done before, it is done again and killed earlier.
-    """
+    """Kill a scene's trainer, start another, and return in words what is wrong after either."""
     scene = kill.scene
     with TemporaryDirectory(prefix="thumbloop-kill-") as scratch:
         state, log = Path(scratch, "state"), Path(scratch, "child.log")
-        shutil.copytree(scene.folder, state)
-        ended = forked.run(
-            lambda: _train_until(state, scene.model, scene.settings, kill.place),
-            log,
-            kill_after_s=kill.after_s,
-        )
-        if not kill.place and ended == forked.FINISHED:
-            return wrongs(kill._replace(after_s=_EARLIER * kill.after_s))
+        ended = _kill(kill, state, log)
         if ended.words or (kill.place and ended.signal != signal.SIGKILL):
             return [f"the trainer was not killed, it ended by itself: {ended.words}"]
         found = [f"after the kill {words}" for words in _looked(state, scene.before, scene.after)]
@@ -188,6 +178,22 @@ def wrongs(kill: Kill) -> list[str]:
             *found,
             *(f"after the next trainer {words}" for words in _looked(state, scene.after)),
         ]
+
+
+def _kill(kill: Kill, state: Path, log: Path) -> forked.Ended:
+    """Let a trainer die in a copy of its scene; one that was done before dies earlier, in another copy."""
+    scene, after_s = kill.scene, kill.after_s
+    while True:
+        shutil.copytree(scene.folder, state)
+        ended = forked.run(
+            lambda: _train_until(state, scene.model, scene.settings, kill.place),
+            log,
+            kill_after_s=after_s,
+        )
+        if kill.place or ended != forked.FINISHED:
+            return ended
+        shutil.rmtree(state)
+        after_s *= _EARLIER
 
 
 def _looked(state: Path, *expected: Outcome) -> Iterator[str]:

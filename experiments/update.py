@@ -18,7 +18,6 @@ from experiments.frozen import Job, Scored
 from thumbloop.artifacts import WrittenVersion, read_manifest
 from thumbloop.config.trainer import Ppo, Resources
 from thumbloop.rendering import VerdictTokens
-from thumbloop.types import PolicyVersion
 from trainer.epochs import improve
 from trainer.measure import measure
 from trainer.models import Trunk
@@ -66,7 +65,7 @@ class Updates:
         self._trunk = Trunk.open(job.model, job.lora, tokens, Resources(device="cpu"))
         self._trunk.load(job.version)
         self._policy, self._head = self._trunk.snapshot("policy"), self._trunk.value_head
-        self._parent = row_of(job.version)
+        self._parent = WrittenVersion(str(job.version), manifest, manifest_digest="").row()
         self._rollouts = [_rollout(each, manifest.version) for each in job.rollouts]
         self._rewards = torch.tensor([each.score for each in job.rollouts])
         self._steps = job.optimizer_steps
@@ -101,11 +100,6 @@ class Updates:
                 f"{found['optimizer_steps']:.0f} optimizer steps instead of {self._steps}: {found}"
             )
         return Timed(seconds, passes.seconds)
-
-
-def row_of(version: Path) -> PolicyVersion:
-    """Return what the store would say of a version, by its folder."""
-    return WrittenVersion(str(version), read_manifest(version), manifest_digest="").row()
 
 
 def _rollout(scored: Scored, version: int) -> Rollout:

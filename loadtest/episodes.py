@@ -18,38 +18,41 @@ from thumbloop.processes import ProcessFailed
 SEEDS = (0, 1, 2)
 
 
-class Setting(NamedTuple):
-    """How large the steps are, and how often each episode is learned from."""
+class Steps(NamedTuple):
+    """How large an update's steps are, and how often each episode is learned from."""
 
     learning_rate: float
     epochs: int
 
 
-PEER_SETTINGS = (
-    Setting(3e-4, 4),
-    Setting(1e-3, 2),
-    Setting(1e-3, 4),
-    Setting(3e-3, 2),
-    Setting(3e-3, 4),
+PEER_STEPS = (
+    Steps(1e-3, 4),
+    Steps(3e-3, 2),
+    Steps(3e-3, 4),
+    Steps(1e-2, 2),
+    Steps(1e-2, 4),
 )
 """What is tried for the peer with the first seed; the best is taken. Four epochs are its default."""
 
 
-class Learned(NamedTuple):
-    """After how many episodes a policy's replies were good enough, infinite where they never were.
+class Reached(NamedTuple):
+    """After how many episodes a rate was reached, infinite where it never was, and the least share of replies
+    that was well-formed after any update up to then."""
 
-    `liked` asks that they are liked; `both`, that they are well-formed too. `well_formed` is the least share that
-    was after any update, `most` how many episodes there were at most.
-    """
-
-    liked: float
-    both: float
+    episodes: float
     well_formed: float
+
+
+class Learned(NamedTuple):
+    """When replies were liked, and when they were liked and well-formed, of at most so many episodes."""
+
+    liked: Reached
+    both: Reached
     most: int
 
 
-Best = Mapping[str, Setting]
-"""The peer's best setting, by `liked` and by `both`."""
+Best = Mapping[str, Steps]
+"""The peer's best steps, by `liked` and by `both`."""
 
 
 def sample(work: Work) -> dict[str, Figure]:
@@ -60,12 +63,14 @@ def sample(work: Work) -> dict[str, Figure]:
     write = ["-m", "experiments.tasks", str(work.found.model), str(tasks)]
     auroc = work.measured("tasks", [sys.executable, *write, "--seeds", str(len(SEEDS))])["auroc"]
 
-    def learn(name: str, command: Sequence[str], seed: int, setting: Setting | None) -> Learned:
+    def learn(name: str, command: Sequence[str], seed: int, steps: Steps | None) -> Learned:
         task = json.loads((tasks / f"{seed}.json").read_text())
-        task |= {} if setting is None else setting._asdict()
-        file = work.folder / f"{name}.json"
+        task |= {} if steps is None else steps._asdict()
+        run = f"{name}-{seed}-{task['learning_rate']:g}-{task['epochs']}"
+        file = work.folder / f"{run}.task.json"
         file.write_text(json.dumps(task))
-        found = work.measured(f"learn-{name}-{seed}", [*command, str(file)])
+        found = work.measured(run, [*command, str(file)])
+        (work.folder / f"{run}.json").write_text(json.dumps(found))
         most = task["candidates"] * sum(map(len, task["updates"]))
         return learned(found, task["goal"], most)
 
@@ -73,14 +78,14 @@ def sample(work: Work) -> dict[str, Figure]:
         return learn("ours", [sys.executable, "-m", "experiments.episodes"], seed, None)
 
     @cache
-    def peer(seed: int, setting: Setting) -> Learned:
-        return learn("trl", [str(python), "-m", "loadtest.trl.learn_0_11"], seed, setting)
+    def peer(seed: int, steps: Steps) -> Learned:
+        return learn("trl", [str(python), "-m", "loadtest.trl.learn_0_11"], seed, steps)
 
     best = {
-        "liked": min(PEER_SETTINGS, key=lambda setting: peer(SEEDS[0], setting).liked),
-        "both": min(PEER_SETTINGS, key=lambda setting: peer(SEEDS[0], setting).both),
+        "liked": min(PEER_STEPS, key=lambda steps: peer(SEEDS[0], steps).liked.episodes),
+        "both": min(PEER_STEPS, key=lambda steps: peer(SEEDS[0], steps).both.episodes),
     }
-    peers = {name: [peer(seed, setting) for seed in SEEDS] for name, setting in best.items()}
+    peers = {name: [peer(seed, steps) for seed in SEEDS] for name, steps in best.items()}
     return {
         **describe_episodes([ours(seed) for seed in SEEDS], peers, best),
         "sample.reward_auroc": figures.exactly(auroc),
@@ -88,47 +93,53 @@ def sample(work: Work) -> dict[str, Figure]:
 
 
 def learned(found: Mapping[str, Sequence[float]], goal: float, most: int) -> Learned:
-    """Return what a process found after each update amounts to."""
-    liked, both = (episodes_to(goal, found["episodes"], found[name]) for name in ("liked", "both"))
-    return Learned(liked, both, min(found["well_formed"]), most)
+    """Return what a process found before and after each update amounts to."""
+
+    def reached(name: str) -> Reached:
+        rates, well_formed = found[name], found["well_formed"]
+        i = next((i for i, rate in enumerate(rates) if rate >= goal), None)
+        if i is None:
+            return Reached(math.inf, min(well_formed[1:], default=well_formed[0]))
+        least = min(well_formed[1 : i + 1], default=well_formed[0])
+        return Reached(crossing(found["episodes"], rates, i, goal), least)
+
+    return Learned(reached("liked"), reached("both"), most)
 
 
-def episodes_to(goal: float, episodes: Sequence[float], rates: Sequence[float]) -> float:
-    """Return after how many episodes rates reached a goal, between two of them on a straight line.
-
-    Infinite where they never did.
-    """
-    reached = next((i for i, rate in enumerate(rates) if rate >= goal), None)
-    if reached is None:
-        return math.inf
-    if reached == 0:
+def crossing(episodes: Sequence[float], rates: Sequence[float], i: int, goal: float) -> float:
+    """Return where the straight line to the i-th rate, the first that is no lower than the goal, meets it."""
+    if i == 0:
         return episodes[0]
-    before, now = rates[reached - 1], rates[reached]
-    first, last = episodes[reached - 1], episodes[reached]
-    return first + (goal - before) / (now - before) * (last - first)
+    share = (goal - rates[i - 1]) / (rates[i] - rates[i - 1])
+    return episodes[i - 1] + share * (episodes[i] - episodes[i - 1])
 
 
 def describe_episodes(
     ours: Sequence[Learned], peers: Mapping[str, Sequence[Learned]], best: Best
 ) -> dict[str, Figure]:
-    """Return what seeds amount to. A peer that never was good enough counts as if it was after its last episode.
+    """Return what seeds amount to. A peer that never got there counts as if it had after its last episode.
 
-    Raises ProcessFailed: ours was not.
+    Raises ProcessFailed: ours never got there.
     """
-    if any(math.inf in (each.liked, each.both) for each in ours):
-        raise ProcessFailed(f"ours was not good enough within {ours[0].most} episodes: {ours}")
-    found = {"sample.ours_well_formed": figures.of_repeats([each.well_formed for each in ours])}
+    found: dict[str, Figure] = {}
     for name, of in peers.items():
         own = [getattr(each, name) for each in ours]
         theirs = [getattr(each, name) for each in of]
-        bounded = [min(x, float(each.most)) for x, each in zip(theirs, of, strict=True)]
+        if any(each.episodes == math.inf for each in own):
+            raise ProcessFailed(f"ours never got there within {ours[0].most} episodes: {own}")
+        bounded = [min(x.episodes, each.most) for x, each in zip(theirs, of, strict=True)]
         key = "sample" if name == "liked" else "sample.well_formed"
         found |= {
-            f"{key}.ratio": figures.ratio(own, bounded),
-            f"{key}.ours_episodes": figures.of_repeats(own),
+            f"{key}.ratio": figures.ratio([each.episodes for each in own], bounded),
+            f"{key}.ours_episodes": figures.of_repeats([each.episodes for each in own]),
+            f"{key}.ours_well_formed": figures.of_repeats([each.well_formed for each in own]),
             f"{key}.trl_0_11_episodes": figures.of_repeats(bounded),
-            f"{key}.trl_0_11_not_there": figures.exactly(theirs.count(math.inf)),
-            f"{key}.trl_0_11_well_formed": figures.of_repeats([each.well_formed for each in of]),
+            f"{key}.trl_0_11_well_formed": figures.of_repeats(
+                [each.well_formed for each in theirs]
+            ),
+            f"{key}.trl_0_11_not_there": figures.exactly(
+                sum(each.episodes == math.inf for each in theirs)
+            ),
             f"{key}.trl_0_11_learning_rate": figures.exactly(best[name].learning_rate),
             f"{key}.trl_0_11_epochs": figures.exactly(best[name].epochs),
         }

@@ -42,6 +42,7 @@ LEARNING = Benchmark(
         "step.ratio_to_trl_1_12": Goal(0.6, is_upper=True),
         "step.memory_ratio": Goal(0.7, is_upper=True),
         "sample.ratio": Goal(1, is_upper=True),
+        "sample.well_formed.ratio": Goal(1, is_upper=True),
         "round.ratio_to_first": Goal(0.5, is_upper=True),
         "rollout.extra_tokens": Goal(0, is_upper=True),
         "round.distinct_versions": Goal(1, is_upper=True),

@@ -87,6 +87,7 @@ class Work:
             assert process.stdout is not None
             try:
                 lines = [Line(perf_counter(), line.rstrip("\n")) for line in process.stdout]
+                process.wait()
             except BaseException:  # Ctrl-C, for instance: nothing is left running
                 os.killpg(process.pid, signal.SIGKILL)
                 raise

@@ -87,7 +87,7 @@ def stop(_signal: int, _frame: object) -> NoReturn:
 
 def say_error(words: str, rank: int | None) -> None:
     """Say in one line why this process ends; of several each does, as one may fail alone."""
-    process = f"process {rank}: " if rank else ""
+    process = "" if rank is None else f"process {rank}: "
     print(f"error: {process}{' '.join(words.split())}", file=sys.stderr)
 
 
@@ -110,7 +110,10 @@ def main(
         if rank is None:
             print("stopped", flush=True)
     except torch.OutOfMemoryError as error:
-        say_error(f"resources.micro_batch_tokens: too many for the GPU's memory: {error}", rank)
+        say_error(
+            f"too little GPU memory, a smaller resources.micro_batch_tokens needs less: {error}",
+            rank,
+        )
         code = 2
     except (ThumbloopError, OperationalError, OSError) as error:
         say_error(str(error), rank)

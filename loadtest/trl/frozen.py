@@ -1,6 +1,6 @@
 """What trainers of TRL are given and how they are measured, the same for all of them.
 
-Runs in environments that have neither our packages nor what those need.
+Runs in environments that have none of the packages that ours need.
 """
 
 import json

@@ -56,6 +56,7 @@ def main() -> None:
     torch.set_num_threads(task["threads"])
     torch.manual_seed(task["seed"])
     trainer, rewards = trainer_of(task), RewardModel(task)
+    rewards.check(task["known"])
     words = Tokenizer.from_file(str(Path(task["model"]) / "tokenizer.json"))
     asked = [each["text"] for each in task["held_out"]]
     held_out = [each["tokens"] for each in task["held_out"]]
@@ -73,6 +74,8 @@ def main() -> None:
         responses = sample(trainer, prompts, task["max_tokens"])
         queries = [torch.tensor(prompt) for prompt in prompts]
         trainer.step(queries, responses, rewards(queries, responses))
+        if not all(bool(p.isfinite().all()) for p in trainer.model.parameters()):
+            break  # broken down: nothing can be sampled from it
         episodes.append(episodes[-1] + len(prompts))
         judged.append(examine())
     print(json.dumps({"episodes": episodes, **columns(judged)}))

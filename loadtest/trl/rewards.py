@@ -1,6 +1,6 @@
 """A task's reward model, asked without our packages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from loadtest.trl.frozen import open_model
 
 AT_ONCE = 128
+_TOLERANCE = 1e-2
+"""How far rewards may be from the task's, logits."""
 
 Task = dict[str, Any]
 """What experiments.episodes.Task holds."""
@@ -40,6 +42,15 @@ class RewardModel:
             for i in range(0, len(rows), AT_ONCE)
             for reward in self._of(rows[i : i + AT_ONCE])
         ]
+
+    def check(self, known: Sequence[Mapping[str, Any]]) -> None:
+        """Make sure that it gives responses the rewards that are known of them."""
+        ours = self(
+            *([torch.tensor(each[name]) for each in known] for name in ("prompt", "response"))
+        )
+        apart = max(abs(float(own) - each["reward"]) for own, each in zip(ours, known, strict=True))
+        if not apart <= _TOLERANCE:
+            raise SystemExit(f"error: rewards are {apart:.2g} logits from those of the task")
 
     def _of(self, rows: Sequence[Tensor]) -> Tensor:
         lengths = torch.tensor([len(row) for row in rows])

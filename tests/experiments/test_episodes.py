@@ -29,6 +29,7 @@ def task(learned: TrainerConfig, tiny_model: Path) -> Task:
         preference="praise",
         updates=(asked, asked, asked),
         candidates=2,
+        known=(),
         held_out=(Question(text="How was it?", tokens=PROMPTS[3]),),
         goal=0.5,
         max_tokens=6,
@@ -89,14 +90,22 @@ def test_the_policy_begins_untrained_and_is_all_that_moves(task: Task):
 
 
 def test_both_trainers_get_the_same_rewards(task: Task):
-    pairs = [((7, 8), (9, 10, 11)), ((12,), (13,)), ((14, 15, 16), (17, 18))]
+    pairs = [((7, 8), (9, 10, 1)), ((12,), (13,)), ((14, 15, 16), (17, 18))]
     ours = reward.score(Learner(task)._trunk, pairs)
-    theirs = RewardModel(json.loads(task.model_dump_json()))(
+    model = RewardModel(json.loads(task.model_dump_json()))
+    theirs = model(
         [torch.tensor(prompt) for prompt, _ in pairs],
         [torch.tensor(response) for _, response in pairs],
     )
     assert len(set(ours.tolist())) == 3
     assert torch.stack(theirs).tolist() == pytest.approx(ours.tolist(), abs=1e-4)
+    known = [
+        {"prompt": prompt, "response": response, "reward": worth}
+        for (prompt, response), worth in zip(pairs, ours.tolist(), strict=True)
+    ]
+    model.check(known)
+    with pytest.raises(SystemExit, match=r"rewards are 0\.5 logits from those of the task"):
+        model.check([*known[:2], known[2] | {"reward": known[2]["reward"] + 0.5}])
 
 
 def test_tasks_share_a_reward_model_that_was_fitted_and_differ_in_what_is_asked(
@@ -111,6 +120,7 @@ def test_tasks_share_a_reward_model_that_was_fitted_and_differ_in_what_is_asked(
     assert [len(prompts) for prompts in first.updates] == [2, 2, 2]
     assert first.adapters == second.adapters
     assert first.updates != second.updates
+    assert len(first.known) == 16
     assert not {each.text for each in first.held_out} & set(train_prompts(6, 0))
     moved = Learner(first)._trunk.parameters("reward")
     assert any(weights.any() for name, weights in moved.items() if "lora_B" in name)

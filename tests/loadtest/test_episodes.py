@@ -9,18 +9,26 @@ import pytest
 
 from loadtest import episodes
 from loadtest.episodes import (
-    PEER_SETTINGS,
+    PEER_STEPS,
     SEEDS,
     Learned,
-    Setting,
+    Reached,
+    Steps,
     describe_episodes,
-    episodes_to,
     learned,
     sample,
 )
 from loadtest.figures import Figure
 from loadtest.work import Work
 from thumbloop.processes import ProcessFailed
+
+
+def found(
+    liked: list[float], both: list[float], well_formed: list[float] | None = None
+) -> dict[str, list[float]]:
+    episodes = [256.0 * i for i in range(len(liked))]
+    shares = well_formed or [1.0] * len(liked)
+    return {"episodes": episodes, "liked": liked, "both": both, "well_formed": shares}
 
 
 @pytest.mark.parametrize(
@@ -36,54 +44,51 @@ from thumbloop.processes import ProcessFailed
 def test_episodes_are_counted_up_to_where_the_rate_crosses_the_goal(
     rates: list[float], expected: float
 ):
-    assert episodes_to(0.85, [0, 256, 512, 768], rates) == pytest.approx(expected)
+    assert learned(found(rates, rates), 0.85, 1024).liked.episodes == pytest.approx(expected)
 
 
 def test_a_process_says_when_replies_were_liked_and_when_they_were_well_formed_too():
-    found = {
-        "episodes": [0, 100, 200, 300],
-        "liked": [0.0, 0.5, 1.0, 1.0],
-        "well_formed": [1.0, 0.25, 0.5, 0.75],
-        "both": [0.0, 0.25, 0.5, 0.75],
-    }
-    assert learned(found, 0.75, 1000) == Learned(150, 300, 0.25, 1000)
+    rates = found([0.0, 0.5, 1.0, 1.0], [0.0, 0.25, 0.25, 0.75], [0.5, 1.0, 0.25, 0.125])
+    assert learned(rates, 0.75, 1024) == Learned(Reached(384, 0.25), Reached(768, 0.125), 1024)
+    assert learned(found([0.0, 0.5], [0.0, 0.5], [0.1, 0.9]), 0.75, 1024).both == (inf, 0.9)
 
 
 def of(*episodes: float) -> list[Learned]:
-    return [Learned(each, 2 * each, 0.9, 2048) for each in episodes]
+    return [Learned(Reached(each, 0.9), Reached(2 * each, 0.8), 2048) for each in episodes]
 
 
-BEST = {"liked": Setting(3e-3, 4), "both": Setting(1e-3, 2)}
+BEST = {"liked": Steps(3e-3, 4), "both": Steps(1e-3, 2)}
 
 
 def test_seeds_are_compared_one_by_one():
     peers = {"liked": of(200, 300, 800), "both": of(100, 300, 800)}
-    found = describe_episodes(of(100, 300, 200), peers, BEST)
-    assert found["sample.ratio"] == Figure(0.5, 0.25, 1.0)
-    assert found["sample.well_formed.ratio"] == Figure(1.0, 0.25, 1.0)
-    assert found["sample.ours_episodes"].value == 200
-    assert found["sample.trl_0_11_episodes"].value == 300
-    assert found["sample.well_formed.trl_0_11_episodes"].value == 600
-    assert found["sample.trl_0_11_learning_rate"].value == 3e-3
-    assert found["sample.well_formed.trl_0_11_epochs"].value == 2
-    assert found["sample.ours_well_formed"].value == 0.9
+    figures = describe_episodes(of(100, 300, 200), peers, BEST)
+    assert figures["sample.ratio"] == Figure(0.5, 0.25, 1.0)
+    assert figures["sample.well_formed.ratio"] == Figure(1.0, 0.25, 1.0)
+    assert figures["sample.ours_episodes"].value == 200
+    assert figures["sample.trl_0_11_episodes"].value == 300
+    assert figures["sample.well_formed.trl_0_11_episodes"].value == 600
+    assert figures["sample.trl_0_11_learning_rate"].value == 3e-3
+    assert figures["sample.well_formed.trl_0_11_epochs"].value == 2
+    assert figures["sample.ours_well_formed"].value == 0.9
+    assert figures["sample.well_formed.trl_0_11_well_formed"].value == 0.8
 
 
-def test_a_peer_that_never_is_good_enough_counts_as_if_it_was_at_its_last_episode():
-    found = describe_episodes(of(512), {"liked": of(1024), "both": of(inf)}, BEST)
-    assert found["sample.well_formed.ratio"].value == 2 * 512 / 2048
-    assert found["sample.well_formed.trl_0_11_not_there"].value == 1
-    assert found["sample.trl_0_11_not_there"].value == 0
+def test_a_peer_that_never_gets_there_counts_as_if_it_had_at_its_last_episode():
+    figures = describe_episodes(of(512), {"liked": of(1024), "both": of(inf)}, BEST)
+    assert figures["sample.well_formed.ratio"].value == 2 * 512 / 2048
+    assert figures["sample.well_formed.trl_0_11_not_there"].value == 1
+    assert figures["sample.trl_0_11_not_there"].value == 0
 
 
-def test_ours_that_never_is_good_enough_is_no_figure():
-    with pytest.raises(ProcessFailed, match="not good enough within 2048 episodes"):
+def test_ours_that_never_gets_there_is_no_figure():
+    with pytest.raises(ProcessFailed, match="never got there within 2048 episodes"):
         describe_episodes(of(100, inf), {"liked": of(100, 100)}, BEST)
 
 
-def test_the_peer_has_the_setting_that_was_best_for_it(work: Work, monkeypatch: pytest.MonkeyPatch):
-    asked: list[tuple[str, int, Setting]] = []
-    needed = dict(zip(PEER_SETTINGS, (900, 800, 400, 700, inf), strict=True))
+def test_the_peer_has_the_steps_that_are_best_for_it(work: Work, monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[str, int, Steps]] = []
+    needed = dict(zip(PEER_STEPS, (400, 700, 800, 900, inf), strict=True))
     task = {"goal": 0.5, "updates": [[[7], [8]]], "candidates": 512, "learning_rate": 0.1}
 
     def measured(_self: Work, _name: str, command: list[str]) -> dict[str, Any]:
@@ -94,26 +99,27 @@ def test_the_peer_has_the_setting_that_was_best_for_it(work: Work, monkeypatch: 
                 (tasks / f"{seed}.json").write_text(json.dumps({**task, "epochs": 1, "seed": seed}))
             return {"auroc": 0.9}
         given = json.loads(Path(command[-1]).read_text())
-        setting = Setting(given["learning_rate"], given["epochs"])
+        steps = Steps(given["learning_rate"], given["epochs"])
         name = "ours" if "experiments.episodes" in command else "trl"
-        asked.append((name, given["seed"], setting))
-        episodes = 200 if name == "ours" else needed[setting]
+        asked.append((name, given["seed"], steps))
+        episodes = 200 if name == "ours" else needed[steps]
         rates = [0.0] if episodes == inf else [0.0, 0.5]
-        both = rates if setting != Setting(1e-3, 4) else [0.0, 0.0]  # that one breaks the language
+        both = rates if steps != Steps(1e-3, 4) else [0.0, 0.0]  # that one breaks the language
         columns = {"liked": rates, "both": both, "well_formed": rates}
         return {"episodes": [0, episodes], **columns}
 
     monkeypatch.setattr(episodes, "environment", lambda name, folder: folder / name / "python")
     monkeypatch.setattr(Work, "measured", measured)
-    found = sample(work)
-    assert found["sample.ratio"].value == 0.5
-    assert found["sample.well_formed.ratio"].value == 200 / 700
-    assert found["sample.reward_auroc"].value == 0.9
-    of_peer = [(seed, setting) for name, seed, setting in asked if name == "trl"]
-    assert of_peer[: len(PEER_SETTINGS)] == [(0, setting) for setting in PEER_SETTINGS]
-    assert of_peer[len(PEER_SETTINGS) :] == [
-        (seed, setting) for setting in (Setting(1e-3, 4), Setting(3e-3, 2)) for seed in (1, 2)
+    figures = sample(work)
+    assert figures["sample.ratio"].value == 0.5
+    assert len(list(work.folder.glob("trl-*.task.json"))) == len(PEER_STEPS) + 4
+    assert figures["sample.well_formed.ratio"].value == 200 / 700
+    assert figures["sample.reward_auroc"].value == 0.9
+    of_peer = [(seed, steps) for name, seed, steps in asked if name == "trl"]
+    assert of_peer[: len(PEER_STEPS)] == [(0, steps) for steps in PEER_STEPS]
+    assert of_peer[len(PEER_STEPS) :] == [
+        (seed, steps) for steps in (Steps(1e-3, 4), Steps(3e-3, 2)) for seed in (1, 2)
     ]
-    assert [(seed, setting) for name, seed, setting in asked if name == "ours"] == [
-        (seed, Setting(0.1, 1)) for seed in SEEDS
+    assert [(seed, steps) for name, seed, steps in asked if name == "ours"] == [
+        (seed, Steps(0.1, 1)) for seed in SEEDS
     ]

@@ -9,7 +9,7 @@ import pytest
 
 from loadtest import benchmark, learning, steps
 from loadtest.beside import Shared, describe_sharing
-from loadtest.episodes import PEER_SETTINGS, Learned, describe_episodes
+from loadtest.episodes import PEER_STEPS, Learned, Reached, describe_episodes
 from loadtest.figures import Figure
 from loadtest.killing import describe_kills
 from loadtest.learning import LEARNING
@@ -59,14 +59,15 @@ def calls(tokens: int) -> Throughput:
 SHARED = [Shared(calls(1), 1.0)]
 
 
-LEARNED = Learned(1, 1, 1.0, 1)
+BEST = {"liked": PEER_STEPS[0], "both": PEER_STEPS[0]}
+LEARNED = Learned(Reached(1, 1.0), Reached(1, 1.0), 1)
 
 
 def test_every_goal_is_of_a_figure_that_is_measured():
     once = [Round(1.0, {}, 64, 256, 16)]
     found = {
         *describe_steps(LINES),
-        *describe_episodes([LEARNED], {"liked": [LEARNED]}, {"liked": PEER_SETTINGS[0]}),
+        *describe_episodes([LEARNED], {"liked": [LEARNED], "both": [LEARNED]}, BEST),
         *describe_rounds({"ours": once, "first": once}),
         *describe_sharing(dict.fromkeys(("without", "together", "alone"), SHARED)),
         *describe_kills({"kills": 1, "wrong_states": 0, "places": [{"place": "x", "kills": 1}]}),

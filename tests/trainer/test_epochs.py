@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -80,3 +82,13 @@ def test_minibatches_of_prompts_hold_all_rollouts_of_theirs():
     settings = SETTINGS.model_copy(update={"minibatches": "prompts"})
     parts = minibatches(PAIRS, settings, torch.Generator().manual_seed(0))
     assert [len({PAIRS[i][0] for i in part.tolist()}) for part in parts] == [2, 2, 2, 2]
+
+
+def test_minibatches_cut_at_most_one_prompt_at_each_border():
+    pairs = [((k // 3,), (k,)) for k in range(30)]
+    settings = SETTINGS.model_copy(update={"minibatches": "prompts"})
+    parts = minibatches(pairs, settings, torch.Generator().manual_seed(0))
+    assert [len(part) for part in parts] == [8, 8, 8, 6]
+    prompts = [{pairs[i][0] for i in part.tolist()} for part in parts]
+    assert all(len(a & b) <= 1 for a, b in pairwise(prompts))
+    assert all(len(of) <= 4 for of in prompts)

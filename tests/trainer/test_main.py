@@ -238,7 +238,8 @@ def test_two_processes_learn_together_what_one_learns_alone(tmp_path, bench):
         assert output.count("published version 1") == 1
         learned[count] = adapters_of(folder / "state", 1)
     assert any(weights.abs().max() > 1e-3 for weights in learned[1].values())
-    torch.testing.assert_close(learned[2], learned[1], atol=1e-4, rtol=1e-3)
+    # Sums in another order: Adam makes whole steps, of 3e-3, of gradients that are hardly more than rounding.
+    torch.testing.assert_close(learned[2], learned[1], atol=1e-3, rtol=1e-3)
 
 
 def test_a_signal_stops_all_processes(tmp_path, model):
@@ -262,12 +263,12 @@ def test_a_signal_stops_all_processes(tmp_path, model):
     ("error", "rank", "line"),
     [
         (SettingsError("model.path: none"), None, "error: model.path: none"),
-        (SettingsError("model.path: none"), 0, "error: model.path: none"),
+        (SettingsError("model.path: none"), 0, "error: process 0: model.path: none"),
         (SettingsError("model.path:\nnone"), 1, "error: process 1: model.path: none"),
         (
             torch.OutOfMemoryError("9 GiB are free"),
             1,
-            "error: process 1: resources.micro_batch_tokens: too many for the GPU's memory: 9 GiB are free",
+            "error: process 1: too little GPU memory, a smaller resources.micro_batch_tokens needs less: 9 GiB are free",
         ),
     ],
 )

@@ -66,7 +66,7 @@ def planted_share(trunk) -> float:
 
 def test_a_planted_token_becomes_likelier(trunk, generator):
     before = planted_share(trunk)
-    for seed in range(6):
+    for seed in range(6):  # half as many bring anything from 0.8 to 2.7 times as much, by the seed
         rollouts = sampled(trunk, 96, seed)
         rewards = wish_for_planted(rollouts)
         metrics = run(trunk, rollouts, rewards, generator)

@@ -11,7 +11,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DatabaseError, InternalError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, OperationalError
 
 from thumbloop.config import State
 from thumbloop.errors import SettingsError, StoreIncompatible, StoreUnavailable
@@ -21,8 +21,8 @@ _MIGRATION_LOCK = 7_466_735_071
 _TRAINER_LOCK = 7_466_735_072
 _WRITING_LOCK = 7_466_735_073
 _BUSY_TIMEOUT_MS = 10_000
-_NO_ANSWER = (OperationalError, InternalError)
-"""Locked, full, gone; InternalError is what PostgreSQL's driver calls a database that became read-only."""
+_READ_ONLY = "25006"
+"""PostgreSQL's code of what a database that became read-only answers; drivers count it as an internal error."""
 
 
 def open_store(state: State) -> Engine:
@@ -83,6 +83,11 @@ def _begin_sqlite(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
+def is_unavailable(error: DBAPIError) -> bool:
+    """Say whether the database is locked, full, gone or read-only: it may answer later as if nothing had been."""
+    return isinstance(error, OperationalError) or getattr(error.orig, "sqlstate", "") == _READ_ONLY
+
+
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """Open a short read transaction; it never blocks a writer.
@@ -92,7 +97,9 @@ def reading(engine: Engine) -> Iterator[Connection]:
     try:
         with engine.connect().execution_options(read_only=True) as connection, connection.begin():
             yield connection
-    except _NO_ANSWER as error:
+    except DBAPIError as error:
+        if not is_unavailable(error):
+            raise
         raise StoreUnavailable(f"the store cannot be read: {error.orig}") from None
 
 
@@ -107,7 +114,9 @@ def writing(engine: Engine) -> Iterator[Connection]:
         with engine.begin() as connection:
             _lock_until_commit(connection, _WRITING_LOCK)
             yield connection
-    except _NO_ANSWER as error:
+    except DBAPIError as error:
+        if not is_unavailable(error):
+            raise
         raise StoreUnavailable(f"the store cannot be written: {error.orig}") from None
 
 
@@ -128,14 +137,16 @@ def _trainer_lock(engine: Engine) -> AbstractContextManager[bool]:
     """Return what holds the lock, and says whether it could be had."""
     if engine.dialect.name == "postgresql":
         return _session_lock(engine)
-    name = engine.url.database
-    return _file_lock(f"{name}-trainer") if name else nullcontext(True)
+    with engine.connect() as connection:
+        files = text("SELECT file FROM pragma_database_list WHERE name = 'main'")
+        file = connection.scalar(files)  # links are followed; empty in memory
+    return _file_lock(Path(f"{file}-trainer")) if file else nullcontext(True)
 
 
 @contextmanager
-def _file_lock(path: str) -> Iterator[bool]:
+def _file_lock(path: Path) -> Iterator[bool]:
     """Hold a lock on a file beside SQLite's own."""
-    with Path(path).open("w") as lock:
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from thumbloop.errors import StoreUnavailable
+from thumbloop.store.database import is_unavailable
 
 T = TypeVar("T")
 
@@ -142,9 +143,9 @@ def _attempt(
         with begin() as connection:
             try:
                 value = change(connection)
-            except OperationalError:
-                raise  # locked or full: SQLite may have rolled all of it back
             except Exception as error:
+                if isinstance(error, DBAPIError) and is_unavailable(error):
+                    raise  # locked or full: SQLite may have rolled all of it back
                 raise _ChangeFailed from error
     except _ChangeFailed as failed:
         return _Outcome(None, failed.__cause__)

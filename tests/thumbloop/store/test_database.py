@@ -107,15 +107,29 @@ def test_a_database_that_takes_no_write_is_unavailable(
 
 
 def test_a_database_that_became_read_only_is_unavailable(store: Engine):
-    refused = InternalError("INSERT", {}, Exception("cannot execute in a read-only transaction"))
     for opened in (reading, writing):
-        with pytest.raises(StoreUnavailable, match="in a read-only transaction"), opened(store):
-            raise refused
+        with pytest.raises(StoreUnavailable, match="refused"), opened(store):
+            raise refused(sqlstate="25006")
+
+
+@pytest.mark.parametrize("opened", [reading, writing])
+def test_a_transaction_of_ours_that_went_wrong_is_not_called_unavailable(store: Engine, opened):
+    with pytest.raises(InternalError), opened(store):
+        raise refused(sqlstate="25P02")
+
+
+def refused(sqlstate: str) -> InternalError:
+    """Return what a PostgreSQL driver raises."""
+    reason = Exception("refused")
+    reason.sqlstate = sqlstate
+    return InternalError("INSERT", {}, reason)
 
 
 def test_one_trainer_learns_from_a_database_whatever_its_state_folder(tmp_path: Path):
     url = f"sqlite:///{tmp_path / 'shared.db'}"
-    one, two = (open_store(State(folder=tmp_path / name, url=url)) for name in ("one", "two"))
+    (tmp_path / "link.db").symlink_to(tmp_path / "shared.db")
+    one = open_store(State(folder=tmp_path / "one", url=url))
+    two = open_store(State(folder=tmp_path / "two", url=url.replace("shared", "link")))
     with only_trainer(one):  # noqa: SIM117
         with pytest.raises(SettingsError, match=r"state\.url: another trainer"), only_trainer(two):
             pass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, Engine, event, text
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, InternalError
 
 from tests.rows import ANN, interaction
 from thumbloop.config import State
@@ -136,6 +136,22 @@ def test_a_store_that_fails_is_unavailable_also_to_a_lone_change(
         writer.submit(append("lost")).result(10)
     event.remove(store, "begin", damaged)
     assert writer.submit(append("after")).result(10) == "after"
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "expected"), [("25006", StoreUnavailable), ("25P02", InternalError)]
+)
+def test_a_database_that_became_read_only_is_unavailable_and_a_fault_of_ours_is_not(
+    writer: GroupWriter, sqlstate: str, expected: type[Exception]
+):
+    reason = Exception("refused")
+    reason.sqlstate = sqlstate
+
+    def refused(_connection: Connection) -> None:
+        raise InternalError("INSERT", {}, reason)
+
+    with pytest.raises(expected, match="refused"):
+        writer.submit(refused).result(10)
 
 
 def test_a_change_that_fails_costs_its_group_nothing(store: Engine, writer: GroupWriter):

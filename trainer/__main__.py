@@ -1,6 +1,5 @@
 """python -m trainer: parse settings, build the loop, learn until told to stop. Wiring only."""
 
-import fcntl
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from thumbloop.base_model import locate
 from thumbloop.config import State, TrainerConfig, load
 from thumbloop.config.trainer import Resources
 from thumbloop.errors import SettingsError, ThumbloopError
+from thumbloop.locks import try_lock
 from thumbloop.store import only_trainer, open_store
 from trainer.assembly import assemble, follow
 from trainer.launching import launch
@@ -70,13 +70,11 @@ def _is_on_gpus(resources: Resources) -> bool:
 @contextmanager
 def only_trainer_of(state: State) -> Iterator[None]:
     """Hold the lock that lets one trainer write into a state folder."""
-    with (state.folder / "trainer.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with try_lock(state.folder / "trainer.lock") as taken:
+        if not taken:
             raise SettingsError(
                 f"state.folder: another trainer works on {state.folder}; stop it first"
-            ) from None
+            )
         yield
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, Operational
 
 from thumbloop.config import State
 from thumbloop.errors import SettingsError, StoreIncompatible, StoreUnavailable
+from thumbloop.locks import try_lock
 
 # Numbers of our own, for PostgreSQL's advisory locks.
 _MIGRATION_LOCK = 7_466_735_071
@@ -89,18 +90,28 @@ def is_unavailable(error: DBAPIError) -> bool:
 
 
 @contextmanager
+def _unavailable(words: str) -> Iterator[None]:
+    """Raise StoreUnavailable, with these words, for what may be another time; let all else through."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not is_unavailable(error):
+            raise
+        raise StoreUnavailable(f"{words}: {error.orig}") from None
+
+
+@contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """Open a short read transaction; it never blocks a writer.
 
     Raises StoreUnavailable: the database is locked or cannot be reached.
     """
-    try:
-        with engine.connect().execution_options(read_only=True) as connection, connection.begin():
-            yield connection
-    except DBAPIError as error:
-        if not is_unavailable(error):
-            raise
-        raise StoreUnavailable(f"the store cannot be read: {error.orig}") from None
+    with (
+        _unavailable("the store cannot be read"),
+        engine.connect().execution_options(read_only=True) as connection,
+        connection.begin(),
+    ):
+        yield connection
 
 
 @contextmanager
@@ -110,14 +121,9 @@ def writing(engine: Engine) -> Iterator[Connection]:
     Raises StoreUnavailable: the database is locked or full, or cannot be reached. If the connection broke
     while it was committing, only the next look can say whether it did.
     """
-    try:
-        with engine.begin() as connection:
-            _lock_until_commit(connection, _WRITING_LOCK)
-            yield connection
-    except DBAPIError as error:
-        if not is_unavailable(error):
-            raise
-        raise StoreUnavailable(f"the store cannot be written: {error.orig}") from None
+    with _unavailable("the store cannot be written"), engine.begin() as connection:
+        _lock_until_commit(connection, _WRITING_LOCK)
+        yield connection
 
 
 @contextmanager
@@ -140,19 +146,7 @@ def _trainer_lock(engine: Engine) -> AbstractContextManager[bool]:
     with engine.connect() as connection:
         files = text("SELECT file FROM pragma_database_list WHERE name = 'main'")
         file = connection.scalar(files)  # links are followed; empty in memory
-    return _file_lock(Path(f"{file}-trainer")) if file else nullcontext(True)
-
-
-@contextmanager
-def _file_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock on a file beside SQLite's own."""
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    return try_lock(Path(f"{file}-trainer")) if file else nullcontext(True)
 
 
 @contextmanager

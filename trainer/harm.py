@@ -97,6 +97,7 @@ class ValueComparison:
         self._are_known = np.array(
             [c.is_finished and c.reward is not None for c in candidates], dtype=bool
         )
+        self._measured = [_words(c) for c in candidates]
         self._candidates = [
             c for c, is_known in zip(candidates, self._are_known, strict=True) if is_known
         ]
@@ -128,7 +129,7 @@ class ValueComparison:
     def _weights(self, of_candidates: Tensor) -> Weights:
         """Return how much the rated replies and the known candidates count for the trunk's policy."""
         propensities = np.array([t.propensity for t in self._rated.thumbs])
-        of_rated = response_logprobs(self._trunk, self._rated.samples).double().numpy()
+        of_rated = self._of_rated(of_candidates)
         of_known = of_candidates.double().cpu().numpy()[self._are_known]
         said = ratios(of_rated, _logged(self._rated.samples), most=MAX_RATIO)
         return Weights(
@@ -136,6 +137,15 @@ class ValueComparison:
             said / propensities,
             ratios(of_known, _logged(self._candidates), most=MAX_RATIO),
         )
+
+    def _of_rated(self, of_candidates: Tensor) -> Array:
+        """Return the log-probability of each rated reply (N,); those that are candidates too have been measured."""
+        known = dict(zip(self._measured, of_candidates.tolist(), strict=True))
+        others = [r for r in self._rated.samples if _words(r) not in known]
+        known |= zip(
+            map(_words, others), response_logprobs(self._trunk, others).tolist(), strict=True
+        )
+        return np.array([known[_words(r)] for r in self._rated.samples])
 
     def _can_estimate(self, which: Array, *policies: Weights) -> bool:
         """Say whether these rated replies (N,) are of several clusters and count for all policies."""
@@ -220,6 +230,11 @@ def are_whole(candidates: Sequence[Rollout]) -> Array:
     return np.array(
         [bool(c.propensity) and shown[c.response_id] > 1 - _ROUNDING for c in candidates], bool
     )
+
+
+def _words(rollout: Rollout) -> tuple[tuple[int, ...], tuple[int, ...], float]:
+    """Return all that a reply's log-probability depends on, beside the policy."""
+    return rollout.prompt, rollout.response, rollout.temperature
 
 
 def _logged(rollouts: Sequence[Rollout]) -> Array:

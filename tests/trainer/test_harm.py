@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.trainer.test_update import PLANTED, sampled
+from trainer import harm
 from trainer.calibration import Calibration
 from trainer.harm import ValueComparison, Values, describe_values, rated_samples
 from trainer.measure import response_logprobs
@@ -106,6 +107,22 @@ def test_replies_that_had_no_reward_are_left_aside_where_a_model_predicts(trunk)
     part = compare(trunk, mixed, some).values(response_logprobs(trunk, some))
     assert part["dr"].parent.value == pytest.approx(whole["dr"].parent.value, abs=1e-5)
     assert part["snips"].parent.value == pytest.approx(sum(t.is_up for t in rated) / 80, abs=1e-4)
+
+
+def test_a_rated_reply_that_is_a_candidate_is_not_measured_again(trunk, monkeypatch):
+    rollouts = of_users(sampled(trunk, 40, 0), 20)
+    warm = dataclasses.replace(rollouts[0], temperature=2.0)  # the same words, not as likely
+    rated, measured = thumbs([*rollouts, warm]), []
+
+    def watched(trunk, some):
+        measured.append(list(some))
+        return response_logprobs(trunk, some)
+
+    monkeypatch.setattr(harm, "response_logprobs", watched)
+    known, unknown = compare(trunk, rated, rollouts), compare(trunk, rated, [])
+    assert measured == [[warm], [t.sample for t in rated]]
+    again, anew = known.values(response_logprobs(trunk, rollouts)), unknown.values(torch.zeros(0))
+    assert again["snips"].parent.value == pytest.approx(anew["snips"].parent.value, abs=1e-5)
 
 
 def test_nothing_is_estimated_where_the_child_says_nothing_of_what_was_rated(trunk):

@@ -32,13 +32,14 @@ def saying(function: Callable[..., Any], word: str) -> Callable[..., Any]:
 
 def main(
     job: Annotated[Path, typer.Argument(help="What `python -m experiments.frozen` wrote.")],
+    max_share: Annotated[float, typer.Option(help="The trainer's resources.max_share.")] = 1.0,
 ) -> None:
     """Update without end."""
     disable_progress_bar()
     os.nice(Resources().nice)
     frozen = Job.read(job)
     torch.set_num_threads(frozen.threads)
-    updates = Updates(frozen)
+    updates = Updates(frozen, max_share)
     print("ready", flush=True)
     with patch("trainer.epochs.accumulate", saying(accumulate, "step")):
         while True:

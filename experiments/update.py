@@ -57,12 +57,14 @@ class Stopwatch:
 class Updates:
     """A job's update, again and again, each from the same adapter and critic."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, max_share: float = 1.0) -> None:
+        """Load the job's version; `max_share` is the trainer's setting."""
         manifest = read_manifest(job.version)
         verdict = manifest.verdict
         assert verdict is not None, "a trained version has a verdict prompt"
+        resources = Resources(device="cpu", max_share=max_share)
         tokens = VerdictTokens(verdict.prompt, verdict.up, verdict.down, is_special=True)
-        self._trunk = Trunk.open(job.model, job.lora, tokens, Resources(device="cpu"))
+        self._trunk = Trunk.open(job.model, job.lora, tokens, resources)
         self._trunk.load(job.version)
         self._policy, self._head = self._trunk.snapshot("policy"), self._trunk.value_head
         self._parent = WrittenVersion(str(job.version), manifest, manifest_digest="").row()

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from loadtest.benchmark import Benchmark
-from loadtest.beside import beside
+from loadtest.beside import RESTED_SHARE, beside
 from loadtest.environments import NotInstalled
 from loadtest.episodes import sample
 from loadtest.figures import Figure, Goal
@@ -47,6 +47,7 @@ LEARNING = Benchmark(
         "rollout.extra_tokens": Goal(0, is_upper=True),
         "round.distinct_versions": Goal(1, is_upper=True),
         "beside.serving_ratio": Goal(0.75),
+        "beside.rested_serving_ratio": Goal(1 - RESTED_SHARE / 2),
         "kill.places": Goal(10),
         "kill.fewest_kills_at_a_place": Goal(20),
         "kill.wrong_states": Goal(0, is_upper=True),

@@ -13,6 +13,9 @@ from loadtest.work import Work, in_turn
 
 PEERS = {"trl_0_11": "trl-0.11.4", "trl_1_12": "trl-1.12.0"}
 """TRL's two trainers, of which loadtest.trl.step_<number> runs each, and their environments."""
+IN_PARTS = "trl_0_11_in_parts"
+"""The first of them once more, as it takes the least memory: minibatches in so many passes."""
+_PARTS = 4
 _MIB = 1 << 20
 
 Line = Mapping[str, Any]
@@ -29,6 +32,7 @@ def step(work: Work) -> dict[str, Figure]:
     for name, python in pythons.items():
         module = f"loadtest.trl.{name.replace('trl', 'step')}"
         commands[name] = [str(python), "-m", module, job]
+    commands[IN_PARTS] = [*commands["trl_0_11"], str(_PARTS)]
     turns = {name: partial(work.measured, name, command) for name, command in commands.items()}
     return describe_steps(in_turn(turns, work.repeats))
 
@@ -45,6 +49,7 @@ def describe_steps(lines: Mapping[str, Sequence[Line]]) -> dict[str, Figure]:
     found |= {
         "step.floor_ratio_to_trl_0_11": figures.ratio(passes, seconds["trl_0_11"]),
         "step.memory_ratio": figures.ratio(peaks["ours"], lower),
+        "step.memory_ratio_in_parts": figures.ratio(peaks["ours"], peaks[IN_PARTS]),
         "step.ours_passes_s": figures.of_repeats(passes),
     }
     for name, of in lines.items():

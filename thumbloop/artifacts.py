@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from thumbloop.errors import BadPolicyVersion, SettingsError
+from thumbloop.folders import make_folder, sync
 from thumbloop.types import PolicyVersion
 
 MANIFEST = "manifest.json"
@@ -164,14 +165,15 @@ def write_version(
     final = versions / relative
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    make_folder(final.parent)
+    temporary.mkdir()
     try:
         manifest, digest = _seal(temporary, fill(temporary))
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room at once
         raise
-    _sync(final.parent)
+    sync(final.parent)
     return WrittenVersion(relative, manifest, digest)
 
 
@@ -181,7 +183,7 @@ def _seal(folder: Path, manifest: Manifest) -> tuple[Manifest, str]:
     data = complete.model_dump_json(indent=1).encode()
     (folder / MANIFEST).write_bytes(data)
     for path in [*_files(folder), *_folders(folder)]:
-        _sync(path)
+        sync(path)
     return complete, hashlib.sha256(data).hexdigest()
 
 
@@ -286,11 +288,3 @@ def _files(folder: Path) -> list[Path]:
 
 def _folders(folder: Path) -> list[Path]:
     return [folder, *(p for p in folder.rglob("*") if p.is_dir())]
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

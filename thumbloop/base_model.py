@@ -19,6 +19,7 @@ from thumbloop.artifacts import (
 )
 from thumbloop.config import Model
 from thumbloop.errors import SettingsError
+from thumbloop.folders import make_folder
 
 
 def locate(model: Model) -> Path:
@@ -61,7 +62,7 @@ def claim_base(versions: Path, policy: str, identity: BaseModelIdentity, at: flo
     """
     folder = versions / folder_of(policy, 0)
     try:
-        versions.mkdir(parents=True, exist_ok=True)
+        make_folder(versions)
         with (versions / "claim.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (folder / MANIFEST).exists():

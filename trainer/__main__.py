@@ -46,7 +46,8 @@ def train(config: TrainerConfig, rank: int | None) -> None:
         port = metrics.serve(config.metrics)
         loop, trunk, *_ = assemble(config, folder, engine, metrics, workers)
         of_processes = f" in {workers.count} processes" if workers.count > 1 else ""
-        metrics.say(f"training on {trunk.device}{of_processes}, metrics on {port}")
+        padded = "" if trunk.is_packed else ", batches padded"
+        metrics.say(f"training on {trunk.device}{of_processes}{padded}, metrics on {port}")
         loop.run()
 
 

@@ -180,6 +180,7 @@ class Loop:
         else:
             ended = publishing.record_blocked(self._engine, attempt)
         self._report(number, attempt, ended, perf_counter() - started)
+        self._trunk.pace.rest()
 
     def _report(self, number: int, attempt: Attempt, ended: Ended, seconds: float) -> None:
         """Show what came of a round."""

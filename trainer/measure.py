@@ -40,7 +40,7 @@ def measure(trunk: Trunk, rollouts: Sequence[Rollout]) -> Fixed:
     hidden = torch.zeros(shape, device=trunk.device, dtype=trunk.dtype)
     for rows, part in batches_of(trunk, pairs):
         width = part.mask.shape[1]
-        reference = trunk.respond(part, temperature[rows], "reference")
+        reference = trunk.respond(part, temperature[rows], "reference", has_entropy=True)
         policy = trunk.respond(part, temperature[rows], "policy", reference=reference.hidden)
         hidden[rows, : width + 1] = reference.hidden
         ref[rows, :width], entropy[rows, :width] = reference.logprobs, reference.entropy
@@ -65,7 +65,9 @@ def measure_policy(trunk: Trunk, fixed: Fixed) -> Moved:
     for rows, part in batches_of(trunk, fixed.pairs):
         width = part.mask.shape[1]
         hidden = fixed.hidden[rows, : width + 1]
-        policy = trunk.respond(part, fixed.temperature[rows], "policy", reference=hidden)
+        policy = trunk.respond(
+            part, fixed.temperature[rows], "policy", reference=hidden, has_entropy=True
+        )
         measured = Moved(policy.logprobs, policy.kl, policy.entropy)
         for whole, of_part in zip(moved, measured, strict=True):
             whole[rows, :width] = of_part

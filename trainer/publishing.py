@@ -25,7 +25,7 @@ from thumbloop.artifacts import (
     write_version,
 )
 from thumbloop.config import TrainerConfig
-from thumbloop.errors import StoreUnavailable
+from thumbloop.errors import BadPolicyVersion, StoreUnavailable
 from thumbloop.store import versions, writing
 from thumbloop.types import PolicyVersion, Round
 from trainer.dataset import Dataset
@@ -150,7 +150,10 @@ def _make_visible(engine: Engine, attempt: Attempt, written: WrittenVersion, fol
             versions.finish_round(connection, done, None)
             return Ended("superseded", f"published nothing: {reason}")
         # What the row is about to name is there, whoever else works on the folder against all locks.
-        artifacts.read_manifest(folder / written.folder, written.manifest_digest)
+        try:
+            artifacts.read_manifest(folder / written.folder, written.manifest_digest)
+        except BadPolicyVersion as error:
+            raise StoreUnavailable(f"the version that was written is gone: {error}") from None
         versions.finish_round(connection, attempt.finished(number), written.row())
         return Ended("published", f"published version {number}")
 

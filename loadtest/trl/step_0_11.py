@@ -1,4 +1,7 @@
-"""python -m loadtest.trl.step_0_11 JOB: an update by TRL 0.11.4's PPOTrainer, timed."""
+"""python -m loadtest.trl.step_0_11 JOB [PARTS]: an update by TRL 0.11.4's PPOTrainer, timed.
+
+With more than one part, gradients are added up over so many passes a minibatch: that takes less memory.
+"""
 
 import math
 import sys
@@ -13,13 +16,13 @@ from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
 from loadtest.trl.frozen import Job, check_agreement, measure, open_policy, open_tokenizer, read
 
 
-def trainer_of(job: Job) -> Any:
+def trainer_of(job: Job, parts: int) -> Any:
     """Return the trainer as its documentation builds it, with nothing that shortens an update."""
     return PPOTrainer(
         config=PPOConfig(
             batch_size=len(job.rollouts),
-            mini_batch_size=job.minibatch,
-            gradient_accumulation_steps=1,
+            mini_batch_size=job.minibatch // parts,
+            gradient_accumulation_steps=parts,
             ppo_epochs=job.epochs,
             learning_rate=job.learning_rate,
             early_stopping=False,
@@ -42,7 +45,7 @@ def logprobs(trainer: Any, queries: list[Tensor], responses: list[Tensor]) -> li
 def main() -> None:
     """Measure the job that the command line names."""
     job = read(Path(sys.argv[1]))
-    trainer = trainer_of(job)
+    trainer = trainer_of(job, parts=int(sys.argv[2]) if len(sys.argv) > 2 else 1)
     queries = [rollout.prompt for rollout in job.rollouts]
     responses = [rollout.response for rollout in job.rollouts]
     check_agreement(job, logprobs(trainer, queries, responses))

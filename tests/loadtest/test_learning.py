@@ -30,6 +30,7 @@ def line(seconds: float, peak: int, **more: Any) -> dict[str, Any]:
 LINES = {
     "ours": [line(4, 300, passes_s=[2]), line(6, 300, passes_s=[3])],
     "trl_0_11": [line(8, 600), line(12, 500)],
+    "trl_0_11_in_parts": [line(9, 320), line(13, 240)],
     "trl_1_12": [line(16, 400), line(12, 700)],
 }
 
@@ -47,6 +48,7 @@ def test_updates_are_compared_repeat_by_repeat():
 def test_our_memory_is_compared_with_that_of_the_peer_that_takes_less():
     found = describe_steps(LINES)
     assert found["step.memory_ratio"] == pytest.approx((0.675, 0.6, 0.75))  # of 400, then of 500
+    assert found["step.memory_ratio_in_parts"] == pytest.approx((1.09375, 0.9375, 1.25))
     assert found["step.trl_0_11_peak_mib"] == Figure(550, 500, 600)
     assert found["step.ours_before_mib"] == Figure(100, 100, 100)
 
@@ -69,7 +71,7 @@ def test_every_goal_is_of_a_figure_that_is_measured():
         *describe_steps(LINES),
         *describe_episodes([LEARNED], {"liked": [LEARNED], "both": [LEARNED]}, BEST),
         *describe_rounds({"ours": once, "first": once}),
-        *describe_sharing(dict.fromkeys(("without", "together", "alone"), SHARED)),
+        *describe_sharing(dict.fromkeys(("without", "together", "rested", "alone"), SHARED)),
         *describe_kills({"kills": 1, "wrong_states": 0, "places": [{"place": "x", "kills": 1}]}),
         "rollout.extra_tokens",  # a count of the demo's
     }
@@ -81,11 +83,14 @@ def test_server_and_trainer_are_compared_with_themselves_alone_repeat_by_repeat(
         {
             "without": [Shared(calls(100), 0.0), Shared(calls(200), 0.0)],
             "together": [Shared(calls(80), 1.0), Shared(calls(120), 0.5)],
+            "rested": [Shared(calls(90), 0.5), Shared(calls(190), 0.25)],
             "alone": [Shared(None, 2.0), Shared(None, 2.0)],
         }
     )
     assert found["beside.serving_ratio"] == (0.7, 0.6, 0.8)
     assert found["beside.training_ratio"] == (0.375, 0.25, 0.5)
+    assert found["beside.rested_serving_ratio"] == pytest.approx((0.925, 0.9, 0.95))
+    assert found["beside.rested_training_ratio"] == pytest.approx((0.1875, 0.125, 0.25))
     assert found["beside.tokens_per_s"].value == 100
 
 
@@ -115,8 +120,9 @@ def test_each_update_runs_in_its_own_environment_on_the_same_job(
             for name, lock in PEERS.items()
         },
     }
-    assert [command[2] for command in updates] == [*pythons, *reversed(pythons)]
-    assert all(command == [pythons[command[2]], "-m", command[2], job] for command in updates)
+    expected = [[python, "-m", module, job] for module, python in pythons.items()]
+    in_parts = [*expected[1], "4"]
+    assert updates == [*expected, in_parts, in_parts, *reversed(expected)]
 
 
 def test_turns_alternate_in_order():

@@ -13,12 +13,14 @@ def head() -> torch.nn.Linear:
     return torch.nn.Linear(H, V, bias=False)
 
 
-def described(head, *, ref_hidden=None):
+def described(head, *, ref_hidden=None, has_entropy=True):
     source = torch.Generator().manual_seed(2)
     hidden = torch.randn(M, H, generator=source).requires_grad_()
     tokens = torch.randint(V, (M,), generator=source)
     temperature = 0.5 + torch.rand(M, generator=source)
-    said = describe_tokens(head, hidden, tokens, temperature, ref_hidden, vocabulary=V)
+    said = describe_tokens(
+        head, hidden, tokens, temperature, ref_hidden, vocabulary=V, has_entropy=has_entropy
+    )
     (said.logprobs.sum() + said.kl.sum()).backward()
     return said, hidden.grad, tokens, temperature
 
@@ -61,6 +63,9 @@ def test_logits_in_parts_change_neither_numbers_nor_gradient(head, monkeypatch):
     torch.testing.assert_close(same_gradient, gradient)
 
 
-def test_entropy_gives_no_gradient(head):
+def test_entropy_gives_no_gradient_and_is_there_if_it_is_asked_for(head):
     said, *_ = described(head)
     assert not said.entropy.requires_grad
+    assert (said.entropy > 0).all()
+    said, *_ = described(head, has_entropy=False)
+    assert said.entropy.tolist() == [0.0] * M

@@ -3,10 +3,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from tests.trainer.conftest import LORA, VERDICT, tiny_model
 from tests.trainer.test_update import sampled
 from thumbloop.config.trainer import Ppo
 from trainer.epochs import RatioMismatch, improve, minibatches
 from trainer.measure import measure
+from trainer.models import Trunk
 
 SETTINGS = Ppo(minibatch_size=8, epochs=1, learning_rate=3e-3, target_kl=1.0)
 
@@ -36,6 +38,19 @@ def test_a_policy_that_disagrees_with_itself_before_its_first_step_is_an_error(
     with pytest.raises(RatioMismatch, match=r"off by 0\.01 nats"):
         run(trained_trunk, off, generator)
     assert not has_moved(trained_trunk, before)
+
+
+def test_in_half_precision_one_token_may_be_off_and_a_wrong_temperature_is_a_mistake(generator):
+    trunk = Trunk(tiny_model().bfloat16(), LORA, VERDICT)
+    fixed = measure(trunk, sampled(trunk, 32, 0))
+    wrong = fixed._replace(temperature=0.5 * fixed.temperature)
+    with pytest.raises(RatioMismatch):
+        run(trunk, wrong, generator)
+    one_off = fixed.prox_logprobs.clone()
+    one_off[:, 0] += 0.4 * (torch.arange(32) % 8 == 0)  # about one token in each minibatch
+    settings = SETTINGS.model_copy(update={"minibatch_size": 16})
+    rounded = fixed._replace(prox_logprobs=one_off)
+    assert run(trunk, rounded, generator, settings=settings).steps == 2
 
 
 def test_a_minibatch_whose_loss_is_no_number_is_skipped_and_the_others_are_not(

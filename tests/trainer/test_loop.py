@@ -392,6 +392,16 @@ def test_nothing_is_trained_from_a_version_of_another_base_model(bench):
     assert (len(bench.rounds()), bench.versions()) == (1, [0, 1])
 
 
+def test_it_rests_from_the_whole_round_once_the_version_is_published(bench, monkeypatch):
+    published: list[int] = []
+    monkeypatch.setattr(
+        bench.loop._trunk.pace, "rest", lambda: published.append(len(bench.versions()) - 1)
+    )
+    bench.rate(40)
+    assert bench.loop.step()
+    assert (published[0], published[-1]) == (0, 1)
+
+
 def test_a_long_look_into_the_store_is_followed_by_a_longer_rest(bench, monkeypatch):
     now, rests = [0.0], []
     monkeypatch.setattr("trainer.loop.perf_counter", lambda: now[0])

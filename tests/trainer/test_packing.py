@@ -42,9 +42,9 @@ PAIRS = [((6, 7, 8), (9, 10)), (LONG, (12, 13, 14, 15)), ((6, 7, 8), (20,)), (LO
 """Prompts that are shared, and sequences longer than the windows above."""
 
 
-def trunk_of(name: str, **resources) -> Trunk:
+def trunk_of(name: str, dtype: torch.dtype = torch.float32, **resources) -> Trunk:
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name])
+    model = AutoModelForCausalLM.from_config(CONFIGS[name]).to(dtype)
     trunk = Trunk(model, LORA, VERDICT, Resources(**resources))
     source = torch.Generator().manual_seed(8)
     for adapter in ADAPTERS:
@@ -54,6 +54,15 @@ def trunk_of(name: str, **resources) -> Trunk:
             {n: 0.1 * torch.randn(p.shape, generator=source) for n, p in parameters.items()},
         )
     return trunk
+
+
+def lfm2(dtype: torch.dtype = torch.float32) -> Trunk:
+    """A model in which a convolution runs over the tokens."""
+    torch.manual_seed(7)
+    config = transformers.Lfm2Config(
+        **GROUPED, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False
+    )
+    return Trunk(AutoModelForCausalLM.from_config(config).to(dtype), LORA, VERDICT)
 
 
 def said(trunk: Trunk, pairs):
@@ -86,6 +95,11 @@ def test_packed_and_padded_say_and_teach_the_same(name):
     torch.testing.assert_close(packed, padded, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_models_are_packed_in_half_precision_too(name):
+    assert trunk_of(name, torch.bfloat16).is_packed
+
+
 def test_a_token_that_sequences_share_is_computed_once(monkeypatch):
     trunk = trunk_of("llama")
     seen: list[int] = []
@@ -99,13 +113,13 @@ def test_a_token_that_sequences_share_is_computed_once(monkeypatch):
     assert seen == [3 + 10 + 2 + 4 + 1 + 8] * 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_whose_tokens_meet_elsewhere_is_recognised(dtype):
+    assert not lfm2(dtype).is_packed
+
+
 def test_a_model_whose_tokens_meet_elsewhere_is_padded():
-    torch.manual_seed(7)
-    config = transformers.Lfm2Config(
-        **GROUPED, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False
-    )
-    trunk = Trunk(AutoModelForCausalLM.from_config(config), LORA, VERDICT)
-    assert not trunk.is_packed
+    trunk = lfm2()
     for row, pair in enumerate(PAIRS):
         alone = said(trunk, [pair])[0][0]
         torch.testing.assert_close(

@@ -178,11 +178,19 @@ def test_a_token_the_policy_has_given_up_does_not_skip_the_minibatch():
 
 
 def test_a_ratio_that_is_not_one_at_the_start_is_an_error():
-    check_ratio(1e-5, torch.float32)
+    check_ratio(outcome(max_log_ratio=1e-5), torch.float32)
     with pytest.raises(RatioMismatch):
-        check_ratio(0.01, torch.float32)
+        check_ratio(outcome(max_log_ratio=0.01), torch.float32)
     with pytest.raises(RatioMismatch):
-        check_ratio(float("nan"), torch.float32)
+        check_ratio(outcome(max_log_ratio=float("nan")), torch.float32)
+
+
+def test_in_half_precision_single_tokens_may_be_off_and_all_of_them_may_not():
+    check_ratio(outcome(max_log_ratio=0.8, approx_kl=0.003), torch.bfloat16)
+    with pytest.raises(RatioMismatch):
+        check_ratio(outcome(max_log_ratio=0.8, approx_kl=0.05), torch.bfloat16)
+    with pytest.raises(RatioMismatch):
+        check_ratio(outcome(approx_kl=float("nan")), torch.bfloat16)
 
 
 def test_the_same_seed_gives_the_same_policy(trunk, generator):

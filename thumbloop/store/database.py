@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, Operational
 
 from thumbloop.config import State
 from thumbloop.errors import SettingsError, StoreIncompatible, StoreUnavailable
+from thumbloop.folders import make_folder
 from thumbloop.locks import try_lock
 
 # Numbers of our own, for PostgreSQL's advisory locks.
@@ -33,7 +34,7 @@ def open_store(state: State) -> Engine:
     store is from a newer release. StoreUnavailable: the database cannot be reached.
     """
     try:
-        state.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(state.folder)
         lock = (state.folder / "migrate.lock").open("w")
     except OSError as error:
         raise SettingsError(

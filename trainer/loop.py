@@ -23,7 +23,9 @@ from trainer.publishing import Attempt, Ended
 from trainer.schedule import awaited, looks, needed_feedback
 
 RESTS_PER_LOOK = 20
-"""How many times as long as it looks into the store the loop rests, at least, while no round is due."""
+"""How many times as long as it looks into the store the loop rests while no round is due."""
+LONGEST_REST_S = 60.0
+"""How long it rests at most, however long it looked; `round.poll_interval_s` may be longer."""
 
 
 class Due(NamedTuple):
@@ -92,7 +94,7 @@ class Loop:
         data = None if due is None else self._read(due)
         if due is None or data is None:
             # Years of feedback take longer to look through, and are not looked through all the time.
-            self._rest_s = RESTS_PER_LOOK * (perf_counter() - started)
+            self._rest_s = min(LONGEST_REST_S, RESTS_PER_LOOK * (perf_counter() - started))
             return False
         self._waiting_for = ""
         try:

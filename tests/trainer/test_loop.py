@@ -17,7 +17,7 @@ from thumbloop.store.schema import round_inputs
 from thumbloop.types import VersionState
 from trainer import publishing, reward
 from trainer.learning import Lesson
-from trainer.loop import RESTS_PER_LOOK
+from trainer.loop import LONGEST_REST_S, RESTS_PER_LOOK
 from trainer.ppo import NotFinite
 
 ONE_ROUND = TrainerConfig(round=Round(max_rounds=1, poll_interval_s=0.01))
@@ -392,12 +392,17 @@ def test_nothing_is_trained_from_a_version_of_another_base_model(bench):
     assert (len(bench.rounds()), bench.versions()) == (1, [0, 1])
 
 
-def test_a_long_look_into_the_store_is_followed_by_a_longer_rest(bench, monkeypatch):
+@pytest.mark.parametrize(
+    ("look_s", "rest_s"), [(2.0, RESTS_PER_LOOK * 2.0), (600.0, LONGEST_REST_S)]
+)
+def test_a_long_look_into_the_store_is_followed_by_a_longer_rest_up_to_a_limit(
+    bench, monkeypatch, look_s, rest_s
+):
     now, rests = [0.0], []
     monkeypatch.setattr("trainer.loop.perf_counter", lambda: now[0])
 
     def look() -> None:
-        now[0] += 2.0
+        now[0] += look_s
 
     class Enough(Exception):
         pass
@@ -411,7 +416,7 @@ def test_a_long_look_into_the_store_is_followed_by_a_longer_rest(bench, monkeypa
     monkeypatch.setattr("trainer.loop.sleep", rest)
     with pytest.raises(Enough):
         bench.loop.run()
-    assert rests == [RESTS_PER_LOOK * 2.0] * 3
+    assert rests == [rest_s] * 3
 
 
 @pytest.mark.parametrize("where", ["_due", "_round"])

@@ -41,7 +41,8 @@ class Round(Section):
     max_feedback_age_s: float | None = Field(None, gt=0)
     """Age from which feedback teaches nothing any more, seconds; absent: it never grows too old."""
     poll_interval_s: float = Field(0.5, gt=0)
-    """Seconds between looks at the store."""
+    """Seconds between looks at the store; after one that took long more, 20 times as long as it took, but at most
+    60 for that."""
     retry_interval_s: float = Field(30.0, gt=0)
     """Seconds from a round that could not be recorded, as disk or database did not take it, to the next try."""
     max_rounds: int | None = Field(None, ge=1)

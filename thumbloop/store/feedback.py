@@ -1,5 +1,7 @@
 """Thumbs: an append-only history of events, and the effective thumb of each reply."""
 
+import math
+
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select
 
 from thumbloop.errors import RequestIdTaken, UnknownResponse
@@ -152,12 +154,15 @@ def list_rated(connection: Connection, policy: str, learned_by: Rounds = ()) -> 
     ]
 
 
-def count_new(connection: Connection, policy: str, learned_by: Rounds) -> NewFeedback:
-    """Return how many effective thumbs are new."""
+def count_new(
+    connection: Connection, policy: str, learned_by: Rounds, oldest: float = -math.inf
+) -> NewFeedback:
+    """Return how many effective thumbs are new; those from before `oldest`, in unix seconds, teach nothing."""
     effective = connection.execute(
         select(
             feedback.c.response_id,
             feedback.c.value,
+            feedback.c.created_at,
             interactions.c.learning,
             interactions.c.status,
         )
@@ -167,7 +172,7 @@ def count_new(connection: Connection, policy: str, learned_by: Rounds) -> NewFee
     )
     learned = learned_thumbs(connection, learned_by)
     return NewFeedback.of(
-        (row.learning, row.status)
+        (row.learning, row.status, row.created_at < oldest)
         for row in effective
         if (row.response_id, row.value) not in learned
     )

@@ -21,11 +21,12 @@ class NewFeedback(NamedTuple):
     left_out: Mapping[str, int] = MappingProxyType({})
 
     @classmethod
-    def of(cls, replies: Iterable[tuple[str, str]]) -> Self:
-        """Count feedback by the stored learning and status of its replies."""
+    def of(cls, said: Iterable[tuple[str, str, bool]]) -> Self:
+        """Count feedback by the stored learning and status of its replies, and whether it is too old."""
         usable, left_out = 0, Counter[str]()
-        for (learning, status), number in Counter(replies).items():
-            if reason := reply_left_out(Learning(learning), Status(status)):
+        for (learning, status, is_old), number in Counter(said).items():
+            reason = reply_left_out(Learning(learning), Status(status))
+            if reason := reason or ("too_old" if is_old else None):
                 left_out[reason] += number
             else:
                 usable += number

@@ -1,5 +1,6 @@
 """Preferences: one candidate of a reply was better than another. Append-only; the last word counts."""
 
+import math
 from typing import Any
 
 from sqlalchemy import (
@@ -178,13 +179,16 @@ def list_compared(
     ]
 
 
-def count_new(connection: Connection, policy: str, learned_by: Rounds) -> NewFeedback:
-    """Return how many effective preferences are new."""
+def count_new(
+    connection: Connection, policy: str, learned_by: Rounds, oldest: float = -math.inf
+) -> NewFeedback:
+    """Return how many effective preferences are new; those from before `oldest`, in unix seconds, teach nothing."""
     query = (
         select(
             preferences.c.response_id,
             preferences.c.better,
             preferences.c.worse,
+            preferences.c.created_at,
             interactions.c.learning,
             interactions.c.status,
         )
@@ -196,7 +200,9 @@ def count_new(connection: Connection, policy: str, learned_by: Rounds) -> NewFee
         learned_preferences(connection, learned_by),
     )
     return NewFeedback.of(
-        (row["learning"], row["status"]) for row in effective if _said(row) not in learned
+        (row["learning"], row["status"], row["created_at"] < oldest)
+        for row in effective
+        if _said(row) not in learned
     )
 
 

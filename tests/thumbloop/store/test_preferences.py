@@ -111,6 +111,14 @@ def test_preferences_are_new_until_learned_from_and_after_a_change_of_mind(
         assert preferences.count_new(connection, DEFAULT_POLICY, []) == (2, {})
 
 
+def test_new_preferences_that_are_too_old_are_counted_apart(store: Engine, reply: str):
+    with store.begin() as connection:
+        prefer(connection, reply, 0, 1, at=5.0)
+        prefer(connection, reply, 0, 2, at=6.0)
+        assert preferences.count_new(connection, DEFAULT_POLICY, [], 5.0) == (2, {})
+        assert preferences.count_new(connection, DEFAULT_POLICY, [], 5.5) == (1, {"too_old": 1})
+
+
 def test_replies_that_may_not_be_learned_from_count_as_nothing_new(store: Engine):
     with store.begin() as connection:
         for change in ({"learning": Learning.EXCLUDED}, {"status": Status.CANCELLED}):

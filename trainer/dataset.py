@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import islice
 
 from sqlalchemy import Connection
 
@@ -38,7 +39,8 @@ class Dataset:
 
     `recent` is what of both was said of replies of the parent and the ancestors whose rollouts still count.
     Of each kind all that came in is used, or left out and counted: a `reply` for want of a thumb, a
-    `thumb`, a `preference` and a `candidate` for what they are.
+    `thumb`, a `preference` and a `candidate` for what they are. What a limit of the settings kept from being
+    read is `over_limit`, whatever it is: older rollouts and older feedback are counted, not looked at.
     """
 
     new: tuple[Judgement, ...]
@@ -81,8 +83,10 @@ def read(
     """
     learned_by = versions.rounds_behind(policy, parent.version)
     oldest = settings.oldest_feedback(time.time() if now is None else now)
-    rated = feedback.list_rated(connection, policy, learned_by)
-    compared = preferences.list_compared(connection, policy, learned_by)
+    rated = feedback.list_rated(connection, policy, learned_by, settings.max_older_feedback)
+    compared = preferences.list_compared(
+        connection, policy, learned_by, settings.max_older_feedback
+    )
     teaching, no_thumbs, no_pairs = _sift(
         [*rated, *compared], settings.max_user_feedback, oldest, uses_preferences=uses_preferences
     )
@@ -95,24 +99,29 @@ def read(
     usable = usable_versions(
         versions.list_versions(connection, policy), parent, settings.max_staleness
     )
-    stored = interactions.list_since(connection, policy, min(usable))
-    used = interactions.used_as_rollouts(connection, learned_by)
+    stored = interactions.newest_since(connection, policy, min(usable))
+    used = interactions.used_as_rollouts(connection, learned_by, min(usable))
     before = interactions.count_candidates(connection, policy, before=min(usable))
     no_rollouts = Counter(too_old=before)
-    rollouts = list(_eligible(stored, usable, used, logged, settings, no_rollouts))
-    no_rollouts["over_limit"] = max(0, len(rollouts) - settings.max_rollouts)
+    eligible = _eligible(stored, usable, used, logged, settings, no_rollouts)
+    rollouts = list(islice(eligible, settings.max_rollouts))[::-1]
+    # Counted last: what came in meanwhile, where a transaction sees it, was not looked at either.
+    num_thumbs = feedback.count(connection, policy)
+    num_pairs = preferences.count(connection, policy)
+    num_candidates = interactions.count_candidates(connection, policy)
+    no_thumbs["over_limit"] = num_thumbs - len(rated)
+    no_pairs["over_limit"] = num_pairs - len(compared)
+    no_rollouts["over_limit"] = num_candidates - no_rollouts.total() - len(rollouts)
     return Dataset(
         new=tuple(each for is_new, each in judged if is_new),
         older=tuple(each for is_new, each in judged if not is_new),
         recent=tuple(each for _, each in judged if each.policy_version in usable),
-        rollouts=tuple(rollouts[-settings.max_rollouts :]),
+        rollouts=tuple(rollouts),
         intake={
             "reply": Intake(interactions.count(connection, policy), dict(+no_replies)),
-            "thumb": Intake(len(rated), dict(+no_thumbs)),
-            "preference": Intake(len(compared), dict(+no_pairs)),
-            "candidate": Intake(
-                interactions.count_candidates(connection, policy), dict(+no_rollouts)
-            ),
+            "thumb": Intake(num_thumbs, dict(+no_thumbs)),
+            "preference": Intake(num_pairs, dict(+no_pairs)),
+            "candidate": Intake(num_candidates, dict(+no_rollouts)),
         },
     )
 
@@ -201,24 +210,27 @@ def _recency(judged: Judged) -> tuple[float, int]:
 
 
 def _eligible(
-    stored: Sequence[Interaction],
+    newest_first: Iterable[Interaction],
     usable: Set[int],
-    used: Set[str],
+    used: Iterable[Interaction],
     logged: Set[str],
     settings: Round,
     reasons: Counter[str],
 ) -> Iterator[Rollout]:
-    """Yield what may train the policy; add the rest to `reasons`."""
-    seen: set[object] = set()
-    for interaction in stored:
+    """Yield what may train the policy, newest first; add to `reasons` what was passed over on the way.
+
+    Of draws that are the same, one that was used counts, else the newest: the same draw again is no new sample.
+    """
+    used_ids = {interaction.response_id: _draw(interaction) for interaction in used}
+    seen = set(used_ids.values())
+    for interaction in newest_first:
         reason = interaction_left_out(interaction, settings)
-        if reason is None and interaction.sampling.seed is not None:
-            draw = (interaction.policy_version, interaction.prompt_token_ids, interaction.sampling)
-            reason = "repeated" if draw in seen else None  # the same draw again is no new sample
-            seen.add(draw)
-        if reason is None and interaction.response_id in used:
+        if reason is None and interaction.response_id in used_ids:
             reason = "used"
-        for candidate in interaction.candidates:
+        if reason is None and interaction.sampling.seed is not None:
+            reason = "repeated" if _draw(interaction) in seen else None
+            seen.add(_draw(interaction))
+        for candidate in reversed(interaction.candidates):
             why = reason or candidate_left_out(candidate, usable, settings)
             is_whole = candidate.finish_reason is not FinishReason.ABORTED
             if why is None and is_whole and not logged <= candidate.reward_components.keys():
@@ -227,6 +239,11 @@ def _eligible(
                 reasons[why] += 1
             else:
                 yield _rollout(interaction, candidate)
+
+
+def _draw(interaction: Interaction) -> tuple[object, ...]:
+    """Return what two interactions have in common that are the same draw, where they have a seed."""
+    return interaction.policy_version, interaction.prompt_token_ids, interaction.sampling
 
 
 def _rollout(interaction: Interaction, candidate: Candidate) -> Rollout:

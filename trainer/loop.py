@@ -23,7 +23,9 @@ from trainer.publishing import Attempt, Ended
 from trainer.schedule import awaited, looks, needed_feedback
 
 RESTS_PER_LOOK = 20
-"""How many times as long as it looks into the store the loop rests, at least, while no round is due."""
+"""How many times as long as it looks into the store the loop rests while no round is due."""
+LONGEST_REST_S = 60.0
+"""How long it rests at most, however long it looked; `round.poll_interval_s` may be longer."""
 
 
 class Due(NamedTuple):
@@ -92,7 +94,7 @@ class Loop:
         data = None if due is None else self._read(due)
         if due is None or data is None:
             # Years of feedback take longer to look through, and are not looked through all the time.
-            self._rest_s = RESTS_PER_LOOK * (perf_counter() - started)
+            self._rest_s = min(LONGEST_REST_S, RESTS_PER_LOOK * (perf_counter() - started))
             return False
         self._waiting_for = ""
         try:
@@ -104,20 +106,22 @@ class Loop:
 
     def _due(self) -> Due | None:
         """Return what the next round is about, once there is feedback for it."""
+        now = time()
+        oldest = self._config.round.oldest_feedback(now)
         with reading(self._engine) as connection:
             parent = versions.current(connection, self._policy)
             known = versions.list_versions(connection, self._policy)
             rounds = versions.list_rounds(connection, self._policy)
             learned_by = versions.rounds_behind(self._policy, parent.version)
-            new = feedback.count_new(connection, self._policy, learned_by)
+            new = feedback.count_new(connection, self._policy, learned_by, oldest)
             if self._config.reward.uses_preferences:
-                new = new.plus(preferences.count_new(connection, self._policy, learned_by))
+                new = new.plus(preferences.count_new(connection, self._policy, learned_by, oldest))
         self._metrics.parent.set(parent.version)
         self._metrics.new_feedback.set(new.usable)
         if child := awaited(known, parent):
             self._wait(f"waiting for the server to try version {child.version}")
             return None
-        needed = needed_feedback(rounds, parent, self._config.round, now=time())
+        needed = needed_feedback(rounds, parent, self._config.round, now=now)
         if new.usable < needed:
             words = f"waiting for {needed} new thumbs; version {parent.version} is current"
             if new.left_out and new.total >= needed:

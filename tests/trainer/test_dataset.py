@@ -175,6 +175,12 @@ def test_the_same_draw_again_is_no_new_sample(connection):
     assert data.left_out["candidate"] == {"repeated": 2}
 
 
+def test_of_the_same_draws_the_newest_counts(connection):
+    draw = Sampling(max_tokens=8, seed=5)
+    _, newest = [store(connection, sampling=draw) for _ in range(2)]
+    assert {r.response_id for r in read(connection).rollouts} == {newest}
+
+
 def test_a_draw_that_was_used_is_no_new_sample_when_it_comes_again(connection):
     draw = Sampling(max_tokens=8, seed=5)
     used = store(connection, sampling=draw)
@@ -232,6 +238,52 @@ def test_the_newest_rollouts_are_kept_and_all_add_up(connection):
     data = read(connection, Round(max_rollouts=4, min_rollouts=1))
     assert [r.response_id for r in data.rollouts] == [ids[3], ids[3], ids[4], ids[4]]
     assert data.left_out["candidate"] == {"over_limit": 6}
+
+
+def test_candidates_that_a_limit_cuts_off_are_counted_and_not_looked_at(connection, monkeypatch):
+    for _ in range(3 * interactions.BATCH):
+        store(connection, sampling=Sampling(max_tokens=8))
+    loaded = []
+    list_newest = interactions.newest_since
+
+    def noted(*which):
+        for found in list_newest(*which):
+            loaded.append(found.response_id)
+            yield found
+
+    monkeypatch.setattr(interactions, "newest_since", noted)
+    data = read(connection, Round(max_rollouts=5, min_rollouts=1))
+    newest_first = loaded[0], loaded[0], loaded[1], loaded[1], loaded[2]
+    assert [r.response_id for r in data.rollouts] == list(newest_first[::-1])
+    assert data.rollouts[0].response == (11, 11, 1)  # of the oldest reply the last candidate
+    assert len(loaded) == 3
+    assert data.left_out["candidate"] == {"over_limit": 6 * interactions.BATCH - 5}
+
+
+def test_what_is_not_eligible_takes_no_place_of_the_newest_rollouts(connection):
+    ids = [store(connection, sampling=Sampling(max_tokens=8)) for _ in range(3)]
+    store(connection, trainable=False, untrainable_reason="greedy")
+    data = read(connection, Round(max_rollouts=4, min_rollouts=1))
+    assert [r.response_id for r in data.rollouts] == [ids[1], ids[1], ids[2], ids[2]]
+    assert data.left_out["candidate"] == {"greedy": 2, "over_limit": 2}
+
+
+def test_of_what_was_learned_before_only_the_newest_is_read(connection):
+    thumbs = [rated(connection)[1] for _ in range(4)]
+    replies = [store(connection) for _ in range(4)]
+    pairs = [
+        preferences.submit_preference(connection, reply, 1, 0, ANN, at=1.0).preference_id
+        for reply in replies
+    ]
+    done = finished_round(4, 3, new_feedback=tuple(thumbs[:3]), new_preferences=tuple(pairs[:3]))
+    versions.finish_round(connection, done, version(4, 3))
+    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    data = read(connection, SETTINGS.model_copy(update={"max_older_feedback": 2}))
+    assert [p.preference_id for p in data.older if isinstance(p, Comparison)] == pairs[1:3]
+    assert [t.feedback_id for t in data.older if isinstance(t, Thumb)] == thumbs[1:3]
+    assert len(data.new) == 2
+    assert data.left_out["thumb"] == data.left_out["preference"] == {"over_limit": 1}
+    assert data.intake["thumb"].came_in == data.intake["preference"].came_in == 4
 
 
 def test_pruned_groups_may_be_bootstrapped_or_reduced_to_their_survivors(connection):

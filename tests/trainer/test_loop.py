@@ -15,9 +15,9 @@ from thumbloop.errors import BadPolicyVersion, StoreUnavailable
 from thumbloop.store import interactions, preferences, reading
 from thumbloop.store.schema import round_inputs
 from thumbloop.types import VersionState
-from trainer import publishing, reward
+from trainer import dataset, publishing, reward
 from trainer.learning import Lesson
-from trainer.loop import RESTS_PER_LOOK
+from trainer.loop import LONGEST_REST_S, RESTS_PER_LOOK
 from trainer.ppo import NotFinite
 
 ONE_ROUND = TrainerConfig(round=Round(max_rounds=1, poll_interval_s=0.01))
@@ -221,15 +221,20 @@ def test_a_blocked_round_of_one_busy_user_does_not_spin(tmp_path, model):
     bench.engine.dispose()
 
 
-def test_feedback_that_is_too_old_starts_no_round(tmp_path, model):
+def test_feedback_that_is_too_old_starts_no_round(tmp_path, model, monkeypatch):
     bench = Bench(tmp_path, model)
     bench.config = bench.config.model_copy(
         update={"round": bench.config.round.model_copy(update={"max_feedback_age_s": 3600.0})}
     )
     bench.loop = bench.new_loop()
     bench.rate(40)  # at the beginning of 1970
+    with bench.engine.begin() as connection:
+        (response_id, *_) = connection.scalars(select(interactions.interactions.c.response_id))
+        user = interactions.get(connection, response_id).user
+        preferences.submit_preference(connection, response_id, 1, 0, user, at=1.0)
+    monkeypatch.setattr(dataset, "read", None)  # what nothing can be learned from is only counted
     assert not bench.loop.step()
-    assert "{'too_old': 40}" in bench.lines[-1]
+    assert bench.lines[-1].endswith("there are 0, left out {'too_old': 41}")
     assert bench.rounds() == []
     bench.engine.dispose()
 
@@ -402,12 +407,17 @@ def test_it_rests_from_the_whole_round_once_the_version_is_published(bench, monk
     assert (published[0], published[-1]) == (0, 1)
 
 
-def test_a_long_look_into_the_store_is_followed_by_a_longer_rest(bench, monkeypatch):
+@pytest.mark.parametrize(
+    ("look_s", "rest_s"), [(2.0, RESTS_PER_LOOK * 2.0), (600.0, LONGEST_REST_S)]
+)
+def test_a_long_look_into_the_store_is_followed_by_a_longer_rest_up_to_a_limit(
+    bench, monkeypatch, look_s, rest_s
+):
     now, rests = [0.0], []
     monkeypatch.setattr("trainer.loop.perf_counter", lambda: now[0])
 
     def look() -> None:
-        now[0] += 2.0
+        now[0] += look_s
 
     class Enough(Exception):
         pass
@@ -421,7 +431,7 @@ def test_a_long_look_into_the_store_is_followed_by_a_longer_rest(bench, monkeypa
     monkeypatch.setattr("trainer.loop.sleep", rest)
     with pytest.raises(Enough):
         bench.loop.run()
-    assert rests == [RESTS_PER_LOOK * 2.0] * 3
+    assert rests == [rest_s] * 3
 
 
 @pytest.mark.parametrize("where", ["_due", "_round"])

@@ -38,10 +38,14 @@ class Round(Section):
     without those that were aborted, which is biased and learns fastest."""
     max_user_feedback: int = Field(256, ge=1)
     """New thumbs and preferences of one user in a round, at most, newest first; the rest waits."""
+    max_older_feedback: int = Field(10_000, ge=1)
+    """Thumbs, and as many preferences, that were learned from before and are read again to be replayed, at most,
+    newest first; new ones are read all."""
     max_feedback_age_s: float | None = Field(None, gt=0)
     """Age from which feedback teaches nothing any more, seconds; absent: it never grows too old."""
     poll_interval_s: float = Field(0.5, gt=0)
-    """Seconds between looks at the store."""
+    """Seconds between looks at the store; after one that took long more, 20 times as long as it took, but at most
+    60 for that."""
     retry_interval_s: float = Field(30.0, gt=0)
     """Seconds from a round that could not be recorded, as disk or database did not take it, to the next try."""
     max_rounds: int | None = Field(None, ge=1)

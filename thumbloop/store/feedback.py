@@ -1,10 +1,13 @@
 """Thumbs: an append-only history of events, and the effective thumb of each reply."""
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select
+import math
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select
 
 from thumbloop.errors import RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import candidate_of, sampling_of, version_of
-from thumbloop.store.learned import NewFeedback, Rounds, learned_thumbs
+from thumbloop.store.interactions import BATCH, candidate_of, sampling_of, version_of
+from thumbloop.store.learned import NewFeedback, Rounds, keep_newest, learned_thumbs
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, feedback, interactions, thumbs
 from thumbloop.types import Arm, Feedback, Learning, RatedReply, Status, User
@@ -105,40 +108,38 @@ def _same_request(
     return same
 
 
-def list_rated(connection: Connection, policy: str, learned_by: Rounds = ()) -> list[RatedReply]:
+def list_rated(
+    connection: Connection, policy: str, learned_by: Rounds = (), max_older: float = math.inf
+) -> list[RatedReply]:
     """Return every effective thumb with the reply it judges, oldest first.
 
-    `learned_by` names the rounds whose feedback is no longer new.
+    `learned_by` names the rounds whose feedback is no longer new; of such thumbs the newest `max_older`
+    are read, and the rest is passed over.
     """
     learned = learned_thumbs(connection, learned_by)
-    query = (
-        select(
-            feedback.c.id.label("feedback_id"),
-            feedback.c.value,
-            feedback.c.created_at.label("rated_at"),
-            interactions.c.subject,
-            interactions.c.user_id,
-            interactions.c.learning,
-            interactions.c.status,
-            interactions.c.arm,
-            interactions.c.prompt_token_ids,
-            interactions.c.sampling,
-            candidates,
-        )
-        .select_from(thumbs)
-        .join(feedback, feedback.c.id == thumbs.c.feedback_id)
-        .join(interactions, interactions.c.response_id == thumbs.c.response_id)
-        .join(candidates, candidates.c.response_id == thumbs.c.response_id)
-        .where(interactions.c.policy == policy, candidates.c.chosen)
-        .order_by(feedback.c.id)
+    query = _rated(
+        policy,
+        feedback.c.id.label("feedback_id"),
+        feedback.c.value,
+        feedback.c.created_at.label("rated_at"),
+        interactions.c.subject,
+        interactions.c.user_id,
+        interactions.c.learning,
+        interactions.c.status,
+        interactions.c.arm,
+        interactions.c.prompt_token_ids,
+        interactions.c.sampling,
+        candidates,
     )
-    return [
+    newest_first = query.order_by(feedback.c.id.desc()).execution_options(yield_per=BATCH)
+    rows = connection.execute(newest_first).mappings()
+    rated = [
         RatedReply(
             feedback_id=row["feedback_id"],
             response_id=row["response_id"],
             value=row["value"],
             created_at=row["rated_at"],
-            is_new=(row["response_id"], row["value"]) not in learned,
+            is_new=is_new,
             user=User(row["subject"], row["user_id"]),
             policy_version=row["policy_version"],
             learning=Learning(row["learning"]),
@@ -148,29 +149,55 @@ def list_rated(connection: Connection, policy: str, learned_by: Rounds = ()) -> 
             sampling=sampling_of(row["sampling"]),
             candidate=candidate_of(row),
         )
-        for row in connection.execute(query).mappings()
+        for row, is_new in keep_newest(rows, lambda row: _said(row) not in learned, max_older)
     ]
+    return rated[::-1]
 
 
-def count_new(connection: Connection, policy: str, learned_by: Rounds) -> NewFeedback:
-    """Return how many effective thumbs are new."""
+def _rated(policy: str, *columns: Any) -> Select[Any]:
+    """Select of the effective thumbs on the policy's replies, and of what they judge."""
+    return (
+        select(*columns)
+        .select_from(thumbs)
+        .join(feedback, feedback.c.id == thumbs.c.feedback_id)
+        .join(interactions, interactions.c.response_id == thumbs.c.response_id)
+        .join(candidates, candidates.c.response_id == thumbs.c.response_id)
+        .where(interactions.c.policy == policy, candidates.c.chosen)
+    )
+
+
+def count(connection: Connection, policy: str) -> int:
+    """Return how many effective thumbs there are."""
+    return int(connection.scalar(_rated(policy, func.count())) or 0)
+
+
+def count_new(
+    connection: Connection, policy: str, learned_by: Rounds, oldest: float = -math.inf
+) -> NewFeedback:
+    """Return how many effective thumbs are new; those from before `oldest`, in unix seconds, teach nothing."""
     effective = connection.execute(
         select(
             feedback.c.response_id,
             feedback.c.value,
+            feedback.c.created_at,
             interactions.c.learning,
             interactions.c.status,
         )
         .join(thumbs, thumbs.c.feedback_id == feedback.c.id)
         .join(interactions, interactions.c.response_id == thumbs.c.response_id)
         .where(interactions.c.policy == policy)
-    )
+        .execution_options(yield_per=BATCH)
+    ).mappings()
     learned = learned_thumbs(connection, learned_by)
     return NewFeedback.of(
-        (row.learning, row.status)
+        (row["learning"], row["status"], row["created_at"] < oldest)
         for row in effective
-        if (row.response_id, row.value) not in learned
+        if _said(row) not in learned
     )
+
+
+def _said(row: RowMapping) -> tuple[str, int]:
+    return row["response_id"], row["value"]
 
 
 def counts(connection: Connection) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Requests as they were answered, with all their candidates. Written by the server only."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -62,7 +62,8 @@ _OF_REQUEST = select(interactions.c.response_id).where(
     interactions.c.request_id == bindparam("request_id"),
     interactions.c.request_digest != "",
 )
-_BATCH = 200  # rows per query: no read transaction reads for long
+BATCH = 200
+"""Rows that are read at a time: no query reads for long, and nobody holds all of a table."""
 
 
 def append(connection: Connection, interaction: Interaction) -> None:
@@ -107,12 +108,20 @@ def find(connection: Connection, user: User, request_id: str) -> Interaction | N
 
 def list_since(connection: Connection, policy: str, min_version: int) -> list[Interaction]:
     """Return the interactions answered by `min_version` or a later version, oldest first."""
-    ids = connection.scalars(
+    return list(newest_since(connection, policy, min_version))[::-1]
+
+
+def newest_since(connection: Connection, policy: str, min_version: int) -> Iterator[Interaction]:
+    """Yield the same, newest first; they are read in batches, as far as somebody asks for them."""
+    query = (
         select(interactions.c.response_id)
         .where(interactions.c.policy == policy, interactions.c.policy_version >= min_version)
-        .order_by(interactions.c.response_id)
-    ).all()
-    return _load(connection, ids)
+        .order_by(interactions.c.response_id.desc())
+        .execution_options(yield_per=BATCH)
+    )
+    with connection.scalars(query) as ids:
+        for batch in ids.partitions():
+            yield from reversed(_load(connection, batch))
 
 
 def count(connection: Connection, policy: str) -> int:
@@ -148,34 +157,57 @@ def count_candidates(connection: Connection, policy: str, *, before: int | None 
     return int(connection.scalar(query) or 0)
 
 
-def used_as_rollouts(connection: Connection, round_ids: Rounds) -> set[str]:
-    """Return the response ids whose candidates these rounds trained the policy on."""
-    return set(
-        connection.scalars(
-            select(round_inputs.c.row).where(round_inputs.c.role == "rollout", is_among(round_ids))
+def used_as_rollouts(
+    connection: Connection, round_ids: Rounds, min_version: int
+) -> list[Interaction]:
+    """Return those by `min_version` or a later version whose candidates these rounds trained the policy on."""
+    query = (
+        select(interactions.c.response_id)
+        .join(round_inputs, round_inputs.c.row == interactions.c.response_id)
+        .where(
+            round_inputs.c.role == "rollout",
+            is_among(round_ids),
+            interactions.c.policy_version >= min_version,
         )
+        .order_by(interactions.c.response_id)
     )
+    return _load(connection, connection.scalars(query))
 
 
-def _load(connection: Connection, response_ids: Iterable[str]) -> list[Interaction]:
-    ids = list(response_ids)
-    loaded: list[Interaction] = []
-    for start in range(0, len(ids), _BATCH):
-        batch = ids[start : start + _BATCH]
-        by_response: dict[str, list[Candidate]] = defaultdict(list)
-        for row in connection.execute(
+def candidates_of(
+    connection: Connection, response_ids: Iterable[str]
+) -> dict[str, dict[int, Candidate]]:
+    """Return the candidates of replies, by reply and position."""
+    found: dict[str, dict[int, Candidate]] = defaultdict(dict)
+    for batch in _batches(response_ids):
+        query = (
             select(candidates)
             .where(candidates.c.response_id.in_(batch))
             .order_by(candidates.c.response_id, candidates.c.position)
-        ).mappings():
-            by_response[row["response_id"]].append(candidate_of(row))
+        )
+        for row in connection.execute(query).mappings():
+            found[row["response_id"]][row["position"]] = candidate_of(row)
+    return found
+
+
+def _load(connection: Connection, response_ids: Iterable[str]) -> list[Interaction]:
+    """Return these interactions, oldest first within each batch."""
+    loaded: list[Interaction] = []
+    for batch in _batches(response_ids):
+        by_response = candidates_of(connection, batch)
         rows = connection.execute(
             select(interactions)
             .where(interactions.c.response_id.in_(batch))
             .order_by(interactions.c.response_id)
         ).mappings()
-        loaded += [_interaction_of(row, by_response[row["response_id"]]) for row in rows]
+        loaded += [_interaction_of(row, by_response[row["response_id"]].values()) for row in rows]
     return loaded
+
+
+def _batches(response_ids: Iterable[str]) -> Iterator[list[str]]:
+    ids = list(response_ids)
+    for start in range(0, len(ids), BATCH):
+        yield ids[start : start + BATCH]
 
 
 def _interaction_row(interaction: Interaction) -> dict[str, Any]:
@@ -226,7 +258,7 @@ def sampling_of(stored: Mapping[str, Any]) -> Sampling:
     return Sampling(**{**stored, "stop": tuple(stored["stop"])})
 
 
-def _interaction_of(row: RowMapping, of_it: list[Candidate]) -> Interaction:
+def _interaction_of(row: RowMapping, of_it: Iterable[Candidate]) -> Interaction:
     return Interaction(
         response_id=row["response_id"],
         policy=row["policy"],

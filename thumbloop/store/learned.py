@@ -1,11 +1,11 @@
 """What rounds learned as new, and how much there is that none did."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import ColumnElement, Connection, Select, String, Table, cast, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, String, Table, cast, select
 
 from thumbloop.store.schema import feedback, preferences, round_inputs
 from thumbloop.types import Learning, Status
@@ -21,11 +21,12 @@ class NewFeedback(NamedTuple):
     left_out: Mapping[str, int] = MappingProxyType({})
 
     @classmethod
-    def of(cls, replies: Iterable[tuple[str, str]]) -> Self:
-        """Count feedback by the stored learning and status of its replies."""
+    def of(cls, said: Iterable[tuple[str, str, bool]]) -> Self:
+        """Count feedback by the stored learning and status of its replies, and whether it is too old."""
         usable, left_out = 0, Counter[str]()
-        for (learning, status), number in Counter(replies).items():
-            if reason := reply_left_out(Learning(learning), Status(status)):
+        for (learning, status, is_old), number in Counter(said).items():
+            reason = reply_left_out(Learning(learning), Status(status))
+            if reason := reason or ("too_old" if is_old else None):
                 left_out[reason] += number
             else:
                 usable += number
@@ -67,6 +68,18 @@ def learned_replies(connection: Connection, round_ids: Rounds) -> set[str]:
     """Return the replies of which these rounds learned any thumb or preference."""
     rated = {response_id for response_id, _ in learned_thumbs(connection, round_ids)}
     return rated | {response_id for response_id, _, _ in learned_preferences(connection, round_ids)}
+
+
+def keep_newest(
+    rows: Iterable[RowMapping], is_new: Callable[[RowMapping], bool], max_older: float
+) -> Iterator[tuple[RowMapping, bool]]:
+    """Yield all rows that are new and the first `max_older` of the others, each with whether it is new."""
+    older = 0
+    for row in rows:
+        new = is_new(row)
+        older += not new
+        if new or older <= max_older:
+            yield row, new
 
 
 def is_among(round_ids: Rounds) -> ColumnElement[bool]:

@@ -1,5 +1,6 @@
 """Preferences: one candidate of a reply was better than another. Append-only; the last word counts."""
 
+import math
 from typing import Any
 
 from sqlalchemy import (
@@ -13,8 +14,8 @@ from sqlalchemy import (
 )
 
 from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import candidate_of, version_of
-from thumbloop.store.learned import NewFeedback, Rounds, learned_preferences
+from thumbloop.store.interactions import BATCH, candidates_of, version_of
+from thumbloop.store.learned import NewFeedback, Rounds, keep_newest, learned_preferences
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, interactions, preferences
 from thumbloop.types import ComparedReply, FinishReason, Learning, Preference, Status, User
@@ -128,11 +129,12 @@ def _effective(policy: str) -> Select[Any]:
 
 
 def list_compared(
-    connection: Connection, policy: str, learned_by: Rounds = ()
+    connection: Connection, policy: str, learned_by: Rounds = (), max_older: float = math.inf
 ) -> list[ComparedReply]:
     """Return every effective preference with the two candidates it is about, oldest first.
 
-    `learned_by` names the rounds whose preferences are no longer new.
+    `learned_by` names the rounds whose preferences are no longer new; of such the newest `max_older` are
+    read, and the rest is passed over.
     """
     learned = learned_preferences(connection, learned_by)
     query = (
@@ -145,58 +147,61 @@ def list_compared(
         )
         .join(interactions, interactions.c.response_id == preferences.c.response_id)
         .where(preferences.c.id.in_(_effective(policy)))
-        .order_by(preferences.c.id)
+        .order_by(preferences.c.id.desc())
+        .execution_options(yield_per=BATCH)
     )
-    rows = connection.execute(query).mappings().all()
-    read = {
-        (row["response_id"], row["position"]): candidate_of(row)
-        for row in connection.execute(
-            select(candidates).where(
-                candidates.c.response_id.in_(
-                    select(preferences.c.response_id).where(
-                        preferences.c.id.in_(_effective(policy))
-                    )
-                )
-            )
-        ).mappings()
-    }
+    newest_first = connection.execute(query).mappings()
+    kept = list(keep_newest(newest_first, lambda row: _said(row) not in learned, max_older))
+    read = candidates_of(connection, {row["response_id"] for row, _ in kept})
     return [
         ComparedReply(
             preference_id=row["id"],
             response_id=row["response_id"],
             created_at=row["created_at"],
-            is_new=_said(row) not in learned,
+            is_new=is_new,
             user=User(row["subject"], row["user_id"]),
             policy_version=row["policy_version"],
             learning=Learning(row["learning"]),
             status=Status(row["status"]),
             prompt_token_ids=unpack_ids(row["prompt_token_ids"]),
-            better=read[row["response_id"], row["better"]],
-            worse=read[row["response_id"], row["worse"]],
+            better=read[row["response_id"]][row["better"]],
+            worse=read[row["response_id"]][row["worse"]],
         )
-        for row in rows
+        for row, is_new in reversed(kept)
     ]
 
 
-def count_new(connection: Connection, policy: str, learned_by: Rounds) -> NewFeedback:
-    """Return how many effective preferences are new."""
+def count(connection: Connection, policy: str) -> int:
+    """Return how many effective preferences there are."""
+    query = select(func.count()).select_from(_effective(policy).subquery())
+    return int(connection.scalar(query) or 0)
+
+
+def count_new(
+    connection: Connection, policy: str, learned_by: Rounds, oldest: float = -math.inf
+) -> NewFeedback:
+    """Return how many effective preferences are new; those from before `oldest`, in unix seconds, teach nothing."""
     query = (
         select(
             preferences.c.response_id,
             preferences.c.better,
             preferences.c.worse,
+            preferences.c.created_at,
             interactions.c.learning,
             interactions.c.status,
         )
         .join(interactions, interactions.c.response_id == preferences.c.response_id)
         .where(preferences.c.id.in_(_effective(policy)))
+        .execution_options(yield_per=BATCH)
     )
     effective, learned = (
         connection.execute(query).mappings(),
         learned_preferences(connection, learned_by),
     )
     return NewFeedback.of(
-        (row["learning"], row["status"]) for row in effective if _said(row) not in learned
+        (row["learning"], row["status"], row["created_at"] < oldest)
+        for row in effective
+        if _said(row) not in learned
     )
 
 

@@ -214,6 +214,34 @@ def test_only_new_feedback_on_replies_that_may_be_learned_from_is_counted(store:
         assert feedback.count_new(connection, DEFAULT_POLICY, rounds) == (2, left_out)
 
 
+def test_of_what_was_learned_only_the_newest_is_read_and_what_is_new_always(
+    store: Engine, decoded: list[str]
+):
+    with store.begin() as connection:
+        ids = [rated(connection)[1] for _ in range(6)]
+        _learn(connection, 1, 0, new=ids[1:5])
+        rounds = versions.learned_by(connection, DEFAULT_POLICY, 1)
+        listed = feedback.list_rated(connection, DEFAULT_POLICY, rounds, 2)
+        assert [r.feedback_id for r in listed] == [ids[0], *ids[3:]]
+        assert [r.is_new for r in listed] == [True, False, False, True]
+        assert feedback.count(connection, DEFAULT_POLICY) == 6
+    assert len(decoded) == 4
+
+
+def test_new_feedback_that_is_too_old_is_counted_apart(store: Engine, reply: str):
+    with store.begin() as connection:
+        thumb(connection, reply, 1, at=5.0)
+        excluded = interaction(learning=Learning.EXCLUDED)
+        interactions.append(connection, excluded)
+        thumb(connection, excluded.response_id, 1, at=5.0)
+        rated(connection)
+        left_out = {"learning_excluded": 1}
+        count = feedback.count_new(connection, DEFAULT_POLICY, [], 5.0)
+        assert count == (2, left_out)
+        late = feedback.count_new(connection, DEFAULT_POLICY, [], 5.5)
+        assert late == (1, left_out | {"too_old": 1})
+
+
 def test_a_line_of_versions_may_be_longer_than_a_query_may_have_parameters(store: Engine):
     """Databases take some ten thousand, which a year of versions exceeds: here they take a hundred."""
     many = range(2, 400)
@@ -233,7 +261,7 @@ def test_a_line_of_versions_may_be_longer_than_a_query_may_have_parameters(store
             True,
         ]
         assert learned.learned_replies(connection, behind)
-        assert interactions.used_as_rollouts(connection, behind) == set()
+        assert interactions.used_as_rollouts(connection, behind, 0) == []
 
 
 def test_nothing_is_new_in_an_empty_store(store: Engine):

@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from tests.rows import candidate, finished_round, interaction
@@ -98,15 +98,36 @@ def test_a_listing_holds_the_wanted_versions_oldest_first_however_many(store: En
     assert all(len(f.candidates) == 2 for f in found)
 
 
+def test_the_newest_are_read_first_in_batches_and_no_further_than_asked_for(
+    store: Engine, decoded: list[str]
+):
+    with store.begin() as connection:
+        for i in range(3 * interactions.BATCH):
+            interactions.append(connection, interaction(f"r{i:04d}", candidates=(candidate(),)))
+    with reading(store) as connection:
+        newest = interactions.newest_since(connection, DEFAULT_POLICY, 0)
+        assert [next(newest).response_id for _ in range(2)] == ["r0599", "r0598"]
+        assert decoded == [f"r{i:04d}" for i in range(400, 600)]
+        assert [i.response_id for i in newest] == [f"r{i:04d}" for i in range(597, -1, -1)]
+
+
 def test_rollouts_of_the_given_rounds_are_known(store: Engine):
     with store.begin() as connection:
+        for i, name in enumerate("abcd"):
+            interactions.append(connection, interaction(name, policy_version=i))
         for number, used in ((1, ("a", "b")), (2, ("c",))):
             done = finished_round(number, rollouts=used, version=None)
             versions.finish_round(connection, done, None)
     with reading(store) as connection:
-        assert interactions.used_as_rollouts(connection, ["round-1"]) == {"a", "b"}
-        assert interactions.used_as_rollouts(connection, ["round-1", "round-2"]) == {"a", "b", "c"}
-        assert interactions.used_as_rollouts(connection, []) == set()
+        assert _used(connection, ["round-1"]) == ["a", "b"]
+        assert _used(connection, ["round-1", "round-2"]) == ["a", "b", "c"]
+        assert _used(connection, ["round-1", "round-2"], min_version=1) == ["b", "c"]
+        assert _used(connection, []) == []
+
+
+def _used(connection: Connection, rounds: list[str], min_version: int = 0) -> list[str]:
+    found = interactions.used_as_rollouts(connection, rounds, min_version)
+    return [each.response_id for each in found]
 
 
 def test_erasing_an_interaction_erases_its_candidates(store: Engine):

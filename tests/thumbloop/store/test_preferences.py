@@ -111,6 +111,31 @@ def test_preferences_are_new_until_learned_from_and_after_a_change_of_mind(
         assert preferences.count_new(connection, DEFAULT_POLICY, []) == (2, {})
 
 
+def test_of_what_was_learned_only_the_newest_is_read_and_what_is_new_always(
+    store: Engine, decoded: list[str]
+):
+    with store.begin() as connection:
+        replies = [interaction() for _ in range(6)]
+        for reply in replies:
+            interactions.append(connection, reply)
+        said = [prefer(connection, reply.response_id, 0, 1).preference_id for reply in replies]
+        done = finished_round(4, 3, new_preferences=tuple(said[1:5]))
+        versions.finish_round(connection, done, version(4, 3))
+        compared = preferences.list_compared(connection, DEFAULT_POLICY, ["round-4"], 2)
+        assert [c.preference_id for c in compared] == [said[0], *said[3:]]
+        assert [c.is_new for c in compared] == [True, False, False, True]
+        assert preferences.count(connection, DEFAULT_POLICY) == 6
+    assert len(set(decoded)) == 4
+
+
+def test_new_preferences_that_are_too_old_are_counted_apart(store: Engine, reply: str):
+    with store.begin() as connection:
+        prefer(connection, reply, 0, 1, at=5.0)
+        prefer(connection, reply, 0, 2, at=6.0)
+        assert preferences.count_new(connection, DEFAULT_POLICY, [], 5.0) == (2, {})
+        assert preferences.count_new(connection, DEFAULT_POLICY, [], 5.5) == (1, {"too_old": 1})
+
+
 def test_replies_that_may_not_be_learned_from_count_as_nothing_new(store: Engine):
     with store.begin() as connection:
         for change in ({"learning": Learning.EXCLUDED}, {"status": Status.CANCELLED}):

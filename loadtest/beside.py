@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -108,7 +108,7 @@ async def _beside(work: Work) -> dict[str, Figure]:
                 await asyncio.sleep(_ALONE_S)
             return Shared(None, (trainer.steps() - before) / (perf_counter() - started))
 
-        turns = {
+        turns: dict[str, Callable[[range], Awaitable[Shared]]] = {
             "without": without,
             "together": partial(together, trainers["busy"]),
             "rested": partial(together, trainers["rested"]),

@@ -2,6 +2,7 @@ import asyncio
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from sqlalchemy import text
 
+from experiments.consistency import Look, look
 from tests.bench import Bench
 from tests.serving import running
 from tests.tiny_model import build_tiny_model
@@ -144,6 +146,12 @@ def test_of_two_trainers_one_publishes_and_the_other_stops_with_a_clear_message(
     assert (bench.versions(), len(bench.rounds())) == ([0, 1], 1)
 
 
+def looked(bench: Bench) -> Look:
+    """Look at the state folder of a bench that other processes use, too."""
+    bench.engine.dispose()  # whoever closes a copied file drops the locks that its process has on it
+    return look(bench.config.state.folder)
+
+
 def refusal(folder: Path, settings: dict) -> str:
     """Return the last line of a trainer that stops in the middle of its work."""
     process = start(folder, settings)
@@ -180,6 +188,19 @@ def test_a_store_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path, bench
     line = failure(tmp_path, settings_of(bench))
     assert line.startswith("error: state: the store was written by a newer release")
     assert file.read_bytes() == before
+
+
+def test_a_start_on_a_locked_database_says_so_after_ten_seconds_and_changes_nothing(
+    tmp_path, bench
+):
+    bench.rate(40)
+    before = looked(bench)
+    holder = sqlite3.connect(bench.config.state.folder / "thumbloop.db", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    line = failure(tmp_path, settings_of(bench))
+    holder.close()
+    assert line == "error: state: the database does not answer: database is locked"
+    assert looked(bench) == before
 
 
 def test_the_same_store_and_seed_give_the_same_version(tmp_path, bench):

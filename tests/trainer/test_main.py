@@ -146,6 +146,30 @@ def test_of_two_trainers_one_publishes_and_the_other_stops_with_a_clear_message(
     assert (bench.versions(), len(bench.rounds())) == ([0, 1], 1)
 
 
+def test_a_round_whose_process_is_killed_is_the_next_ones(tmp_path, bench):
+    bench.rate(40)
+    bench.prefer(8)
+    before, settings = looked(bench).outcome, settings_of(bench, max_rounds=1)
+    process = start(tmp_path, settings)
+    wait_for(process, "round 1: ")
+    with bench.engine.begin():  # until it is killed nothing can be published
+        wait_for(process, "  reward fit ")
+        process.kill()
+        process.communicate(timeout=60)
+    found = looked(bench)
+    assert (process.returncode, found.outcome, found.wrong) == (-signal.SIGKILL, before, [])
+    process = start(tmp_path, settings)
+    output, _ = process.communicate(timeout=START_TIMEOUT_S)
+    assert process.returncode == 0, output
+    assert output.count("published version 1") == 1
+    bench.adopt(1)
+    found = looked(bench)
+    assert (found.wrong, found.leftovers) == ([], [])
+    ((parent, version, _, _, used),) = found.outcome.rounds
+    assert (parent, version, len(used["new"]), len(used["preference"])) == (0, 1, 40, 8)
+    assert found.outcome.new_feedback == 0
+
+
 def looked(bench: Bench) -> Look:
     """Look at the state folder of a bench that other processes use, too."""
     bench.engine.dispose()  # whoever closes a copied file drops the locks that its process has on it
@@ -278,6 +302,36 @@ def test_a_signal_stops_all_processes(tmp_path, model):
     gone, alive = psutil.wait_procs(everybody, timeout=30)
     assert len(gone) >= 3
     assert not alive
+
+
+def test_when_the_launcher_is_killed_its_processes_end_and_another_trainer_may_start(
+    tmp_path, model
+):
+    settings = {"state": {"folder": str(tmp_path / "state")}, "model": {"path": str(model)}}
+    of_two = settings | {"resources": {"device": "cpu", "processes": 2}}
+    launcher = start(tmp_path, of_two)
+    wait_for(launcher, "waiting for 80 new thumbs")
+    ranks = psutil.Process(launcher.pid).children()
+    launcher.kill()
+    deadline = time.monotonic() + 5
+    while (left := [each for each in ranks if is_alive(each)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for each in left:
+        each.kill()
+    launcher.communicate(timeout=60)
+    assert (len(ranks), left) == (2, [])
+    process = start(tmp_path, settings)
+    wait_for(process, "waiting for 80 new thumbs")
+    process.terminate()
+    process.communicate(timeout=60)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Say whether a process runs; one that ended may be there until somebody asks how."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize(

@@ -15,26 +15,35 @@ from sqlalchemy import Connection, RowMapping, select
 from thumbloop import artifacts
 from thumbloop.config import State
 from thumbloop.errors import BadPolicyVersion
-from thumbloop.store import feedback, open_store, reading, schema, versions
+from thumbloop.store import feedback, open_store, preferences, reading, schema, versions
 from thumbloop.types import BASE_VERSION, DEFAULT_POLICY, PolicyVersion, VersionState
 
 Inputs = Mapping[str, Sequence[str]]
 """Rows that a round used, by their role."""
 
 
+class Said(NamedTuple):
+    """Feedback of one kind: what each row says, which rows are the last word, and the roles of learned ones."""
+
+    kind: str
+    new: str
+    replayed: str
+    rows: Mapping[str, tuple[str | int, ...]]
+    effective: Set[str]
+
+
 class Stored(NamedTuple):
-    """What the store says of versions, rounds and thumbs; rounds are known by their ids."""
+    """What the store says of versions, rounds and feedback; rounds are known by their ids."""
 
     versions: Mapping[int, PolicyVersion]
     rounds: Mapping[str, RowMapping]
     inputs: Mapping[str, Inputs]
-    thumbs: Mapping[str, tuple[str, int]]  # feedback id -> reply, value
-    effective: Set[str]  # feedback ids
+    feedback: Sequence[Said]
     current: Sequence[int]
 
 
 def read(connection: Connection, policy: str) -> Stored:
-    """Read a policy's versions, rounds and thumbs in one transaction."""
+    """Read a policy's versions, rounds and feedback in one transaction."""
     inputs: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row in connection.execute(select(schema.round_inputs)):
         inputs[row.round_id][row.role].append(row.row)
@@ -45,12 +54,31 @@ def read(connection: Connection, policy: str) -> Stored:
         versions={v.version: v for v in versions.list_versions(connection, policy)},
         rounds={row["round_id"]: row for row in versions.list_rounds(connection, policy)},
         inputs={round_id: dict(roles) for round_id, roles in inputs.items()},
-        thumbs={
-            str(row.id): (row.response_id, row.value)
-            for row in connection.execute(select(schema.feedback))
-        },
-        effective={str(i) for i in connection.scalars(select(schema.thumbs.c.feedback_id))},
+        feedback=(_thumbs(connection), _preferences(connection, policy)),
         current=list(connection.scalars(current)),
+    )
+
+
+def _thumbs(connection: Connection) -> Said:
+    rows = connection.execute(select(schema.feedback))
+    return Said(
+        kind="thumb",
+        new="new",
+        replayed="replay",
+        rows={str(row.id): (row.response_id, row.value) for row in rows},
+        effective={str(i) for i in connection.scalars(select(schema.thumbs.c.feedback_id))},
+    )
+
+
+def _preferences(connection: Connection, policy: str) -> Said:
+    rows = connection.execute(select(schema.preferences))
+    compared = preferences.list_compared(connection, policy)
+    return Said(
+        kind="preference",
+        new="preference",
+        replayed="old_preference",
+        rows={str(row.id): (row.response_id, row.better, row.worse) for row in rows},
+        effective={str(each.preference_id) for each in compared},
     )
 
 
@@ -72,7 +100,10 @@ class Look(NamedTuple):
 
 
 def look(state: Path) -> Look:
-    """Look at a copy of a state folder, so that whoever starts next finds it as it was left."""
+    """Look at a copy of a state folder, so that whoever starts next finds it as it was left.
+
+    A process that has the store open loses SQLite's locks on it, as they go when any file of it is closed.
+    """
     with TemporaryDirectory(prefix="thumbloop-look-") as scratch:
         folder = State(folder=Path(scratch, "state"))
         shutil.copytree(state, folder.folder)
@@ -113,13 +144,14 @@ def outcome_of(stored: Stored, folder: Path, new_feedback: int) -> Outcome:
 
 
 def _count_new(connection: Connection, stored: Stored) -> int:
-    """Return how much feedback is new to the current version, where there is one."""
+    """Return how many thumbs and preferences are new to the current version, where there is one."""
     rounds = [
         round_id
         for version in stored.current
         for round_id in versions.learned_by(connection, DEFAULT_POLICY, version)
     ]
-    return feedback.count_new(connection, DEFAULT_POLICY, rounds).usable
+    thumbs = feedback.count_new(connection, DEFAULT_POLICY, rounds)
+    return thumbs.plus(preferences.count_new(connection, DEFAULT_POLICY, rounds)).usable
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -133,7 +165,7 @@ def _files(folder: Path) -> dict[str, str]:
 def violations(stored: Stored, folder: Path) -> list[str]:
     """Return what is wrong with a store and its folder of versions.
 
-    Supposes that nobody changed a thumb after it was learned from, as then it is no longer effective.
+    Supposes that nobody took anything back after it was learned from, as then it is no longer effective.
     """
     return [
         *_of_current(stored),
@@ -183,27 +215,33 @@ def _of_rounds(stored: Stored) -> Iterator[str]:
 
 
 def _of_inputs(stored: Stored) -> Iterator[str]:
-    """Feedback is new once in a line, whether a round was blocked or not; the rest is replayed."""
+    """What a round used is new once in its line, whether the round was blocked or not; the rest is replayed."""
     for round_id, done in stored.rounds.items():
         inputs = stored.inputs.get(round_id, {})
         name = f"a round from version {done['parent']}"
         line = _line(stored, done["parent"])
-        learned = {stored.thumbs.get(i) for each in line for i in each.get("new", ())}
-        new = inputs.get("new", ())
-        for row in new:
-            if row not in stored.effective:
-                yield f"{name} learned feedback {row}, which is no effective thumb"
-            elif stored.thumbs[row] in learned:
-                yield f"{name} learned feedback {row} as new, which an ancestor had learned"
-        for row in inputs.get("replay", ()):
-            if stored.thumbs.get(row) not in learned:
-                yield f"{name} replayed feedback {row}, which no ancestor had learned"
+        for said in stored.feedback:
+            yield from (f"{name} {words}" for words in _of_feedback(said, inputs, line))
         tried = {row for each in line for row in each.get("rollout", ())}
         for row in tried & set(inputs.get("rollout", ())):
             yield f"{name} used the rollouts of {row}, which an ancestor had used"
-        for thumb, count in Counter(stored.thumbs.get(i) for i in new).items():
-            if count > 1:
-                yield f"{name} learned {thumb} {count} times"
+
+
+def _of_feedback(said: Said, inputs: Inputs, line: Sequence[Inputs]) -> Iterator[str]:
+    """What nobody in the line had learned is new, once; what somebody had is replayed."""
+    learned = {said.rows.get(i) for each in line for i in each.get(said.new, ())}
+    new = inputs.get(said.new, ())
+    for row in new:
+        if row not in said.effective:
+            yield f"learned {row}, which is no effective {said.kind}"
+        elif said.rows[row] in learned:
+            yield f"learned {row} as new, a {said.kind} that an ancestor had learned"
+    for row in inputs.get(said.replayed, ()):
+        if said.rows.get(row) not in learned:
+            yield f"replayed {row}, a {said.kind} that no ancestor had learned"
+    for words, count in Counter(said.rows.get(i) for i in new).items():
+        if count > 1:
+            yield f"learned {words} {count} times as new, a {said.kind}"
 
 
 def _line(stored: Stored, version: int) -> list[Inputs]:

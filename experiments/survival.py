@@ -23,7 +23,7 @@ from experiments.failpoints import Watch
 from experiments.serving import Service, Setting
 from thumbloop.config import Model, State, TrainerConfig
 from thumbloop.errors import ThumbloopError
-from thumbloop.store import open_store, reading, versions
+from thumbloop.store import interactions, open_store, preferences, reading, versions
 from thumbloop.types import DEFAULT_POLICY, VersionState
 from trainer.assembly import Assembly, assemble
 from trainer.metrics import TrainerMetrics
@@ -41,6 +41,7 @@ _MODEL = Recipe(
 )
 _EARLIER = 0.8
 _THUMBS = 12
+_PREFERENCES = 4
 _TRAINER: Settings = {
     "round": {
         "first_feedback": _THUMBS,
@@ -254,4 +255,16 @@ def _serve(state: Path, model: Path, seed: int) -> None:
     service = Service(setting, assembly, store)
     while service.thumbs < _THUMBS:
         service.serve(_THUMBS // 2, version)
+    _compare(store, version.version)
     store.dispose()
+
+
+def _compare(store: Engine, version: int) -> None:
+    """Have users prefer the longer of the two candidates of a version's latest replies."""
+    with store.begin() as connection:
+        replies = interactions.list_since(connection, DEFAULT_POLICY, version)
+        for reply in replies[-_PREFERENCES:]:
+            better = max(reply.candidates, key=lambda each: len(each.token_ids)).index
+            preferences.submit_preference(
+                connection, reply.response_id, better, 1 - better, reply.user, at=time.time()
+            )

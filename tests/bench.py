@@ -11,7 +11,7 @@ from thumbloop.base_model import claim_base, identify
 from thumbloop.config import Model, State, TrainerConfig
 from thumbloop.config.trainer import Gate, Lora, Ppo, Resources, RewardFit, Round
 from thumbloop.rendering import VerdictTokens
-from thumbloop.store import feedback, interactions, open_store, reading, versions
+from thumbloop.store import feedback, interactions, open_store, preferences, reading, versions
 from thumbloop.types import FinishReason, User, VersionState
 from trainer.assembly import new_learner
 from trainer.batches import collate
@@ -100,6 +100,16 @@ class Bench:
                 )
                 interactions.append(connection, reply)
                 feedback.submit_thumb(connection, reply.response_id, int(liked), reply.user, at=1.0)
+
+    def prefer(self, n: int) -> None:
+        """Store preferences for the liked token among the candidates of the n latest replies."""
+        with self.engine.begin() as connection:
+            for reply in interactions.list_since(connection, "default", 0)[-n:]:
+                liked = [LIKED in c.token_ids for c in reply.candidates]
+                better = int(liked[1] and not liked[0])
+                preferences.submit_preference(
+                    connection, reply.response_id, better, 1 - better, reply.user, at=1.0
+                )
 
     def adopt(self, version: int, state: VersionState = VersionState.CURRENT) -> None:
         with self.engine.begin() as connection:

@@ -9,9 +9,9 @@ from sqlalchemy import Connection, delete, insert, select, text, update
 
 from experiments.consistency import look
 from tests.bench import Bench
-from tests.rows import finished_round, rated, version
+from tests.rows import finished_round, interaction, rated, version
 from thumbloop.artifacts import MANIFEST
-from thumbloop.store import feedback, interactions, schema, versions
+from thumbloop.store import feedback, interactions, preferences, schema, versions
 from thumbloop.types import VersionState
 
 
@@ -22,6 +22,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     bench = Bench(folder, tiny_model)
     for current in (0, 1):
         bench.rate(40, version=current)
+        bench.prefer(8)
         bench.loop.step()
         bench.adopt(current + 1)
     bench.adopt(1)
@@ -39,8 +40,11 @@ def bench(tmp_path: Path, learned: Path, tiny_model: Path) -> Bench:
 def test_nothing_is_wrong_with_what_a_trainer_leaves(bench: Bench):
     found = look(bench.config.state.folder)
     assert (found.wrong, found.leftovers) == ([], [])
-    assert (found.outcome.current, found.outcome.new_feedback) == ((1,), 40)
+    assert (found.outcome.current, found.outcome.new_feedback) == ((1,), 48)
     assert [(parent, number) for parent, number, *_ in found.outcome.rounds] == [(0, 1), (1, 2)]
+    first, second = (inputs for *_, inputs in found.outcome.rounds)
+    assert (len(first["preference"]), len(second["preference"])) == (8, 8)
+    assert set(second["old_preference"]) <= set(first["preference"])
 
 
 Change = Callable[[Connection], object]
@@ -66,11 +70,15 @@ def _again_as(role: str, of_version: int, of_role: str) -> Change:
     """Let version 2 use a row of a version again, as something else."""
 
     def change(connection: Connection) -> None:
-        row = _inputs_of(connection, of_version, of_role)[0]
-        values = {"round_id": _round_of(connection, 2), "role": role, "row": row}
-        connection.execute(insert(schema.round_inputs).values(**values))
+        _use(connection, role, _inputs_of(connection, of_version, of_role)[0])
 
     return change
+
+
+def _use(connection: Connection, role: str, row: str) -> None:
+    """Let version 2 have used a row."""
+    values = {"round_id": _round_of(connection, 2), "role": role, "row": row}
+    connection.execute(insert(schema.round_inputs).values(**values))
 
 
 def _feedback_nobody_gave(connection: Connection) -> None:
@@ -94,8 +102,38 @@ def _feedback_that_was_changed(connection: Connection) -> None:
 
 def _replay_of_what_nobody_learned(connection: Connection) -> None:
     _, feedback_id = rated(connection)
-    values = {"round_id": _round_of(connection, 2), "role": "replay", "row": str(feedback_id)}
-    connection.execute(insert(schema.round_inputs).values(**values))
+    _use(connection, "replay", str(feedback_id))
+
+
+def _replay_of_a_preference_that_nobody_learned(connection: Connection) -> None:
+    reply = interaction()
+    interactions.append(connection, reply)
+    said = preferences.submit_preference(connection, reply.response_id, 1, 0, reply.user, at=2.0)
+    _use(connection, "old_preference", str(said.preference_id))
+
+
+def _preference_that_was_taken_back(connection: Connection) -> None:
+    row = _inputs_of(connection, 2, "preference")[0]
+    query = select(schema.preferences).where(schema.preferences.c.id == int(row))
+    said = connection.execute(query).one()
+    reply = interactions.get(connection, said.response_id)
+    assert reply is not None
+    preferences.submit_preference(
+        connection, said.response_id, said.worse, said.better, reply.user, at=2.0
+    )
+
+
+def _said_again(table: str, role: str) -> Change:
+    """Let version 2 use, beside what it learned, a second row that says the same."""
+    rows = schema.metadata.tables[table]
+
+    def change(connection: Connection) -> None:
+        learned = int(_inputs_of(connection, 2, role)[0])
+        row = connection.execute(select(rows).where(rows.c.id == learned)).mappings().one()
+        again = insert(rows).values({**row, "id": None}).returning(rows.c.id)
+        _use(connection, role, str(connection.execute(again).scalar_one()))
+
+    return change
 
 
 def _blocked_round_that_uses_up(connection: Connection) -> None:
@@ -103,6 +141,12 @@ def _blocked_round_that_uses_up(connection: Connection) -> None:
     done = finished_round(
         9, parent=1, version=None, new_feedback=tuple(map(int, learned)), rollouts=("r",)
     )
+    versions.finish_round(connection, done, None)
+
+
+def _blocked_round_that_uses_up_preferences(connection: Connection) -> None:
+    learned = tuple(map(int, _inputs_of(connection, 1, "preference")))
+    done = finished_round(9, parent=1, version=None, new_preferences=learned, rollouts=("r",))
     versions.finish_round(connection, done, None)
 
 
@@ -133,7 +177,7 @@ def _without(table: str) -> Change:
             _of_version_2("policy_versions", parent=0),
             "version 2 and its round differ in version or",
         ),
-        (_of_version_2("policy_versions", feedback_count=7), "version 2 counts 7 of 40 new inputs"),
+        (_of_version_2("policy_versions", feedback_count=7), "version 2 counts 7 of 48 new inputs"),
         (_of_version_2("rounds", version=None), "version 2 and its round differ in version or p"),
         (_of_version_2("rounds", version=7), "a round published version 7, which is not its"),
         (_without("rounds"), "version 2 has no round"),
@@ -141,12 +185,19 @@ def _without(table: str) -> Change:
         (_without("round_inputs"), "a round from version 1 says nothing of what it used"),
         (_without("deployments"), "0 versions are current"),
         (_set("deployments", state="current"), "3 versions are current"),
-        (_again_as("new", 1, "new"), "as new, which an ancestor had learned"),
+        (_again_as("new", 1, "new"), "as new, a thumb that an ancestor had learned"),
+        (_again_as("preference", 1, "preference"), "as new, a preference that an ancestor had"),
         (_again_as("rollout", 1, "rollout"), "which an ancestor had used"),
-        (_blocked_round_that_uses_up, "as new, which an ancestor had learned"),
-        (_feedback_nobody_gave, "learned feedback 4711, which is no effective thumb"),
+        (_blocked_round_that_uses_up, "as new, a thumb that an ancestor had learned"),
+        (_blocked_round_that_uses_up_preferences, "as new, a preference that an ancestor had"),
+        (_feedback_nobody_gave, "learned 4711, which is no effective thumb"),
         (_feedback_that_was_changed, "which is no effective thumb"),
-        (_replay_of_what_nobody_learned, "which no ancestor had learned"),
+        (_preference_that_was_taken_back, "which is no effective preference"),
+        (_replay_of_what_nobody_learned, "a thumb that no ancestor had learned"),
+        (_replay_of_a_preference_that_nobody_learned, "a preference that no ancestor had learned"),
+        (_again_as("old_preference", 2, "preference"), "a preference that no ancestor had learned"),
+        (_said_again("feedback", "new"), "2 times as new, a thumb"),
+        (_said_again("preferences", "preference"), "2 times as new, a preference"),
     ],
 )
 def test_a_store_that_is_wrong_is_told(bench: Bench, change: Change, words: str):

@@ -57,8 +57,19 @@ def test_the_scenes_publish_replay_block_and_give_back(scenes: list[Scene]):
     assert used["round with replay"]["replay"]
     blocked, again = used["blocked round"]["new"], used["round after a rollback"]["new"]
     assert set(used["round with replay"]["new"]) | set(blocked) == set(again)
-    assert by_name["blocked round"].before.new_feedback == len(blocked)
-    assert by_name["blocked round"].after.new_feedback == len(blocked)
+    compared = used["blocked round"]["preference"]
+    assert by_name["blocked round"].before.new_feedback == len(blocked) + len(compared)
+    assert by_name["blocked round"].after.new_feedback == len(blocked) + len(compared)
+
+
+def test_in_the_scenes_preferences_are_learned_replayed_and_given_back(scenes: list[Scene]):
+    used = {scene.name: scene.after.rounds[-1][-1] for scene in scenes if scene.after.rounds}
+    first, second, blocked, again, last = used.values()
+    assert (len(first["preference"]), "old_preference" in first) == (4, False)
+    assert set(second["old_preference"]) <= set(first["preference"])
+    assert set(second["preference"]) | set(blocked["preference"]) == set(again["preference"])
+    assert len(again["preference"]) == 8
+    assert set(last["old_preference"]) <= {*first["preference"], *again["preference"]}
 
 
 def _some(ends: dict[str, Any]) -> list[tuple[str, Any]]:

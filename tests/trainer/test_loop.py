@@ -5,7 +5,7 @@ import pytest
 import torch
 from sqlalchemy import select
 
-from tests.bench import LIKED, VERDICT, Bench
+from tests.bench import VERDICT, Bench
 from tests.tiny_model import build_tiny_model
 from thumbloop import artifacts
 from thumbloop.config import TrainerConfig
@@ -69,15 +69,7 @@ def test_what_a_round_used_is_recorded_with_its_version(bench):
 def test_preferences_start_a_round_and_are_recorded_apart(tmp_path, model):
     bench = Bench(tmp_path, model, gate=Gate(enabled=False))
     bench.rate(31)
-    with bench.engine.begin() as connection:
-        ids = connection.scalars(select(interactions.interactions.c.response_id)).all()
-        for response_id in ids[:9]:
-            reply = interactions.get(connection, response_id)
-            liked = [LIKED in c.token_ids for c in reply.candidates]
-            better = int(liked[1] and not liked[0])
-            preferences.submit_preference(
-                connection, response_id, better, 1 - better, reply.user, at=1.0
-            )
+    bench.prefer(9)
     assert bench.loop.step()
     version = bench.get(1)
     assert (version.feedback_count, version.metrics["preferences_used"]) == (40, 9)
@@ -96,11 +88,7 @@ def test_preferences_that_are_turned_off_start_no_round(tmp_path, model):
         gate=Gate(enabled=False),
     )
     bench.rate(31)
-    with bench.engine.begin() as connection:
-        ids = connection.scalars(select(interactions.interactions.c.response_id)).all()
-        for response_id in ids[:9]:
-            user = interactions.get(connection, response_id).user
-            preferences.submit_preference(connection, response_id, 1, 0, user, at=1.0)
+    bench.prefer(9)
     assert not bench.loop.step()
     bench.rate(1)
     assert bench.loop.step()

@@ -2,6 +2,7 @@ import asyncio
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from sqlalchemy import text
 
+from experiments.consistency import Look, look
 from tests.bench import Bench
 from tests.serving import running
 from tests.tiny_model import build_tiny_model
@@ -144,6 +146,36 @@ def test_of_two_trainers_one_publishes_and_the_other_stops_with_a_clear_message(
     assert (bench.versions(), len(bench.rounds())) == ([0, 1], 1)
 
 
+def test_a_round_whose_process_is_killed_is_the_next_ones(tmp_path, bench):
+    bench.rate(40)
+    bench.prefer(8)
+    before, settings = looked(bench).outcome, settings_of(bench, max_rounds=1)
+    process = start(tmp_path, settings)
+    wait_for(process, "round 1: ")
+    with bench.engine.begin():  # until it is killed nothing can be published
+        wait_for(process, "  reward fit ")
+        process.kill()
+        process.communicate(timeout=60)
+    found = looked(bench)
+    assert (process.returncode, found.outcome, found.wrong) == (-signal.SIGKILL, before, [])
+    process = start(tmp_path, settings)
+    output, _ = process.communicate(timeout=START_TIMEOUT_S)
+    assert process.returncode == 0, output
+    assert output.count("published version 1") == 1
+    bench.adopt(1)
+    found = looked(bench)
+    assert (found.wrong, found.leftovers) == ([], [])
+    ((parent, version, _, _, used),) = found.outcome.rounds
+    assert (parent, version, len(used["new"]), len(used["preference"])) == (0, 1, 40, 8)
+    assert found.outcome.new_feedback == 0
+
+
+def looked(bench: Bench) -> Look:
+    """Look at the state folder of a bench that other processes use, too."""
+    bench.engine.dispose()  # whoever closes a copied file drops the locks that its process has on it
+    return look(bench.config.state.folder)
+
+
 def refusal(folder: Path, settings: dict) -> str:
     """Return the last line of a trainer that stops in the middle of its work."""
     process = start(folder, settings)
@@ -180,6 +212,19 @@ def test_a_store_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path, bench
     line = failure(tmp_path, settings_of(bench))
     assert line.startswith("error: state: the store was written by a newer release")
     assert file.read_bytes() == before
+
+
+def test_a_start_on_a_locked_database_says_so_after_ten_seconds_and_changes_nothing(
+    tmp_path, bench
+):
+    bench.rate(40)
+    before = looked(bench)
+    holder = sqlite3.connect(bench.config.state.folder / "thumbloop.db", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    line = failure(tmp_path, settings_of(bench))
+    holder.close()
+    assert line == "error: state: the database does not answer: database is locked"
+    assert looked(bench) == before
 
 
 def test_the_same_store_and_seed_give_the_same_version(tmp_path, bench):
@@ -257,6 +302,36 @@ def test_a_signal_stops_all_processes(tmp_path, model):
     gone, alive = psutil.wait_procs(everybody, timeout=30)
     assert len(gone) >= 3
     assert not alive
+
+
+def test_when_the_launcher_is_killed_its_processes_end_and_another_trainer_may_start(
+    tmp_path, model
+):
+    settings = {"state": {"folder": str(tmp_path / "state")}, "model": {"path": str(model)}}
+    of_two = settings | {"resources": {"device": "cpu", "processes": 2}}
+    launcher = start(tmp_path, of_two)
+    wait_for(launcher, "waiting for 80 new thumbs")
+    ranks = psutil.Process(launcher.pid).children()
+    launcher.kill()
+    deadline = time.monotonic() + 5
+    while (left := [each for each in ranks if is_alive(each)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for each in left:
+        each.kill()
+    launcher.communicate(timeout=60)
+    assert (len(ranks), left) == (2, [])
+    process = start(tmp_path, settings)
+    wait_for(process, "waiting for 80 new thumbs")
+    process.terminate()
+    process.communicate(timeout=60)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Say whether a process runs; one that ended may be there until somebody asks how."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def only_trainer(engine: Engine) -> Iterator[None]:
     """Hold the lock that lets one trainer learn from a store, whatever its state folder.
 
     It goes with the process, on PostgreSQL also with its connection, however the trainer ends. Raises
-    SettingsError: another trainer has the lock.
+    SettingsError: another trainer has the lock. StoreUnavailable: the database cannot be read.
     """
     with _trainer_lock(engine) as taken:
         if not taken:
@@ -144,7 +144,7 @@ def _trainer_lock(engine: Engine) -> AbstractContextManager[bool]:
     """Return what holds the lock, and says whether it could be had."""
     if engine.dialect.name == "postgresql":
         return _session_lock(engine)
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         files = text("SELECT file FROM pragma_database_list WHERE name = 'main'")
         file = connection.scalar(files)  # links are followed; empty in memory
     return try_lock(Path(f"{file}-trainer")) if file else nullcontext(True)

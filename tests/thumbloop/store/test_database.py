@@ -139,6 +139,16 @@ def test_one_trainer_learns_from_a_database_whatever_its_state_folder(tmp_path: 
         store.dispose()
 
 
+def test_a_trainer_takes_its_lock_while_somebody_writes(
+    state: State, store: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(database, "_BUSY_TIMEOUT_MS", 10)
+    other = open_store(state)
+    with writing(store), only_trainer(other):
+        pass
+    other.dispose()
+
+
 def test_a_write_that_fails_leaves_nothing(store: Engine):
     def fail() -> None:
         with writing(store) as connection:

@@ -158,8 +158,10 @@ class Loop:
         """Learn from the data, then publish a version or record why there is none."""
         started, started_at = perf_counter(), time()
         parent, number = due.parent, due.number
+        thumbs, pairs = len(data.new_thumbs), len(data.new) - len(data.new_thumbs)
+        preferences_too = f", {pairs} preferences" if pairs else ""
         self._metrics.say(
-            f"round {number}: {len(data.new)} new thumbs and {len(data.rollouts)} candidates"
+            f"round {number}: {thumbs} new thumbs{preferences_too} and {len(data.rollouts)} candidates"
             f" on version {parent.version}"
         )
         lesson = self._trunk.workers.tell(Lesson(parent, number, due.look, data))

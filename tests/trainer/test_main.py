@@ -3,80 +3,27 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import psutil
 import pytest
-import torch
-import yaml
-from safetensors.torch import load_file
 from sqlalchemy import text
 
 from experiments.consistency import Look, look
 from tests.bench import Bench
 from tests.serving import running
 from tests.tiny_model import build_tiny_model
+from tests.trainer.trainers import START_TIMEOUT_S, failure, settings_of, start, wait_for
 from thumbloop import artifacts
 from thumbloop.config import State
 from thumbloop.config.trainer import Resources
-from thumbloop.errors import SettingsError
-from trainer import __main__ as trainer_main
-
-ROOT = Path(__file__).parents[2]
-START_TIMEOUT_S = 120
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return build_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-def start(
-    folder: Path, settings: dict, environment: Mapping[str, str] = MappingProxyType({})
-) -> subprocess.Popen:
-    config = folder / "trainer.yaml"
-    config.write_text(yaml.safe_dump({"metrics": {"port": 0}, **settings}))
-    return subprocess.Popen(
-        [sys.executable, "-m", "trainer", "--config", str(config)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for(process: subprocess.Popen, words: str) -> str:
-    """Read lines until one holds the words."""
-    seen, deadline = "", time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        line = process.stdout.readline()
-        seen += line
-        if words in line:
-            return seen
-        if not line:
-            break
-    raise AssertionError(f"never said {words!r}:\n{seen}")
-
-
-def failure(folder: Path, settings: dict) -> str:
-    """Return the one line that a trainer refuses to start with."""
-    process = start(folder, settings)
-    output, _ = process.communicate(timeout=START_TIMEOUT_S)
-    assert process.returncode == 2, output
-    (line,) = output.strip().splitlines()
-    return line
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_the_trainer_at_once(tmp_path, model, number):
+def test_a_signal_stops_the_trainer_at_once(tmp_path, tiny_model, number):
     state = tmp_path / "state"
-    process = start(tmp_path, {"state": {"folder": str(state)}, "model": {"path": str(model)}})
+    process = start(tmp_path, {"state": {"folder": str(state)}, "model": {"path": str(tiny_model)}})
     wait_for(process, "waiting for 80 new thumbs; version 0 is current")
     assert psutil.Process(process.pid).nice() == min(os.nice(0) + Resources().nice, 19)
     process.send_signal(number)
@@ -86,11 +33,11 @@ def test_a_signal_stops_the_trainer_at_once(tmp_path, model, number):
     assert [p.name for p in (state / "versions" / "default").iterdir()] == ["000000"]
 
 
-def test_what_a_killed_trainer_left_behind_is_removed(tmp_path, model):
+def test_what_a_killed_trainer_left_behind_is_removed(tmp_path, tiny_model):
     default = tmp_path / "state" / "versions" / "default"
     (default / "000001" / "policy").mkdir(parents=True)
     (default / ".000001.77.tmp").mkdir()
-    settings = {"state": {"folder": str(tmp_path / "state")}, "model": {"path": str(model)}}
+    settings = {"state": {"folder": str(tmp_path / "state")}, "model": {"path": str(tiny_model)}}
     process = start(tmp_path, settings)
     wait_for(process, "waiting for")
     process.terminate()
@@ -99,11 +46,11 @@ def test_what_a_killed_trainer_left_behind_is_removed(tmp_path, model):
 
 
 async def test_a_trainer_that_dies_leaves_the_server_serving_and_the_next_one_goes_on(
-    tmp_path, model
+    tmp_path, tiny_model
 ):
     state = State(folder=tmp_path / "state")
-    settings = {"state": {"folder": str(state.folder)}, "model": {"path": str(model)}}
-    async with running(model, state) as server:
+    settings = {"state": {"folder": str(state.folder)}, "model": {"path": str(tiny_model)}}
+    async with running(tiny_model, state) as server:
         process = start(tmp_path, settings)
         await asyncio.to_thread(wait_for, process, "waiting for 80 new thumbs")
         process.kill()
@@ -115,14 +62,6 @@ async def test_a_trainer_that_dies_leaves_the_server_serving_and_the_next_one_go
         process.terminate()
         process.communicate(timeout=60)
         assert process.returncode == 0
-
-
-def settings_of(bench: Bench, state: Path | None = None, **round_settings: int) -> dict:
-    """Return settings with which a trainer goes on where the bench ends."""
-    settings = bench.config.model_dump(mode="json", exclude_defaults=True)
-    settings["state"] = {"folder": str(state or bench.config.state.folder)}
-    settings["round"] |= round_settings
-    return settings
 
 
 def test_of_two_trainers_one_publishes_and_the_other_stops_with_a_clear_message(tmp_path, bench):
@@ -151,7 +90,7 @@ def test_a_round_whose_process_is_killed_is_the_next_ones(tmp_path, bench):
     bench.prefer(8)
     before, settings = looked(bench).outcome, settings_of(bench, max_rounds=1)
     process = start(tmp_path, settings)
-    wait_for(process, "round 1: ")
+    wait_for(process, "round 1: 40 new thumbs, 8 preferences and ")
     with bench.engine.begin():  # until it is killed nothing can be published
         wait_for(process, "  reward fit ")
         process.kill()
@@ -256,104 +195,3 @@ def test_an_unknown_setting_is_refused(tmp_path):
 def test_a_missing_model_is_refused(tmp_path):
     line = failure(tmp_path, {"model": {"path": str(tmp_path / "nowhere")}})
     assert line.startswith("error: model.path: ")
-
-
-def adapters_of(state: Path, version: int) -> dict[str, torch.Tensor]:
-    folder = state / "versions" / artifacts.folder_of("default", version)
-    return {
-        f"{name}/{key}": value
-        for name in (artifacts.POLICY, artifacts.REWARD)
-        for key, value in load_file(folder / name / artifacts.WEIGHTS).items()
-    }
-
-
-def test_two_processes_learn_together_what_one_learns_alone(tmp_path, bench):
-    bench.rate(64)
-    bench.engine.dispose()
-    learned = {}
-    for count in (1, 2):
-        folder = tmp_path / f"of {count}"
-        shutil.copytree(bench.config.state.folder, folder / "state")
-        settings = settings_of(bench, folder / "state", max_rounds=1)
-        settings["resources"] = {"device": "cpu", "processes": count}
-        process = start(folder, settings)
-        output, _ = process.communicate(timeout=START_TIMEOUT_S)
-        assert process.returncode == 0, output
-        assert ("in 2 processes" in output) == (count == 2)
-        assert output.count("published version 1") == 1
-        learned[count] = adapters_of(folder / "state", 1)
-    assert any(weights.abs().max() > 1e-3 for weights in learned[1].values())
-    # Sums in another order: Adam makes whole steps, of 3e-3, of gradients that are hardly more than rounding.
-    torch.testing.assert_close(learned[2], learned[1], atol=1e-3, rtol=1e-3)
-
-
-def test_a_signal_stops_all_processes(tmp_path, model):
-    settings = {
-        "state": {"folder": str(tmp_path / "state")},
-        "model": {"path": str(model)},
-        "resources": {"device": "cpu", "processes": 2},
-    }
-    process = start(tmp_path, settings)
-    wait_for(process, "waiting for 80 new thumbs; version 0 is current")
-    everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    process.terminate()
-    output, _ = process.communicate(timeout=60)
-    assert "stopped" in output
-    gone, alive = psutil.wait_procs(everybody, timeout=30)
-    assert len(gone) >= 3
-    assert not alive
-
-
-def test_when_the_launcher_is_killed_its_processes_end_and_another_trainer_may_start(
-    tmp_path, model
-):
-    settings = {"state": {"folder": str(tmp_path / "state")}, "model": {"path": str(model)}}
-    of_two = settings | {"resources": {"device": "cpu", "processes": 2}}
-    launcher = start(tmp_path, of_two)
-    wait_for(launcher, "waiting for 80 new thumbs")
-    ranks = psutil.Process(launcher.pid).children()
-    launcher.kill()
-    deadline = time.monotonic() + 5
-    while (left := [each for each in ranks if is_alive(each)]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for each in left:
-        each.kill()
-    launcher.communicate(timeout=60)
-    assert (len(ranks), left) == (2, [])
-    process = start(tmp_path, settings)
-    wait_for(process, "waiting for 80 new thumbs")
-    process.terminate()
-    process.communicate(timeout=60)
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Say whether a process runs; one that ended may be there until somebody asks how."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-@pytest.mark.parametrize(
-    ("error", "rank", "line"),
-    [
-        (SettingsError("model.path: none"), None, "error: model.path: none"),
-        (SettingsError("model.path: none"), 0, "error: process 0: model.path: none"),
-        (SettingsError("model.path:\nnone"), 1, "error: process 1: model.path: none"),
-        (
-            torch.OutOfMemoryError("9 GiB are free"),
-            1,
-            "error: process 1: too little GPU memory, a smaller resources.micro_batch_tokens needs less: 9 GiB are free",
-        ),
-    ],
-)
-def test_whichever_process_fails_says_why_in_a_line(monkeypatch, capsys, error, rank, line):
-    def fail(_settings, _rank):
-        raise error
-
-    monkeypatch.setattr(trainer_main, "train", fail)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    with pytest.raises(SystemExit) as ended:
-        trainer_main.main(None, rank)
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == f"{line}\n"

@@ -114,7 +114,11 @@ class Benchmark:
             d: {k: f for part in of if part for k, f in part.figures.items()}
             for d, of in parts.items()
         }
-        commits = sorted({part.commit for of in parts.values() for part in of if part})
+        commits: dict[str, list[str]] = {}
+        for dtype, of in parts.items():
+            for name, part in zip(self.parts, of, strict=True):
+                if part:
+                    commits.setdefault(part.commit, []).append(f"{name} in {dtype}")
         report = {
             "conditions": under,
             "commits": commits,
@@ -125,7 +129,7 @@ class Benchmark:
         words = figures.table(found, self.goals)
         if all(None not in of for of in parts.values()):
             about = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in under.items())
-            self.write_table(TABLE, f"{about}, commit {' and '.join(commits)}.\n\n{words}")
+            self.write_table(TABLE, f"{about}, {_of_commits(commits)}.\n\n{words}")
         console.print(words, markup=False)
         console.print(f"Details: {path}")
 
@@ -138,3 +142,9 @@ class Benchmark:
         assert mark, f"{path} has no place for the table"
         assert closing, f"{path} does not say where the table ends"
         path.write_text(f"{before}{begin}\n{words}\n{end}{after}")
+
+
+def _of_commits(commits: Mapping[str, Sequence[str]]) -> str:
+    """Say of which commit most parts are, and which parts are of others."""
+    most, *others = sorted(commits, key=lambda commit: -len(commits[commit]))
+    return "; ".join([f"commit {most}", *(f"{', '.join(commits[c])}: {c}" for c in others)])

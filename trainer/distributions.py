@@ -18,9 +18,7 @@ class Said(NamedTuple):
     """What a policy says of M tokens; all (M,), nats."""
 
     logprobs: Tensor
-    entropy: (
-        Tensor  # exact, of the state before the token; no gradient; 0 where it is not asked for
-    )
+    entropy: Tensor  # exact, of the state before it, no gradient; 0 where it is not asked for
     kl: Tensor  # from the reference, exact in that state; 0 where none is given
 
 

@@ -46,9 +46,7 @@ class Response(NamedTuple):
     """What the trunk says of the responses of a batch; (B, T) and 0 in padding unless noted, nats."""
 
     logprobs: Tensor
-    entropy: (
-        Tensor  # exact, in the state before each token; no gradient; 0 where it is not asked for
-    )
+    entropy: Tensor  # exact, in that state, without a gradient; 0 where it is not asked for
     kl: Tensor  # from the reference, exact, in that state; 0 where it is not asked for
     hidden: Tensor  # (B, T + 1, H): state before each token and after the last
 

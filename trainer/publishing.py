@@ -153,7 +153,9 @@ def _make_visible(engine: Engine, attempt: Attempt, written: WrittenVersion, fol
         try:
             artifacts.read_manifest(folder / written.folder, written.manifest_digest)
         except BadPolicyVersion as error:
-            raise StoreUnavailable(f"the version that was written is gone: {error}") from None
+            raise StoreUnavailable(
+                f"the version that was written is no longer as it was: {error}"
+            ) from None
         versions.finish_round(connection, attempt.finished(number), written.row())
         return Ended("published", f"published version {number}")
 

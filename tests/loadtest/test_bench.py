@@ -149,7 +149,10 @@ def test_the_table_is_written_once_every_part_is_there(
             results.keep(tmp_path / dtype / part, under, measured, commit=next(commits))
     SERVING.summarise(tmp_path, under)
     assert "| `swap` |  | 3 | 3 |" in document.read_text()
-    assert "cpu one, commit abc and def." in document.read_text()
+    assert (
+        f"cpu one, commit def; {SERVING.parts[0]} in {SERVING.dtypes[0]}: abc."
+        in document.read_text()
+    )
     written = json.loads((tmp_path / "serving.json").read_text())
     assert written["figures"]["bfloat16"]["lora"] == {"value": 1.0, "low": 1.0, "high": 1.0}
 

@@ -199,5 +199,8 @@ def test_no_row_ever_names_a_folder_that_is_gone(bench, monkeypatch):
     monkeypatch.setattr(publishing, "write_version", written_and_removed)
     bench.rate(40)
     assert not bench.loop.step()
-    assert "dropped, as the version that was written is gone: manifest_missing" in bench.lines[-1]
+    assert (
+        "dropped, as the version that was written is no longer as it was: manifest_missing"
+        in bench.lines[-1]
+    )
     assert (bench.versions(), bench.rounds()) == ([0], [])

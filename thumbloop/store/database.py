@@ -2,7 +2,7 @@
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +153,11 @@ def _trainer_lock(engine: Engine) -> AbstractContextManager[bool]:
 @contextmanager
 def _session_lock(engine: Engine) -> Iterator[bool]:
     """Hold an advisory lock of PostgreSQL's."""
-    with engine.connect() as connection:
-        taken = connection.scalar(text(f"SELECT pg_try_advisory_lock({_TRAINER_LOCK})"))
-        connection.commit()  # the lock outlives the transaction, which must not stay open
+    with ExitStack() as stack:
+        with _unavailable("the store cannot be read"):
+            connection = stack.enter_context(engine.connect())
+            taken = connection.scalar(text(f"SELECT pg_try_advisory_lock({_TRAINER_LOCK})"))
+            connection.commit()  # the lock outlives the transaction, which must not stay open
         try:
             yield bool(taken)
         finally:

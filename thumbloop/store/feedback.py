@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select
 
 from thumbloop.errors import RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import BATCH, candidate_of, sampling_of, version_of
+from thumbloop.store.interactions import BATCH, batches, candidate_of, sampling_of, version_of
 from thumbloop.store.learned import NewFeedback, Rounds, keep_newest, learned_thumbs
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, feedback, interactions, thumbs
@@ -117,6 +117,13 @@ def list_rated(
     are read, and the rest is passed over.
     """
     learned = learned_thumbs(connection, learned_by)
+    newest_first = connection.execute(
+        _rated(policy, feedback.c.id, feedback.c.response_id, feedback.c.value)
+        .order_by(feedback.c.id.desc())
+        .execution_options(yield_per=BATCH)
+    ).mappings()
+    kept = keep_newest(newest_first, lambda row: _said(row) not in learned, max_older)
+    are_new = {row["id"]: is_new for row, is_new in kept}
     query = _rated(
         policy,
         feedback.c.id.label("feedback_id"),
@@ -130,16 +137,14 @@ def list_rated(
         interactions.c.prompt_token_ids,
         interactions.c.sampling,
         candidates,
-    )
-    newest_first = query.order_by(feedback.c.id.desc()).execution_options(yield_per=BATCH)
-    rows = connection.execute(newest_first).mappings()
-    rated = [
+    ).order_by(feedback.c.id)
+    return [
         RatedReply(
             feedback_id=row["feedback_id"],
             response_id=row["response_id"],
             value=row["value"],
             created_at=row["rated_at"],
-            is_new=is_new,
+            is_new=are_new[row["feedback_id"]],
             user=User(row["subject"], row["user_id"]),
             policy_version=row["policy_version"],
             learning=Learning(row["learning"]),
@@ -149,9 +154,9 @@ def list_rated(
             sampling=sampling_of(row["sampling"]),
             candidate=candidate_of(row),
         )
-        for row, is_new in keep_newest(rows, lambda row: _said(row) not in learned, max_older)
+        for batch in batches(sorted(are_new))
+        for row in connection.execute(query.where(feedback.c.id.in_(batch))).mappings()
     ]
-    return rated[::-1]
 
 
 def _rated(policy: str, *columns: Any) -> Select[Any]:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     Connection,
@@ -62,8 +62,10 @@ _OF_REQUEST = select(interactions.c.response_id).where(
     interactions.c.request_id == bindparam("request_id"),
     interactions.c.request_digest != "",
 )
+T = TypeVar("T")
+
 BATCH = 200
-"""Rows that are read at a time: no query reads for long, and nobody holds all of a table."""
+"""Rows that are read at a time: no query reads for long."""
 
 
 def append(connection: Connection, interaction: Interaction) -> None:
@@ -179,7 +181,7 @@ def candidates_of(
 ) -> dict[str, dict[int, Candidate]]:
     """Return the candidates of replies, by reply and position."""
     found: dict[str, dict[int, Candidate]] = defaultdict(dict)
-    for batch in _batches(response_ids):
+    for batch in batches(response_ids):
         query = (
             select(candidates)
             .where(candidates.c.response_id.in_(batch))
@@ -193,7 +195,7 @@ def candidates_of(
 def _load(connection: Connection, response_ids: Iterable[str]) -> list[Interaction]:
     """Return these interactions, oldest first within each batch."""
     loaded: list[Interaction] = []
-    for batch in _batches(response_ids):
+    for batch in batches(response_ids):
         by_response = candidates_of(connection, batch)
         rows = connection.execute(
             select(interactions)
@@ -204,10 +206,11 @@ def _load(connection: Connection, response_ids: Iterable[str]) -> list[Interacti
     return loaded
 
 
-def _batches(response_ids: Iterable[str]) -> Iterator[list[str]]:
-    ids = list(response_ids)
-    for start in range(0, len(ids), BATCH):
-        yield ids[start : start + BATCH]
+def batches(ids: Iterable[T]) -> Iterator[list[T]]:
+    """Yield ids, so many at a time as are read at once."""
+    listed = list(ids)
+    for start in range(0, len(listed), BATCH):
+        yield listed[start : start + BATCH]
 
 
 def _interaction_row(interaction: Interaction) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from sqlalchemy import (
 )
 
 from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import BATCH, candidates_of, version_of
+from thumbloop.store.interactions import BATCH, batches, candidates_of, version_of
 from thumbloop.store.learned import NewFeedback, Rounds, keep_newest, learned_preferences
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, interactions, preferences
@@ -138,21 +138,28 @@ def list_compared(
     """
     learned = learned_preferences(connection, learned_by)
     query = (
-        select(
-            preferences,
-            interactions.c.policy_version,
-            interactions.c.learning,
-            interactions.c.status,
-            interactions.c.prompt_token_ids,
-        )
-        .join(interactions, interactions.c.response_id == preferences.c.response_id)
+        select(preferences)
         .where(preferences.c.id.in_(_effective(policy)))
         .order_by(preferences.c.id.desc())
         .execution_options(yield_per=BATCH)
     )
     newest_first = connection.execute(query).mappings()
     kept = list(keep_newest(newest_first, lambda row: _said(row) not in learned, max_older))
-    read = candidates_of(connection, {row["response_id"] for row, _ in kept})
+    ids = sorted({row["response_id"] for row, _ in kept})
+    read = candidates_of(connection, ids)
+    replies = {
+        reply["response_id"]: reply
+        for batch in batches(ids)
+        for reply in connection.execute(
+            select(
+                interactions.c.response_id,
+                interactions.c.policy_version,
+                interactions.c.learning,
+                interactions.c.status,
+                interactions.c.prompt_token_ids,
+            ).where(interactions.c.response_id.in_(batch))
+        ).mappings()
+    }
     return [
         ComparedReply(
             preference_id=row["id"],
@@ -160,14 +167,15 @@ def list_compared(
             created_at=row["created_at"],
             is_new=is_new,
             user=User(row["subject"], row["user_id"]),
-            policy_version=row["policy_version"],
-            learning=Learning(row["learning"]),
-            status=Status(row["status"]),
-            prompt_token_ids=unpack_ids(row["prompt_token_ids"]),
+            policy_version=reply["policy_version"],
+            learning=Learning(reply["learning"]),
+            status=Status(reply["status"]),
+            prompt_token_ids=unpack_ids(reply["prompt_token_ids"]),
             better=read[row["response_id"]][row["better"]],
             worse=read[row["response_id"]][row["worse"]],
         )
         for row, is_new in reversed(kept)
+        for reply in [replies[row["response_id"]]]
     ]
 
 

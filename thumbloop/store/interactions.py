@@ -86,7 +86,7 @@ def append(connection: Connection, interaction: Interaction) -> None:
 
 def get(connection: Connection, response_id: str) -> Interaction | None:
     """Return one interaction, None when there is none."""
-    return next(iter(_load(connection, [response_id])), None)
+    return next(iter(load(connection, [response_id])), None)
 
 
 def version_of(connection: Connection, response_id: str, user: User) -> int | None:
@@ -123,7 +123,7 @@ def newest_since(connection: Connection, policy: str, min_version: int) -> Itera
     )
     with connection.scalars(query) as ids:
         for batch in ids.partitions():
-            yield from reversed(_load(connection, batch))
+            yield from reversed(load(connection, batch))
 
 
 def count(connection: Connection, policy: str) -> int:
@@ -173,36 +173,26 @@ def used_as_rollouts(
         )
         .order_by(interactions.c.response_id)
     )
-    return _load(connection, connection.scalars(query))
+    return load(connection, connection.scalars(query))
 
 
-def candidates_of(
-    connection: Connection, response_ids: Iterable[str]
-) -> dict[str, dict[int, Candidate]]:
-    """Return the candidates of replies, by reply and position."""
-    found: dict[str, dict[int, Candidate]] = defaultdict(dict)
-    for batch in batches(response_ids):
-        query = (
-            select(candidates)
-            .where(candidates.c.response_id.in_(batch))
-            .order_by(candidates.c.response_id, candidates.c.position)
-        )
-        for row in connection.execute(query).mappings():
-            found[row["response_id"]][row["position"]] = candidate_of(row)
-    return found
-
-
-def _load(connection: Connection, response_ids: Iterable[str]) -> list[Interaction]:
+def load(connection: Connection, response_ids: Iterable[str]) -> list[Interaction]:
     """Return these interactions, oldest first within each batch."""
     loaded: list[Interaction] = []
     for batch in batches(response_ids):
-        by_response = candidates_of(connection, batch)
+        by_response: dict[str, list[Candidate]] = defaultdict(list)
+        for row in connection.execute(
+            select(candidates)
+            .where(candidates.c.response_id.in_(batch))
+            .order_by(candidates.c.response_id, candidates.c.position)
+        ).mappings():
+            by_response[row["response_id"]].append(candidate_of(row))
         rows = connection.execute(
             select(interactions)
             .where(interactions.c.response_id.in_(batch))
             .order_by(interactions.c.response_id)
         ).mappings()
-        loaded += [_interaction_of(row, by_response[row["response_id"]].values()) for row in rows]
+        loaded += [_interaction_of(row, by_response[row["response_id"]]) for row in rows]
     return loaded
 
 
@@ -261,7 +251,7 @@ def sampling_of(stored: Mapping[str, Any]) -> Sampling:
     return Sampling(**{**stored, "stop": tuple(stored["stop"])})
 
 
-def _interaction_of(row: RowMapping, of_it: Iterable[Candidate]) -> Interaction:
+def _interaction_of(row: RowMapping, of_it: list[Candidate]) -> Interaction:
     return Interaction(
         response_id=row["response_id"],
         policy=row["policy"],

@@ -14,11 +14,10 @@ from sqlalchemy import (
 )
 
 from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import BATCH, batches, candidates_of, version_of
+from thumbloop.store.interactions import BATCH, load, version_of
 from thumbloop.store.learned import NewFeedback, Rounds, keep_newest, learned_preferences
-from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, interactions, preferences
-from thumbloop.types import ComparedReply, FinishReason, Learning, Preference, Status, User
+from thumbloop.types import ComparedReply, FinishReason, Interaction, Preference, User
 
 _UNKNOWN = (
     "there is no such response; compare candidates of one that Generate returned to this user"
@@ -145,38 +144,28 @@ def list_compared(
     )
     newest_first = connection.execute(query).mappings()
     kept = list(keep_newest(newest_first, lambda row: _said(row) not in learned, max_older))
-    ids = sorted({row["response_id"] for row, _ in kept})
-    read = candidates_of(connection, ids)
     replies = {
-        reply["response_id"]: reply
-        for batch in batches(ids)
-        for reply in connection.execute(
-            select(
-                interactions.c.response_id,
-                interactions.c.policy_version,
-                interactions.c.learning,
-                interactions.c.status,
-                interactions.c.prompt_token_ids,
-            ).where(interactions.c.response_id.in_(batch))
-        ).mappings()
+        reply.response_id: reply
+        for reply in load(connection, sorted({row["response_id"] for row, _ in kept}))
     }
-    return [
-        ComparedReply(
-            preference_id=row["id"],
-            response_id=row["response_id"],
-            created_at=row["created_at"],
-            is_new=is_new,
-            user=User(row["subject"], row["user_id"]),
-            policy_version=reply["policy_version"],
-            learning=Learning(reply["learning"]),
-            status=Status(reply["status"]),
-            prompt_token_ids=unpack_ids(reply["prompt_token_ids"]),
-            better=read[row["response_id"]][row["better"]],
-            worse=read[row["response_id"]][row["worse"]],
-        )
-        for row, is_new in reversed(kept)
-        for reply in [replies[row["response_id"]]]
-    ]
+    return [_compared(row, is_new, replies[row["response_id"]]) for row, is_new in reversed(kept)]
+
+
+def _compared(row: RowMapping, is_new: bool, reply: Interaction) -> ComparedReply:
+    by_position = {candidate.index: candidate for candidate in reply.candidates}
+    return ComparedReply(
+        preference_id=row["id"],
+        response_id=row["response_id"],
+        created_at=row["created_at"],
+        is_new=is_new,
+        user=User(row["subject"], row["user_id"]),
+        policy_version=reply.policy_version,
+        learning=reply.learning,
+        status=reply.status,
+        prompt_token_ids=reply.prompt_token_ids,
+        better=by_position[row["better"]],
+        worse=by_position[row["worse"]],
+    )
 
 
 def count(connection: Connection, policy: str) -> int:

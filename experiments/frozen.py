@@ -58,6 +58,8 @@ class Job(BaseModel, frozen=True, extra="forbid"):
     minibatch: int
     learning_rate: float
     threads: int
+    device: str = "cpu"
+    dtype: str = "float32"
 
     @property
     def optimizer_steps(self) -> int:

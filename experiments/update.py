@@ -48,9 +48,9 @@ class Stopwatch:
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Call the function."""
-        started = perf_counter()
+        started = clock()
         result = self._function(*arguments, **options)
-        self.seconds = perf_counter() - started
+        self.seconds = clock() - started
         return result
 
 
@@ -62,7 +62,7 @@ class Updates:
         manifest = read_manifest(job.version)
         verdict = manifest.verdict
         assert verdict is not None, "a trained version has a verdict prompt"
-        resources = Resources(device="cpu", max_share=max_share)
+        resources = Resources(device=job.device, dtype=job.dtype, max_share=max_share)
         tokens = VerdictTokens(verdict.prompt, verdict.up, verdict.down, is_special=True)
         self._trunk = Trunk.open(job.model, job.lora, tokens, resources)
         self._trunk.load(job.version)
@@ -86,7 +86,7 @@ class Updates:
         self._trunk.value_head = deepcopy(self._head)
         passes = Stopwatch(improve)
         with patch("trainer.update.improve", passes):
-            started = perf_counter()
+            started = clock()
             fixed = measure(self._trunk, self._rollouts)
             found = self._objective.improve(
                 self._trunk,
@@ -96,7 +96,7 @@ class Updates:
                 parent=self._parent,
                 generator=torch.Generator().manual_seed(0),
             )
-            seconds = perf_counter() - started
+            seconds = clock() - started
         if found["optimizer_steps"] != self._steps:
             raise StepsMissing(
                 f"{found['optimizer_steps']:.0f} optimizer steps instead of {self._steps}: {found}"
@@ -116,8 +116,17 @@ def _rollout(scored: Scored, version: int) -> Rollout:
     )
 
 
+def clock() -> float:
+    """Return the seconds of a clock, once a GPU has done all that it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return perf_counter()
+
+
 def peak_bytes() -> int:
-    """Return the most memory that this process has had."""
+    """Return the most memory that this process has had, a GPU's where it computes on one."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -117,7 +117,7 @@ class Benchmark:
         commits: dict[str, list[str]] = {}
         for dtype, of in parts.items():
             for name, part in zip(self.parts, of, strict=True):
-                if part:
+                if part and part.figures:  # none of a GPU where there is none
                     commits.setdefault(part.commit, []).append(f"{name} in {dtype}")
         report = {
             "conditions": under,

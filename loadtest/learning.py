@@ -15,6 +15,7 @@ from loadtest.environments import NotInstalled
 from loadtest.episodes import sample
 from loadtest.figures import Figure, Goal
 from loadtest.first import NoHistory
+from loadtest.gpu import gpu
 from loadtest.killing import kill
 from loadtest.midway import Midway
 from loadtest.rounds import round_
@@ -31,6 +32,7 @@ PARTS: dict[str, Callable[[Work], dict[str, Figure]]] = {
     "rollout": rollout,
     "beside": beside,
     "kill": kill,
+    "gpu": gpu,
 }
 LEARNING = Benchmark(
     name="learning",

@@ -52,9 +52,12 @@ class Work:
         self.run("frozen", [sys.executable, "-m", "experiments.frozen", *arguments])
         return job
 
-    def measured(self, name: str, command: Sequence[str]) -> dict[str, Any]:
+    def measured(
+        self, name: str, command: Sequence[str], environment: dict[str, str] | None = None
+    ) -> dict[str, Any]:
         """Run a command; return the JSON of the last line that it prints. Raises ProcessFailed."""
-        line: dict[str, Any] = json.loads(self.run(name, command)[-1].words)
+        lines = self.run(name, command, environment=environment)
+        line: dict[str, Any] = json.loads(lines[-1].words)
         return line
 
     def run(

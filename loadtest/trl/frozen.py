@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-_TOLERANCE = 1e-3
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """How far log-probabilities may be from the sampler's before the update, nats."""
 
 
@@ -45,6 +45,8 @@ class Job:
     epochs: int
     minibatch: int
     learning_rate: float
+    device: str = "cpu"
+    dtype: str = "float32"
 
     @property
     def optimizer_steps(self) -> int:
@@ -72,15 +74,19 @@ def read(path: Path) -> Job:
         epochs=found["epochs"],
         minibatch=found["minibatch"],
         learning_rate=found["learning_rate"],
+        device=found["device"],
+        dtype=found["dtype"],
     )
 
 
 def open_policy(job: Job) -> Any:
     """Return the base model with the version's policy adapter, to be trained on."""
-    return open_model(job.model, job.rank, job.alpha, job.version / "policy")
+    return open_model(job.model, job.rank, job.alpha, job.version / "policy", job.dtype)
 
 
-def open_model(folder: str, rank: int, alpha: float, adapter: Path | None = None) -> Any:
+def open_model(
+    folder: str, rank: int, alpha: float, adapter: Path | None = None, dtype: str = "float32"
+) -> Any:
     """Return a base model with an adapter of a version's, or with an untrained one.
 
     The adapter's own configuration names settings that an older PEFT does not know.
@@ -92,7 +98,9 @@ def open_model(folder: str, rank: int, alpha: float, adapter: Path | None = None
         lora_dropout=0.0,
         target_modules="all-linear",
     )
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), lora)
+    # By the name that releases from 4.45 to 5.24 know.
+    base = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=getattr(torch, dtype))
+    model = get_peft_model(base, lora)
     if adapter is not None:
         weights = load_file(adapter / "adapter_model.safetensors")
         if set_peft_model_state_dict(model, weights).unexpected_keys:
@@ -115,10 +123,10 @@ def open_tokenizer(model: str) -> Any:
 def check_agreement(job: Job, logprobs: Sequence[Tensor]) -> None:
     """Make sure that the policy is the one that sampled, by its log-probabilities of responses."""
     apart = max(
-        float((own - rollout.logprobs).abs().max())
+        float((own.cpu() - rollout.logprobs).abs().max())
         for own, rollout in zip(logprobs, job.rollouts, strict=True)
     )
-    if not apart <= _TOLERANCE:
+    if not apart <= _TOLERANCE[job.dtype]:
         raise SystemExit(f"error: log-probabilities are {apart:.2g} nats from the sampler's")
 
 
@@ -139,9 +147,9 @@ def measure(
             for parameter, weights in zip(parameters, first, strict=True):
                 parameter.copy_(weights)
         steps.clear()
-        started = perf_counter()
+        started = clock()
         update()
-        seconds = perf_counter() - started
+        seconds = clock() - started
         if len(steps) != job.optimizer_steps:
             raise SystemExit(
                 f"error: {len(steps)} optimizer steps instead of {job.optimizer_steps}"
@@ -157,6 +165,15 @@ def measure(
     print(json.dumps(line))
 
 
+def clock() -> float:
+    """Return the seconds of a clock, once a GPU has done all that it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return perf_counter()
+
+
 def peak_bytes() -> int:
-    """Return the most memory that this process has had."""
+    """Return the most memory that this process has had, a GPU's where it computes on one."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

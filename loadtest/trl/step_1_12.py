@@ -43,7 +43,8 @@ def get_reward(model: nn.Module, *arguments: Any) -> Any:
 
 def value_model_of(job: Job) -> Any:
     """Return a frozen base model with a head that is trained: the cheapest that is offered."""
-    model = AutoModelForSequenceClassification.from_pretrained(job.model, num_labels=1)
+    dtype = getattr(torch, job.dtype)
+    model = AutoModelForSequenceClassification.from_pretrained(job.model, num_labels=1, dtype=dtype)
     model.requires_grad_(False)
     model.score.requires_grad_(True)
     return model
@@ -57,8 +58,8 @@ def trainer_of(job: Job, length: int, folder: str) -> Any:
     return PPOTrainer(
         args=PPOConfig(
             output_dir=folder,
-            use_cpu=True,
-            bf16=False,
+            use_cpu=job.device == "cpu",
+            bf16=job.dtype == "bfloat16",
             gradient_checkpointing=False,
             report_to="none",
             save_strategy="no",
@@ -78,7 +79,9 @@ def trainer_of(job: Job, length: int, folder: str) -> Any:
         processing_class=open_tokenizer(job.model),
         model=open_policy(job),
         ref_model=None,
-        reward_model=Scores(torch.stack([r.score for r in job.rollouts]), job.minibatch),
+        reward_model=Scores(
+            torch.stack([r.score for r in job.rollouts]).to(job.device), job.minibatch
+        ),
         value_model=value_model_of(job),
         train_dataset=[{"input_ids": rollout.prompt} for rollout in job.rollouts],
     )
@@ -89,6 +92,13 @@ def logits_of(policy: nn.Module, rows: Tensor, pad: int, context: int, size: int
     """Return the logits (B, T, V) that the responses were drawn from, computed as TRL does."""
     parts = [ppo_trainer.forward(policy, part, pad).logits for part in rows.split(size)]
     return torch.cat([part[:, context - 1 : -1] for part in parts])
+
+
+def logprobs_of(logits: Tensor, responses: Tensor, size: int) -> Tensor:
+    """Return the log-probabilities (B, T) of responses (B, T) by their logits (B, T, V)."""
+    parts = zip(logits.split(size), responses[..., None].split(size), strict=True)
+    drawn = [part.float().log_softmax(-1).gather(2, ids).squeeze(2) for part, ids in parts]
+    return torch.cat(drawn)
 
 
 def stack(rows: Sequence[Tensor], pad: int, *, is_left: bool) -> Tensor:
@@ -105,12 +115,13 @@ def main() -> None:
     pad = open_tokenizer(job.model).pad_token_id
     queries = stack([rollout.prompt for rollout in job.rollouts], pad, is_left=True)
     responses = stack([rollout.response for rollout in job.rollouts], pad, is_left=False)
+    queries, responses = queries.to(job.device), responses.to(job.device)
     whole = torch.cat([queries, responses], dim=1)
     with TemporaryDirectory() as folder:
         trainer = trainer_of(job, responses.shape[1], folder)
         context, policy = queries.shape[1], trainer.model.policy
         logits = logits_of(policy, whole, pad, context, job.minibatch)
-        drawn = logits.log_softmax(-1).gather(2, responses[..., None]).squeeze(2)
+        drawn = logprobs_of(logits, responses, job.minibatch)
         lengths = [len(rollout.response) for rollout in job.rollouts]
         check_agreement(job, [row[:n] for row, n in zip(drawn, lengths, strict=True)])
         trainer.dataloader = [{"input_ids": queries}]

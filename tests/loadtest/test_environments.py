@@ -49,6 +49,22 @@ def test_an_environment_is_made_from_its_lock_without_resolving(commands: Comman
     assert rest.endswith(f"--no-deps -r {tmp_path / 'peer.txt'}")
 
 
+def test_one_for_a_gpu_stands_beside_it_with_the_torch_of_the_index(
+    commands: Commands, tmp_path: Path
+):
+    environment("peer", tmp_path / "made")
+    commands.run.clear()
+    python = environment("peer", tmp_path / "made", has_gpu=True)
+    assert python == tmp_path / "made" / "peer-gpu" / "bin" / "python"
+    _, torch, rest = commands.run
+    assert torch == f"{python} -m pip install --disable-pip-version-check torch==2.13.0"
+    assert rest.endswith(f"--no-deps -r {tmp_path / 'peer.txt'}")
+    commands.failing = ("torch==",)
+    (tmp_path / "peer.txt").write_text("torch==2.13.1\n")
+    with pytest.raises(NotInstalled, match=r"peer-gpu: installing torch==2\.13\.1 failed"):
+        environment("peer", tmp_path / "made", has_gpu=True)
+
+
 def test_it_is_kept_until_its_lock_changes(commands: Commands, tmp_path: Path):
     environment("peer", tmp_path / "made")
     commands.run.clear()
@@ -108,4 +124,4 @@ def test_every_lock_is_exact(name: str):
     assert names == sorted(set(names))
     assert all(line.count("==") == 1 and ";" not in line for line in packages)
     assert name.replace("-", "==") in packages
-    assert torch_in("\n".join(packages)).endswith("+cpu")
+    assert torch_in("\n".join(packages)) in packages

@@ -99,7 +99,7 @@ def test_each_update_runs_in_its_own_environment_on_the_same_job(
 ):
     run: list[list[str]] = []
 
-    def canned(_self: Work, name: str, command: list[str]) -> list[Line]:
+    def canned(_self: Work, name: str, command: list[str], **_options: Any) -> list[Line]:
         run.append(command)
         return [Line(0.0, "words"), Line(1.0, json.dumps(LINES.get(name, [{}])[0]))]
 
@@ -142,6 +142,13 @@ def test_what_a_command_measured_is_its_last_line(work: Work):
         "import os; print('words'); print('{\"threads\": ' + os.environ['OMP_NUM_THREADS'] + '}')"
     )
     assert work.measured("one", [sys.executable, "-c", program]) == {"threads": 1}
+
+
+def test_a_command_sees_no_gpu_unless_told(work: Work):
+    program = "import json, os; print(json.dumps(os.environ['CUDA_VISIBLE_DEVICES']))"
+    command = [sys.executable, "-c", program]
+    assert work.measured("one", command) == ""
+    assert work.measured("one", command, {"CUDA_VISIBLE_DEVICES": "3"}) == "3"
 
 
 def test_a_command_that_fails_shows_its_last_words(work: Work):

@@ -1,6 +1,7 @@
 """What TRL's trainers are given, and what is said of their updates; TRL is not needed here."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,14 @@ def test_a_policy_that_is_not_the_sampler_is_refused():
         check_agreement(job(), [*sampled[:3], sampled[3] - 2e-3])
     with pytest.raises(SystemExit, match="nan nats"):
         check_agreement(job(), [row * float("nan") for row in sampled])
+
+
+def test_half_precision_may_be_further_from_the_sampler():
+    half = replace(job(), dtype="bfloat16")
+    sampled = [rollout.logprobs for rollout in ROLLOUTS]
+    check_agreement(half, [row + 0.05 for row in sampled])
+    with pytest.raises(SystemExit, match=r"0\.2 nats from the sampler's"):
+        check_agreement(half, [row + 0.2 for row in sampled])
 
 
 def test_the_tokenizer_pads_with_the_models_own_token(tiny_model: Path):

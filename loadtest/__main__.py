@@ -17,9 +17,9 @@ from loadtest import report
 from loadtest.ours import PLAIN, Thumbloop, guided
 from loadtest.swapping import Swapping
 from loadtest.workload import Call, arrivals, mixture, open_loop
-from thumbloop.cli import Authorities, Certificate, Key, Token, WithTls, tls_of
 from thumbloop.client import DEFAULT_ADDRESS, AsyncClient, GenerateOptions, Tls
 from thumbloop.config import State
+from thumbloop.connecting import Authorities, Certificate, Key, Token, WithTls, tls_of
 from thumbloop.errors import DeadlineExceeded, ThumbloopError, Unavailable
 from thumbloop.types import Strategy
 

@@ -26,6 +26,7 @@ from server.http import OpenAi
 from server.http_port import HttpServer
 from server.interceptors import Translator
 from server.lifecycle import Lifecycle
+from server.loading import Loader
 from server.metrics import ServerMetrics
 from server.pipeline import Pipeline
 from server.ratings import Ratings
@@ -143,19 +144,21 @@ class Application:
     ) -> None:
         verdict = verdict_tokens(self._config.verdict, engine.tokenizer)
         expected = Expected(identity, verdict, engine.lora_shapes, self._config.engine.max_rank)
+        folder, delivery = self._config.state.versions, self._config.delivery
+        max_versions = self._config.engine.max_versions
         swapper = Swapper(
-            engine,
+            Loader(engine, self._routes, folder, expected, delivery, max_versions=max_versions),
             self._routes,
             database,
             writer,
-            self._config.state.versions,
-            expected,
-            self._config.delivery,
-            max_versions=self._config.engine.max_versions,
+            folder,
+            delivery,
+            max_versions=max_versions,
             on_swap=self._metrics.observe_swap,
         )
         while not self._routes.loaded:
             await swapper.step()
+        self._admin.serve(swapper)
         await self._warm_up(engine)
 
         def append(interaction: Interaction) -> Awaitable[None]:
@@ -250,9 +253,8 @@ class Application:
         server = grpc.aio.server(interceptors=[translator], options=options)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(reception), server)
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(ratings), server)
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(
-            AdminServicer(database, self._routes), server
-        )
+        self._admin = AdminServicer(database, self._routes)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(self._admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)

@@ -1,4 +1,4 @@
-"""Versions -> engine: verify, load, attest, route, drain, unload. Never reloads in place.
+"""Versions -> engine: load, attest, route, unload, as the planner or an operator says.
 
 Every step writes to the store what became of the version; a version that fails any of them is
 rejected with the reason, and the one before goes on serving.
@@ -7,31 +7,36 @@ rejected with the reason, and the one before goes on serving.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
-from server.attestation import attest
-from server.delivery import Action, Reject, Restore, Try, Unload, plan
-from server.engine import Adapter, Engine
-from server.routes import LoadedVersion, Routes
-from server.verification import Expected, verify
-from thumbloop import artifacts
+from server.delivery import (
+    Action,
+    Move,
+    Reject,
+    Restore,
+    Switch,
+    Try,
+    Unload,
+    destination,
+    plan,
+)
+from server.loading import Loader
+from server.routes import Routes
 from thumbloop.config.server import Delivery
 from thumbloop.errors import (
     BadPolicyVersion,
-    EngineUnavailable,
     Overloaded,
     SettingsError,
     StoreUnavailable,
-    ThumbloopError,
+    VersionConflict,
 )
 from thumbloop.store import GroupWriter, reading, versions
-from thumbloop.types import BASE_VERSION, DEFAULT_POLICY, PolicyVersion, VersionState
+from thumbloop.types import DEFAULT_POLICY, PolicyVersion, VersionState
 
 log = logging.getLogger(__name__)
 
@@ -67,27 +72,25 @@ class Swapper:
 
     def __init__(
         self,
-        engine: Engine,
+        loader: Loader,
         routes: Routes,
         database: Database,
         writer: GroupWriter,
         folder: Path,
-        expected: Expected,
         settings: Delivery,
         *,
         max_versions: int,
         on_swap: Callable[[Swap], None] = lambda _swap: None,
     ) -> None:
-        self._engine = engine
+        self._loader = loader
         self._routes = routes
         self._database = database
         self._writer = writer
         self._folder = folder
-        self._expected = expected
         self._settings = settings
-        self._max_versions = max_versions
+        self._keep = max_versions - _IN_MOTION
         self._on_swap = on_swap
-        self._draining: dict[int, asyncio.Task[None]] = {}
+        self._loading = asyncio.Lock()
 
     async def watch(self) -> None:
         """Follow the store until cancelled; an unreachable database or a full queue is waited for.
@@ -110,12 +113,66 @@ class Swapper:
 
     async def step(self) -> bool:
         """Carry out what the planner says now; say whether there was anything to do."""
+        async with self._loading:
+            rows = await asyncio.to_thread(self._rows)
+            self._routes.know(rows[-1].version)
+            actions = plan(
+                rows,
+                self._routes.loaded,
+                routed=self._routes.routed,
+                keep=self._keep,
+            )
+            for action in actions:
+                await self._carry_out(action, {row.version: row for row in rows})
+            return bool(actions)
+
+    async def move(self, move: Move) -> PolicyVersion:
+        """Make another version current, because an operator says so; return it.
+
+        One that is loaded answers at once, whatever is being loaded meanwhile. Another is loaded and
+        attested first: nothing has changed where that fails. Raises what destination() raises,
+        BadPolicyVersion, EngineUnavailable, StoreUnavailable, Overloaded.
+        """
+        to = destination(await asyncio.to_thread(self._rows), move)
+        if to.version in self._routes.loaded:
+            return await self._point(move)
+        async with self._loading:
+            await self._fetch(move)
+            return await self._point(move)
+
+    async def _fetch(self, move: Move) -> None:
+        """Take up the version that a move leads to, unless it is loaded by now."""
         rows = await asyncio.to_thread(self._rows)
-        self._routes.know(rows[-1].version)
-        actions = plan(rows, self._routes.loaded, keep=self._max_versions - _IN_MOTION)
-        for action in actions:
-            await self._carry_out(action, {row.version: row for row in rows})
-        return bool(actions)
+        to = destination(rows, move)
+        if to.version not in self._routes.loaded:
+            self._routes.add(await self._loader.load(to, {row.version: row for row in rows}))
+
+    async def _point(self, move: Move) -> PolicyVersion:
+        """Write what a move changes and send new requests there."""
+        now = time.time()
+
+        def change(connection: Connection) -> PolicyVersion:
+            # Another server may have changed what the operator saw.
+            to = destination(versions.list_versions(connection, DEFAULT_POLICY), move)
+            versions.make_current(
+                connection,
+                to.policy,
+                to.version,
+                expected=move.expected,
+                leaves_as=move.leaves_as,
+                at=now,
+                reason=move.reason or ("rolled back" if move.is_rollback else "promoted"),
+                actor=move.actor or "operator",
+            )
+            moved = versions.get(connection, to.policy, to.version)
+            assert moved is not None
+            return moved
+
+        moved = await self._writer.run(change)
+        if moved.version in self._routes.loaded:  # else the next step takes it up
+            self._routes.switch(moved.version)
+        log.info("version %d is current: %s", moved.version, moved.reason)
+        return moved
 
     def _mark(self) -> versions.Mark:
         with reading(self._database) as connection:
@@ -130,12 +187,14 @@ class Swapper:
         match action:
             case Restore():
                 await self._restore(version, rows)
+            case Switch():
+                self._routes.switch(version.version)
             case Try():
                 await self._try(version, rows)
             case Reject(reason=reason):
                 await self._set_state(version, VersionState.REJECTED, reason)
             case Unload():
-                self._unload_later(version)
+                self._loader.unload_later(version)
 
     async def _restore(self, version: PolicyVersion, rows: dict[int, PolicyVersion]) -> None:
         """Come back on the version that was served; if it is damaged, on its nearest ancestor.
@@ -144,7 +203,7 @@ class Swapper:
         what was learned out of service for good.
         """
         try:
-            loaded = await self._load(version, rows)
+            loaded = await self._loader.load(version, rows)
         except BadPolicyVersion as error:
             is_away = not (self._folder / version.policy).is_dir()
             if error.reason in _OF_THE_SERVER or is_away:
@@ -165,26 +224,37 @@ class Swapper:
         now = time.time()
 
         def change(connection: Connection) -> None:
-            for number, state, why in (
-                (parent, VersionState.CURRENT, f"version {version.version} failed {reason}"),
-                (version.version, VersionState.ROLLED_BACK, reason),
-            ):
-                versions.set_state(connection, version.policy, number, state, at=now, reason=why)
+            versions.make_current(
+                connection,
+                version.policy,
+                parent,
+                expected=version.version,
+                leaves_as=VersionState.ROLLED_BACK,
+                at=now,
+                reason=reason,
+            )
 
         await self._writer.run(change)
 
     async def _try(self, version: PolicyVersion, rows: dict[int, PolicyVersion]) -> None:
         try:
-            loaded = await self._load(version, rows)
+            loaded = await self._loader.load(version, rows)
         except BadPolicyVersion as error:
             log.warning("version %d is rejected: %s", version.version, error)
             await self._set_state(version, VersionState.REJECTED, str(error))
             self._on_swap(Swap(version, VersionState.REJECTED, time.time() - version.published_at))
             return
         try:
-            await self._set_state(version, VersionState.CURRENT, "attested; delivery is direct")
+            await self._set_state(version, VersionState.ATTESTED, "")
+            await self._promote(version)
+        except VersionConflict as error:
+            log.warning("version %d came too late: %s", version.version, error)
+            await self._loader.unload(loaded.adapters)  # the next step says what becomes of it
+            return
         except StoreUnavailable:
-            await self._unload(loaded.adapters)  # the next step tries again from the beginning
+            await self._loader.unload(
+                loaded.adapters
+            )  # the next step tries again from the beginning
             raise
         self._routes.add(loaded)
         self._routes.switch(version.version)
@@ -192,38 +262,25 @@ class Swapper:
         log.info("version %d is current, %.2f s after it was published", version.version, seconds)
         self._on_swap(Swap(version, VersionState.CURRENT, seconds))
 
-    async def _load(self, version: PolicyVersion, rows: dict[int, PolicyVersion]) -> LoadedVersion:
-        """Verify a version, load both adapters under new names, and attest it."""
-        await self._make_room()
-        name = f"{version.policy}-{version.version:06d}"
-        if version.version == BASE_VERSION:
-            return LoadedVersion(version, await self._engine.load_zero(f"{name}-policy"), None)
-        parent = rows[version.parent] if version.parent else None
-        manifest = await asyncio.to_thread(
-            verify,
-            self._folder,
-            version,
-            self._folder / parent.folder if parent else None,
-            self._expected,
-            self._settings,
-        )
-        held: list[Adapter] = []
-        try:
-            for role in (artifacts.POLICY, artifacts.REWARD):
-                folder = self._folder / version.folder / role
-                held.append(await self._engine.load(f"{name}-{role}", folder))
-            loaded = LoadedVersion(version, *held)
-            result = await attest(self._engine, self._expected.verdict, loaded, manifest)
-            await self._set_state(version, VersionState.ATTESTED, "")
-        except ThumbloopError:
-            await self._unload(held)
-            raise
-        log.info("version %d is attested: %s", version.version, result)
-        return loaded
+    async def _promote(self, version: PolicyVersion) -> None:
+        """Make a version current in its parent's place. Raises VersionConflict, StoreUnavailable."""
+        now, parent = time.time(), version.parent
+        assert parent is not None, "the base model is never tried"
+
+        def change(connection: Connection) -> None:
+            versions.make_current(
+                connection,
+                version.policy,
+                version.version,
+                expected=parent,
+                leaves_as=VersionState.RETIRED,
+                at=now,
+                reason="attested; delivery is direct",
+            )
+
+        await self._writer.run(change)
 
     async def _set_state(self, version: PolicyVersion, state: VersionState, reason: str) -> None:
-        if version.state is VersionState.CURRENT and state is VersionState.ATTESTED:
-            return  # a restart attests again, but the version stays current
         now = time.time()
 
         def change(connection: Connection) -> None:
@@ -232,26 +289,3 @@ class Swapper:
             )
 
         await self._writer.run(change)
-
-    def _unload_later(self, version: PolicyVersion) -> None:
-        """Take a version out of reach at once, and out of the engine when its requests are done."""
-        loaded = self._routes.remove(version.version)
-        task = asyncio.create_task(self._drain(loaded))
-        self._draining[loaded.number] = task
-        task.add_done_callback(lambda _done: self._draining.pop(loaded.number))
-
-    async def _make_room(self) -> None:
-        """Wait until the engine has two adapter slots free; beyond them it would evict one in use."""
-        while len(self._routes.loaded) + len(self._draining) >= self._max_versions:
-            await asyncio.wait(self._draining.values(), return_when=asyncio.FIRST_COMPLETED)
-
-    async def _drain(self, loaded: LoadedVersion) -> None:
-        if not await self._routes.drain(loaded.number, self._settings.drain_timeout_s):
-            log.warning("version %d still answers requests; it stays loaded", loaded.number)
-            await self._routes.drain(loaded.number, float("inf"))
-        with suppress(EngineUnavailable):  # an engine that died has forgotten everything
-            await self._unload(loaded.adapters)
-
-    async def _unload(self, adapters: Iterable[Adapter]) -> None:
-        for adapter in adapters:
-            await self._engine.unload(adapter)

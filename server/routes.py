@@ -45,6 +45,11 @@ class Routes:
             raise EngineUnavailable("the server is starting; try again in a moment")
         return self._loaded[self._current]
 
+    @property
+    def routed(self) -> int | None:
+        """Return the number of the version that answers, None while there is none."""
+        return self._current
+
     def current_or_nan(self) -> float:
         """Return the current version's number for a gauge; NaN while there is none."""
         return float("nan") if self._current is None else self._current

@@ -8,11 +8,14 @@ from sqlalchemy import Engine as Database
 
 from server.access import CALLER
 from server.answers import feedback_of, preference_of, response_of, version_of
+from server.delivery import Move
+from server.hotswap import Swapper
+from server.moves import promotion_of, rollback_of
 from server.ratings import Ratings
 from server.reception import Reception
 from server.routes import Routes
 from server.translation import check_policy
-from thumbloop.errors import InvalidRequest, UnknownPolicyVersion
+from thumbloop.errors import EngineUnavailable, InvalidRequest, UnknownPolicyVersion
 from thumbloop.store import reading, versions
 from thumbloop.types import Interaction, PolicyVersion
 from thumbloop.v1 import (
@@ -106,6 +109,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     def __init__(self, database: Database, routes: Routes) -> None:
         self._database = database
         self._routes = routes
+        self._swapper: Swapper | None = None
+
+    def serve(self, swapper: Swapper) -> None:
+        """Let operators move the pointer."""
+        self._swapper = swapper
 
     async def ListPolicyVersions(
         self, request: admin_pb2.ListPolicyVersionsRequest, context: Context
@@ -139,14 +147,21 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def PromotePolicyVersion(
         self, request: admin_pb2.PromotePolicyVersionRequest, context: Context
     ) -> admin_pb2.PromotePolicyVersionResponse:
-        """Make a version current; in a later release."""
-        await _not_yet(context)
+        """Make a version current; new requests go to it when this returns."""
+        moved = await self._move(promotion_of(request, CALLER.get().subject))
+        return admin_pb2.PromotePolicyVersionResponse(policy_version=moved)
 
     async def RollbackPolicyVersion(
         self, request: admin_pb2.RollbackPolicyVersionRequest, context: Context
     ) -> admin_pb2.RollbackPolicyVersionResponse:
-        """Go back to an earlier version; in a later release."""
-        await _not_yet(context)
+        """Go back to an earlier version; new requests go to it when this returns."""
+        moved = await self._move(rollback_of(request, CALLER.get().subject))
+        return admin_pb2.RollbackPolicyVersionResponse(policy_version=moved)
+
+    async def _move(self, move: Move) -> admin_pb2.PolicyVersion:
+        if self._swapper is None:
+            raise EngineUnavailable("the server is starting; try again in a moment")
+        return self._shown(await self._swapper.move(move))
 
     async def _list(self, policy: str) -> "_Listing":
         def read() -> _Listing:

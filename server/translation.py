@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 from server.guidance import Choice
 from server.guidance import Guidance as Strategist
 from server.pipeline import Request
+from server.violations import Violations
 from thumbloop.config.server import Guidance, Limits, SamplingDefaults
-from thumbloop.errors import FieldViolation, InvalidRequest, UnknownPolicy, clipped
+from thumbloop.errors import UnknownPolicy, clipped
 from thumbloop.types import (
     DEFAULT_POLICY,
     MAX_ID,
@@ -51,24 +52,6 @@ class Defaults(NamedTuple):
     strategies: Mapping[str, Strategist]
 
 
-class _Violations:
-    """Collects what is wrong, so that a caller hears all of it at once."""
-
-    def __init__(self) -> None:
-        self._found: list[FieldViolation] = []
-
-    def expect(self, holds: bool, field: str, description: str) -> None:
-        if not holds:
-            self._found.append(FieldViolation(field, description))
-
-    def no_longer(self, text: str, most: int, field: str) -> None:
-        self.expect(len(text) <= most, field, f"has {len(text)} characters, at most {most} allowed")
-
-    def raise_if_any(self) -> None:
-        if self._found:
-            raise InvalidRequest(*self._found)
-
-
 def check_policy(name: str) -> str:
     """Return the policy's name. Raises UnknownPolicy."""
     if name not in ("", DEFAULT_POLICY):
@@ -84,7 +67,7 @@ def request_of(
     Raises InvalidRequest with every violation. UnknownPolicy.
     """
     check_policy(message.policy)
-    wrong = _Violations()
+    wrong = Violations()
     prompt = _prompt_of(message, defaults.limits, wrong)
     sampling = _sampling_of(message.sampling, defaults, wrong)
     strategist, choice = _guidance_of(message.guidance, defaults, wrong)
@@ -113,7 +96,7 @@ def request_of(
     )
 
 
-def _prompt_of(message: policy_pb2.GenerateRequest, limits: Limits, wrong: _Violations) -> Prompt:
+def _prompt_of(message: policy_pb2.GenerateRequest, limits: Limits, wrong: Violations) -> Prompt:
     kind = message.WhichOneof("prompt")
     wrong.expect(kind is not None, "prompt", "is missing; set `text` or `chat`")
     if kind != "chat":
@@ -144,7 +127,7 @@ def _prompt_of(message: policy_pb2.GenerateRequest, limits: Limits, wrong: _Viol
 
 
 def _sampling_of(
-    message: policy_pb2.SamplingParams, defaults: Defaults, wrong: _Violations
+    message: policy_pb2.SamplingParams, defaults: Defaults, wrong: Violations
 ) -> Sampling:
     standard, limits = defaults.sampling, defaults.limits
     max_tokens = _given(message, "max_tokens", standard.max_tokens)
@@ -173,7 +156,7 @@ def _sampling_of(
 
 
 def _guidance_of(
-    message: policy_pb2.GuidanceParams, defaults: Defaults, wrong: _Violations
+    message: policy_pb2.GuidanceParams, defaults: Defaults, wrong: Violations
 ) -> tuple[Strategist, Choice]:
     standard, most = defaults.guidance, defaults.limits.max_candidates
     n = _given(message, "num_candidates", standard.num_candidates)
@@ -191,7 +174,7 @@ def _guidance_of(
     return strategist, Choice(n, temperature, standard.audit_share)
 
 
-def _strategy_of(message: policy_pb2.GuidanceParams, standard: str, wrong: _Violations) -> str:
+def _strategy_of(message: policy_pb2.GuidanceParams, standard: str, wrong: Violations) -> str:
     """Return the name of the strategy that a request wants."""
     if message.strategy_name:
         name = message.strategy_name
@@ -213,9 +196,9 @@ def _given(message: Any, field: str, default: Any) -> Any:
 
 def _of_feedback(
     message: feedback_pb2.SubmitFeedbackRequest | feedback_pb2.SubmitPreferenceRequest,
-) -> _Violations:
+) -> Violations:
     """Return what is wrong with the part that all feedback has in common."""
-    wrong = _Violations()
+    wrong = Violations()
     wrong.expect(bool(message.response_id), "response_id", "is missing")
     wrong.no_longer(message.response_id, MAX_ID, "response_id")
     wrong.no_longer(message.user_id, MAX_ID, "user_id")

@@ -1,94 +1,33 @@
-"""The `thumbloop` command: ask, chat, rate, see versions, make tokens."""
+"""The `thumbloop` command: ask, chat, rate, see versions and move between them, make tokens."""
 
 import hashlib
 import json
 import secrets
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from thumbloop.client import DEFAULT_ADDRESS, Client, GenerateOptions, ReplyStream, Tls
-from thumbloop.errors import SettingsError, ThumbloopError
+from thumbloop import operating
+from thumbloop.client import DEFAULT_ADDRESS, Client, GenerateOptions
+from thumbloop.connecting import Address, Authorities, Certificate, Key, Token, WithTls, server
+from thumbloop.streams import ReplyStream
 from thumbloop.types import Message, Role, Scope
-from thumbloop.v1 import admin_pb2, policy_pb2
+from thumbloop.v1 import policy_pb2
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app.add_typer(operating.app)
 
 _KEYS = {"+": True, "u": True, "-": False, "d": False}
 _TOKEN_BYTES = 32
-_STATE = "POLICY_VERSION_STATE_"
 
-Address = Annotated[str, typer.Option(envvar="THUMBLOOP_ADDRESS", help="Where the server listens.")]
-Token = Annotated[str, typer.Option(envvar="THUMBLOOP_TOKEN", help="Bearer token.")]
-Authorities = Annotated[
-    Path | None,
-    typer.Option(
-        "--ca", envvar="THUMBLOOP_CA", help="PEM file of authorities to trust; turns TLS on."
-    ),
-]
-Certificate = Annotated[
-    Path | None,
-    typer.Option(
-        "--cert", envvar="THUMBLOOP_CERT", help="PEM file of a certificate to show; needs --key."
-    ),
-]
-Key = Annotated[
-    Path | None,
-    typer.Option("--key", envvar="THUMBLOOP_KEY", help="PEM file of its private key."),
-]
-WithTls = Annotated[
-    bool,
-    typer.Option(
-        "--tls",
-        envvar="THUMBLOOP_TLS",
-        help="TLS; without --ca the public authorities are trusted.",
-    ),
-]
 User = Annotated[str, typer.Option(help="The user who asks or rates.")]
 Strategy = Annotated[
     str | None, typer.Option(help="How the reply is chosen; absent: the server's.")
 ]
 Candidates = Annotated[int | None, typer.Option("--candidates", "-n", help="Candidates sampled.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of the reply.")]
-
-
-@contextmanager
-def _server(
-    address: str, token: str, ca: Path | None, cert: Path | None, key: Path | None, tls: bool
-) -> Iterator[Client]:
-    """Connect; what goes wrong is said in one line."""
-    try:
-        with Client(address, token=token, tls=tls_of(ca, cert, key, tls)) as client:
-            yield client
-    except ThumbloopError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-
-
-def tls_of(ca: Path | None, cert: Path | None, key: Path | None, tls: bool) -> Tls | None:
-    """Return how to reach a server with TLS, which each of these turns on. Raises SettingsError."""
-    if (cert is None) != (key is None):
-        raise SettingsError("--cert and --key need each other")
-    if not (tls or ca or cert):
-        return None
-    return Tls(_pem("--ca", ca), _pem("--cert", cert), _pem("--key", key))
-
-
-def _pem(option: str, path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SettingsError(f"{option}: {path} cannot be read: {error.strerror}") from None
 
 
 @app.command()
@@ -109,7 +48,7 @@ def generate(
 ) -> None:
     """Answer one prompt; the reply's text goes to stdout, what to rate it by to stderr."""
     options = GenerateOptions(strategy=strategy, num_candidates=candidates, max_tokens=max_tokens)
-    with _server(address, token, ca, cert, key, tls) as client:
+    with server(address, token, ca, cert, key, tls) as client:
         reply = _say(client.stream(prompt, is_text=text, user_id=user, options=options))
         if reply is not None:
             print(_facts(reply), file=sys.stderr)
@@ -134,7 +73,7 @@ def chat(
     if not sys.stdin.isatty():
         print("error: chat needs a terminal; see thumbloop generate", file=sys.stderr)
         raise SystemExit(2)
-    with _server(address, token, ca, cert, key, tls) as client:
+    with server(address, token, ca, cert, key, tls) as client:
         converse(client, options, user, ask=_ask, key=typer.getchar)
 
 
@@ -194,36 +133,9 @@ def rate(
     """Give a reply a thumb."""
     if thumb not in ("up", "down"):
         raise typer.BadParameter("has to be up or down", param_hint="thumb")
-    with _server(address, token, ca, cert, key, tls) as client:
+    with server(address, token, ca, cert, key, tls) as client:
         stored = client.rate(response_id, up=thumb == "up", user_id=user, comment=comment)
         print(f"feedback {stored.feedback_id} for version {stored.policy_version}")
-
-
-@app.command()
-def versions(
-    *,
-    address: Address = DEFAULT_ADDRESS,
-    token: Token = "",
-    ca: Authorities = None,
-    cert: Certificate = None,
-    key: Key = None,
-    tls: WithTls = False,
-) -> None:
-    """List policy versions, newest first."""
-    with _server(address, token, ca, cert, key, tls) as client:
-        listed = client.versions()
-    table = Table("version", "state", "parent", "thumbs", "published (UTC)", "reason")
-    for version in listed.policy_versions:
-        state = admin_pb2.PolicyVersionState.Name(version.state).removeprefix(_STATE).lower()
-        table.add_row(
-            str(version.policy_version),
-            state,
-            str(version.parent_version) if version.HasField("parent_version") else "",
-            str(version.feedback_count),
-            version.published_at.ToDatetime().strftime("%Y-%m-%d %H:%M:%S"),
-            version.reason,
-        )
-    Console().print(table)
 
 
 @app.command()

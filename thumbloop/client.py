@@ -14,7 +14,7 @@ request id, the caller's or a new one, so that what is tried again is answered, 
 """
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar, Unpack
@@ -28,9 +28,12 @@ from thumbloop.messages import (
     RateOptions,
     call_message,
     preference_message,
+    promotion_message,
+    rollback_message,
     thumb_message,
 )
 from thumbloop.statuses import error_of
+from thumbloop.streams import AsyncReplyStream, ReplyStream
 from thumbloop.types import Message
 from thumbloop.v1 import (
     admin_pb2,
@@ -150,7 +153,7 @@ class AsyncClient(_Connection):
 
     def stream(
         self, prompt: str | Sequence[Message], **how: Unpack[CallOptions]
-    ) -> "AsyncReplyStream":
+    ) -> AsyncReplyStream:
         """Answer as `generate` does, in pieces of text to iterate over; then `reply` is there."""
         return AsyncReplyStream(self._stream(prompt, how))
 
@@ -177,6 +180,27 @@ class AsyncClient(_Connection):
         request = admin_pb2.ListPolicyVersionsRequest(page_size=_PAGE_SIZE)
         return await self._call(self._admin.ListPolicyVersions, request, None)
 
+    async def promote(
+        self, version: int, *, expected_current: int, reason: str = ""
+    ) -> admin_pb2.PolicyVersion:
+        """Make a version current in the place of the expected one; return it.
+
+        Raises VersionConflict: another is current. PolicyVersionUnavailable: it was rejected.
+        """
+        request = promotion_message(version, expected_current, reason)
+        return (await self._call(self._admin.PromotePolicyVersion, request, None)).policy_version
+
+    async def roll_back(
+        self, version: int | None = None, *, expected_current: int, reason: str = ""
+    ) -> admin_pb2.PolicyVersion:
+        """Take the expected current version back; return the one that is current now.
+
+        Without a version that is the nearest ancestor that was not taken back itself. Raises
+        VersionConflict: another is current. PolicyVersionUnavailable: it cannot be gone back to.
+        """
+        request = rollback_message(version, expected_current, reason)
+        return (await self._call(self._admin.RollbackPolicyVersion, request, None)).policy_version
+
     async def _call(
         self, method: Callable[..., Awaitable[T]], request: object, timeout_s: float | None
     ) -> T:
@@ -186,30 +210,6 @@ class AsyncClient(_Connection):
             )
         except grpc.aio.AioRpcError as failed:
             raise error_of(failed) from failed
-
-
-class AsyncReplyStream:
-    """A reply as it comes: iterate over its text, and then look at `reply`."""
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-        self.reply: policy_pb2.GenerateResponse | None = None
-
-    async def __aiter__(self) -> AsyncIterator[str]:
-        try:
-            async for event in self._call:
-                if event.HasField("response"):
-                    self.reply = event.response
-                else:
-                    yield event.text_delta
-        except grpc.aio.AioRpcError as failed:
-            raise error_of(failed) from failed
-        finally:
-            self._call.cancel()
-
-    def cancel(self) -> None:
-        """Give it up; the server stops at once."""
-        self._call.cancel()
 
 
 class Client(_Connection):
@@ -241,7 +241,7 @@ class Client(_Connection):
         """Answer; see AsyncClient."""
         return self._call(self._policy.Generate, call_message(prompt, how), how.get("timeout_s"))
 
-    def stream(self, prompt: str | Sequence[Message], **how: Unpack[CallOptions]) -> "ReplyStream":
+    def stream(self, prompt: str | Sequence[Message], **how: Unpack[CallOptions]) -> ReplyStream:
         """Answer in pieces; see AsyncClient."""
         return ReplyStream(self._stream(prompt, how))
 
@@ -265,32 +265,22 @@ class Client(_Connection):
         request = admin_pb2.ListPolicyVersionsRequest(page_size=_PAGE_SIZE)
         return self._call(self._admin.ListPolicyVersions, request, None)
 
+    def promote(
+        self, version: int, *, expected_current: int, reason: str = ""
+    ) -> admin_pb2.PolicyVersion:
+        """Make a version current; see AsyncClient."""
+        request = promotion_message(version, expected_current, reason)
+        return self._call(self._admin.PromotePolicyVersion, request, None).policy_version
+
+    def roll_back(
+        self, version: int | None = None, *, expected_current: int, reason: str = ""
+    ) -> admin_pb2.PolicyVersion:
+        """Take the current version back; see AsyncClient."""
+        request = rollback_message(version, expected_current, reason)
+        return self._call(self._admin.RollbackPolicyVersion, request, None).policy_version
+
     def _call(self, method: Callable[..., T], request: object, timeout_s: float | None) -> T:
         try:
             return method(request, timeout=timeout_s or self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as failed:
             raise error_of(failed) from failed
-
-
-class ReplyStream:
-    """A reply as it comes; see AsyncReplyStream."""
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-        self.reply: policy_pb2.GenerateResponse | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        try:
-            for event in self._call:
-                if event.HasField("response"):
-                    self.reply = event.response
-                else:
-                    yield event.text_delta
-        except grpc.RpcError as failed:
-            raise error_of(failed) from failed
-        finally:
-            self._call.cancel()
-
-    def cancel(self) -> None:
-        """Give it up; the server stops at once."""
-        self._call.cancel()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from thumbloop.types import Message, Prompt, Role, Strategy
-from thumbloop.v1 import feedback_pb2, policy_pb2
+from thumbloop.v1 import admin_pb2, feedback_pb2, policy_pb2
 
 _ROLES = {
     Role.SYSTEM: policy_pb2.ROLE_SYSTEM,
@@ -142,4 +142,22 @@ def preference_message(
         worse_index=worse,
         user_id=how.get("user_id", ""),
         request_id=how.get("request_id") or uuid.uuid4().hex,
+    )
+
+
+def promotion_message(
+    version: int, expected_current: int, reason: str
+) -> admin_pb2.PromotePolicyVersionRequest:
+    """Return the wire message of a promotion."""
+    return admin_pb2.PromotePolicyVersionRequest(
+        policy_version=version, expected_current_version=expected_current, reason=reason
+    )
+
+
+def rollback_message(
+    version: int | None, expected_current: int, reason: str
+) -> admin_pb2.RollbackPolicyVersionRequest:
+    """Return the wire message of a rollback."""
+    return admin_pb2.RollbackPolicyVersionRequest(
+        policy_version=version, expected_current_version=expected_current, reason=reason
     )

@@ -133,6 +133,36 @@ async def test_versions_come_and_go_under_load_and_every_reply_is_its_versions_o
         _check_numbers(row, None if row.policy_version == 0 else folder, speaker, verdict)
 
 
+async def test_a_rollback_under_load_reaches_new_requests_at_once_and_fails_none(
+    server: Running,
+    publisher: Publisher,
+    speaker: RealSpeaker,
+    state: State,
+    verdict: VerdictTokens,
+):
+    for version in (1, 2):
+        await asyncio.to_thread(publisher.publish, version, version - 1)
+        await state_of(server, version)
+    crowd = Crowd(server)
+    await crowd.goes_on()
+    shown = await server.client.roll_back(expected_current=2)
+    first = await server.client.generate("hello", options=GenerateOptions(max_tokens=1))
+    later = len(crowd.replies)
+    await crowd.goes_on()
+    await crowd.leaves()
+    assert (shown.policy_version, first.policy_version) == (1, 1)
+    assert crowd.failures == []
+    # Those in flight were finished by the version that had begun them.
+    assert {r.policy_version for r in crowd.replies[:later]} >= {0, 2}
+    assert {r.policy_version for r in crowd.replies[later + USERS :]} == {0, 1}
+    assert server.database is not None
+    with reading(server.database) as connection:
+        rows = interactions.list_since(connection, DEFAULT_POLICY, 0)
+    for row in _some_of_each_version(rows, 6):
+        folder = state.versions / folder_of(DEFAULT_POLICY, row.policy_version)
+        _check_numbers(row, None if row.policy_version == 0 else folder, speaker, verdict)
+
+
 def _some_of_each_version(rows: list[Interaction], most: int) -> list[Interaction]:
     """Return the first and last replies of each version: those nearest to the swaps."""
     found = []

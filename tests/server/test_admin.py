@@ -5,6 +5,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.publishing import Publisher
 from tests.refusals import fields, refused
 from tests.rows import finished_round, version
 from tests.serving import Running
@@ -14,6 +15,8 @@ from thumbloop.v1 import admin_pb2
 
 List = admin_pb2.ListPolicyVersionsRequest
 Get = admin_pb2.GetPolicyVersionRequest
+Promote = admin_pb2.PromotePolicyVersionRequest
+Rollback = admin_pb2.RollbackPolicyVersionRequest
 
 
 def reject(server: Running, *numbers: int) -> None:
@@ -102,12 +105,62 @@ async def test_what_does_not_exist_is_not_found(server: Running):
         assert (await refused(call)).code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_moving_the_pointer_is_not_served_yet(server: Running):
+async def test_a_rollback_and_a_promotion_reach_the_next_request(
+    server: Running, publisher: Publisher
+):
+    publisher.publish(1)
+    await server.serves(1)
+    shown = await server.client.roll_back(expected_current=1, reason="it swears")
+    assert (shown.policy_version, shown.state) == (0, admin_pb2.POLICY_VERSION_STATE_CURRENT)
+    assert shown.is_available
+    assert (await server.generate("hello")).policy_version == 0
+    bad = (await server.admin.GetPolicyVersion(Get(policy_version=1))).policy_version
+    assert bad.state == admin_pb2.POLICY_VERSION_STATE_ROLLED_BACK
+    assert bad.reason == "it swears"
+    shown = await server.client.promote(1, expected_current=0)
+    assert (shown.policy_version, shown.reason) == (1, "promoted")
+    assert (await server.generate("hello")).policy_version == 1
+
+
+async def test_a_move_from_another_version_than_the_caller_saw_is_aborted(server: Running):
     for call in (
-        server.admin.PromotePolicyVersion(admin_pb2.PromotePolicyVersionRequest()),
-        server.admin.RollbackPolicyVersion(admin_pb2.RollbackPolicyVersionRequest()),
+        server.admin.PromotePolicyVersion(Promote(policy_version=0, expected_current_version=3)),
+        server.admin.RollbackPolicyVersion(Rollback(expected_current_version=3)),
     ):
-        assert (await refused(call)).code() is grpc.StatusCode.UNIMPLEMENTED
+        error = await refused(call)
+        assert error.code() is grpc.StatusCode.ABORTED
+        assert error.details() == "version 3 is not current, version 0 is"
+
+
+async def test_a_move_to_where_nobody_may_go_is_refused(server: Running):
+    reject(server, 1)
+    code = grpc.StatusCode
+    for call, expected in (
+        (Promote(policy_version=9, expected_current_version=0), code.NOT_FOUND),
+        (Promote(policy_version=-1, expected_current_version=0), code.NOT_FOUND),
+        (Promote(policy_version=1, expected_current_version=0), code.FAILED_PRECONDITION),
+        (Promote(policy_version=0, expected_current_version=0), code.INVALID_ARGUMENT),
+        (Promote(policy="another"), code.NOT_FOUND),
+    ):
+        assert (await refused(server.admin.PromotePolicyVersion(call))).code() is expected, call
+    nowhere = server.admin.RollbackPolicyVersion(Rollback(expected_current_version=0))
+    assert (await refused(nowhere)).code() is code.FAILED_PRECONDITION
+
+
+async def test_what_a_move_lacks_is_named_all_at_once(server: Running):
+    error = await refused(server.admin.PromotePolicyVersion(Promote(reason="x" * 1025)))
+    assert sorted(fields(error)) == ["expected_current_version", "policy_version", "reason"]
+    error = await refused(server.admin.RollbackPolicyVersion(Rollback()))
+    assert fields(error) == ["expected_current_version"]
+    fits = Promote(policy_version=9, expected_current_version=0, reason="x" * 1024)
+    error = await refused(server.admin.PromotePolicyVersion(fits))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_server_that_starts_moves_nothing(server: Running):
+    server.application._admin.serve(None)  # type: ignore[arg-type]
+    error = await refused(server.admin.RollbackPolicyVersion(Rollback(expected_current_version=0)))
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_every_state_of_a_version_is_on_the_wire():

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from sqlalchemy import Engine as Database
 
 from server import hotswap
+from server.delivery import Move
 from server.hotswap import Swap, Swapper
+from server.loading import Loader
 from server.routes import Routes
 from server.verification import Expected
 from tests.fakes import BASE, FakeEngine
@@ -21,8 +24,11 @@ from thumbloop.config.server import Delivery
 from thumbloop.errors import (
     BadPolicyVersion,
     EngineUnavailable,
+    Overloaded,
+    PolicyVersionUnavailable,
     SettingsError,
     StoreUnavailable,
+    VersionConflict,
 )
 from thumbloop.store import GroupWriter, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion, Sampling, VersionState
@@ -48,13 +54,15 @@ class Server:
         self.swaps: list[Swap] = []
         self.writer = writer
         self._database = database
+        loader = Loader(
+            engine, self.routes, state.versions, expected, QUICK, max_versions=max_versions
+        )
         self.swapper = Swapper(
-            engine,
+            loader,
             self.routes,
             database,
             writer,
             state.versions,
-            expected,
             QUICK,
             max_versions=max_versions,
             on_swap=self.swaps.append,
@@ -495,3 +503,189 @@ async def test_a_row_whose_folder_never_came_is_rejected(server: Server, publish
     publisher.insert(replace(publisher.write(1), folder="default/000099"))
     await server.settle()
     assert server.rows()[1].reason.startswith("manifest_missing")
+
+
+# Operators move the pointer
+
+
+def roll_back(to: int | None, expected: int) -> Move:
+    return Move(to, expected, is_rollback=True, reason="it swears", actor="ann")
+
+
+def promote(to: int, expected: int) -> Move:
+    return Move(to, expected, is_rollback=False, reason="", actor="ann")
+
+
+@pytest.fixture
+async def line(server: Server, publisher: Publisher) -> Server:
+    """Versions 1 and 2 have followed 0, each current in its turn."""
+    for number in (1, 2):
+        publisher.publish(number, number - 1)
+        await server.settle()
+    return server
+
+
+async def test_a_rollback_reaches_the_next_request_and_leaves_those_in_flight(
+    line: Server, database: Database
+):
+    with line.routes.hold() as before:
+        moved = await line.swapper.move(roll_back(None, 2))
+        assert line.routes.current.number == moved.version == 1
+        assert moved.state is VersionState.CURRENT
+        assert await line.engine.sample(PROMPT, Sampling(4), before.policy)
+    assert line.states() == {0: "retired", 1: "current", 2: "rolled_back"}
+    assert line.rows()[2].reason == "it swears"
+    assert line.rows()[1].reason == "version 2 was taken back: it swears"
+    with reading(database) as connection:
+        events = versions.list_events(connection, DEFAULT_POLICY)[-2:]
+    assert [(e["kind"], e["version"], e["actor"]) for e in events] == [
+        ("rolled_back", 2, "ann"),
+        ("current", 1, "ann"),
+    ]
+    assert not await line.swapper.step()
+
+
+async def test_a_promotion_retires_the_version_before(line: Server):
+    await line.swapper.move(roll_back(None, 2))
+    await line.swapper.move(promote(2, 1))
+    assert line.routes.current.number == 2
+    assert line.states() == {0: "retired", 1: "retired", 2: "current"}
+    assert line.rows()[2].reason == "promoted"
+
+
+async def test_a_version_that_is_not_loaded_is_attested_before_it_answers(
+    start: Callable[..., Server], publisher: Publisher
+):
+    server = start(max_versions=3)
+    await server.settle()
+    for number in (1, 2):
+        publisher.publish(number, number - 1)
+        await server.settle()
+    assert server.routes.loaded == (2,)
+    await server.swapper.move(roll_back(1, 2))
+    assert server.routes.current.number == 1
+    await server.settle()
+    assert server.held() == ["default-000001-policy", "default-000001-reward"]
+    assert server.states() == {0: "retired", 1: "current", 2: "rolled_back"}
+    await server.swapper.move(roll_back(0, 1))
+    server.engine.speaks_for["default-000002-policy"] = BASE
+    with pytest.raises(BadPolicyVersion, match="attestation"):
+        await server.swapper.move(promote(2, 0))
+    await server.settle()
+    assert server.routes.current.number == 0
+    assert server.states() == {0: "current", 1: "rolled_back", 2: "rolled_back"}
+    assert server.held() == ["default-000000-policy"]
+
+
+async def test_a_version_that_waits_may_be_promoted_whatever_it_grew_from(
+    line: Server, publisher: Publisher
+):
+    publisher.publish(3, 0)
+    await line.swapper.move(promote(3, 2))
+    await line.settle()
+    assert line.routes.current.number == 3
+    assert line.states() == {0: "retired", 1: "retired", 2: "retired", 3: "current"}
+
+
+async def test_of_two_moves_from_the_same_version_one_loses(line: Server):
+    moves = (line.swapper.move(roll_back(0, 2)), line.swapper.move(roll_back(1, 2)))
+    first, second = await asyncio.gather(*moves, return_exceptions=True)
+    assert not isinstance(first, Exception)
+    assert isinstance(second, VersionConflict)
+    assert str(second) == "version 2 is not current, version 0 is"
+    assert line.routes.current.number == 0
+    assert line.states() == {0: "current", 1: "retired", 2: "rolled_back"}
+
+
+async def test_a_rollback_does_not_wait_for_a_version_that_is_being_loaded(
+    line: Server, publisher: Publisher
+):
+    """Nor does that one, a child of what was taken back, become current afterwards."""
+    load, may_load, loading = line.engine.load, asyncio.Event(), asyncio.Event()
+
+    async def slowly(name: str, folder: Any) -> Any:
+        loading.set()
+        await may_load.wait()
+        return await load(name, folder)
+
+    line.engine.load = slowly  # type: ignore[method-assign]
+    publisher.publish(3, 2)
+    stepping = asyncio.create_task(line.swapper.step())
+    await loading.wait()
+    async with asyncio.timeout(5):
+        await line.swapper.move(roll_back(None, 2))
+    assert line.routes.current.number == 1
+    may_load.set()
+    await stepping
+    assert line.routes.current.number == 1
+    assert not any("000003" in name for name in line.held())
+    await line.settle()
+    assert line.states()[3] == "rejected"
+    assert line.rows()[3].reason.startswith("parent: it was trained from version 2")
+
+
+async def test_what_another_server_rejected_meanwhile_is_not_promoted(
+    line: Server, publisher: Publisher, database: Database
+):
+    load = line.engine.load
+
+    async def reject_first(name: str, folder: Any) -> Any:
+        with database.begin() as connection:
+            rejected = VersionState.REJECTED
+            versions.set_state(connection, DEFAULT_POLICY, 3, rejected, at=1.0, reason="theirs")
+        return await load(name, folder)
+
+    line.engine.load = reject_first  # type: ignore[method-assign]
+    publisher.publish(3, 2)
+    with pytest.raises(PolicyVersionUnavailable, match=r"version 3 is rejected \(theirs\)"):
+        await line.swapper.move(promote(3, 2))
+    assert line.routes.current.number == 2
+    assert line.states()[3] == "rejected"
+
+
+async def test_another_server_follows_a_move(
+    line: Server,
+    tiny_model: Path,
+    database: Database,
+    writer: GroupWriter,
+    state: State,
+    expected: Expected,
+):
+    other = Server(FakeEngine(tiny_model), database, writer, state, expected)
+    await other.settle()
+    assert other.routes.current.number == 2
+    await line.swapper.move(roll_back(0, 2))
+    await other.settle()
+    assert other.routes.current.number == 0
+    await line.swapper.move(promote(2, 0))
+    await other.settle(1)
+    assert other.routes.current.number == 2
+    assert other.routes.loaded == (0, 2)
+
+
+async def test_where_the_engine_has_no_room_a_move_is_refused(
+    start: Callable[..., Server], publisher: Publisher
+):
+    server = start(max_versions=3)
+    await server.settle()
+    for number in (1, 2, 3):
+        publisher.publish(number, number - 1)
+        await server.settle()
+    await server.swapper.move(roll_back(2, 3))
+    await server.swapper.move(roll_back(1, 2))
+    with pytest.raises(Overloaded, match="no room"):
+        await server.swapper.move(roll_back(0, 1))
+    await server.settle()
+    await server.swapper.move(roll_back(0, 1))
+    assert server.routes.current.number == 0
+
+
+async def test_a_move_whose_write_fails_changes_nothing(line: Server):
+    async def fail(_change: Any) -> Any:
+        raise StoreUnavailable("locked")
+
+    line.writer.run = fail  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await line.swapper.move(roll_back(None, 2))
+    assert line.routes.current.number == 2
+    assert line.states() == {0: "retired", 1: "retired", 2: "current"}

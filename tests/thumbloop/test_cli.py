@@ -24,11 +24,13 @@ from typer.testing import CliRunner
 
 from server.engine import Sampled
 from tests.fakes import FakeEngine
+from tests.publishing import FakeSpeaker, Publisher
 from tests.serving import Running, running
 from thumbloop import cli
 from thumbloop.client import AsyncClient, Client, GenerateOptions
-from thumbloop.config import ServerConfig, State, load
+from thumbloop.config import ServerConfig, State, Verdict, load
 from thumbloop.errors import PermissionDenied, Unauthenticated, Unavailable
+from thumbloop.rendering import verdict_tokens
 from thumbloop.store import feedback, interactions, reading
 from thumbloop.types import (
     DEFAULT_POLICY,
@@ -179,6 +181,27 @@ async def test_a_thumb_is_up_or_down(server: Running, thumbloop: Any):
     done = await thumbloop("rate", "r", "sideways")
     assert done.exit_code == 2
     assert "has to be up or down" in done.stderr
+
+
+async def test_a_version_is_taken_back_and_promoted_again(
+    server: Running, tiny_model: Path, state: State, thumbloop: Any
+):
+    assert server.database is not None
+    verdict = verdict_tokens(Verdict(), server.engine.tokenizer)
+    speaker = FakeSpeaker(server.engine)
+    Publisher(tiny_model, state.versions, server.database, verdict, speaker).publish(1)
+    await server.serves(1)
+    done = await thumbloop("rollback", "--reason", "it swears")
+    assert (done.exit_code, done.stdout) == (0, "version 0 is current, version 1 is rolled back\n")
+    done = await thumbloop("versions")
+    assert "it swears" in done.stdout
+    done = await thumbloop("promote", "1")
+    assert (done.exit_code, done.stdout) == (0, "version 1 is current, version 0 is retired\n")
+    done = await thumbloop("rollback", "0", "--expected", "0")
+    assert done.exit_code == 1
+    assert done.stderr == "error: version 0 is not current, version 1 is\n"
+    done = await thumbloop("promote", "7", "--expected", "1")
+    assert (done.exit_code, done.stderr) == (1, "error: there is no version 7\n")
 
 
 async def test_versions_are_shown_with_their_states(thumbloop: Any):
@@ -453,5 +476,5 @@ async def test_tls_without_authorities_trusts_the_public_ones(
 
 def test_without_arguments_the_command_explains_itself():
     done = CliRunner().invoke(cli.app, [])
-    for name in ("generate", "chat", "rate", "versions", "token"):
+    for name in ("generate", "chat", "rate", "versions", "promote", "rollback", "token"):
         assert name in done.output

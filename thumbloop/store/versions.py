@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select
 
+from thumbloop.errors import VersionConflict
 from thumbloop.store.schema import (
     deployments,
     events,
@@ -162,6 +163,37 @@ def set_state(
             detail={"reason": reason, **(detail or {})},
         )
     )
+
+
+def make_current(
+    connection: Connection,
+    policy: str,
+    version: int,
+    *,
+    expected: int,
+    leaves_as: VersionState,
+    at: float,
+    reason: str,
+    actor: str = "server",
+) -> None:
+    """Make a version current in the place of the expected one, which goes into another state.
+
+    `reason` is why the one came, or why the other was taken back. Raises VersionConflict: another one is current; nothing is changed then.
+    """
+    of_current = select(deployments.c.version).where(
+        deployments.c.policy == policy, deployments.c.state == VersionState.CURRENT.value
+    )
+    found = connection.scalar(of_current.with_for_update())  # who waited for another finds none
+    if found != expected:
+        raise VersionConflict(f"version {expected} is not current{_but(found)}")
+    if leaves_as is not VersionState.RETIRED:
+        set_state(connection, policy, expected, leaves_as, at=at, reason=reason, actor=actor)
+        reason = f"version {expected} was taken back: {reason}"
+    set_state(connection, policy, version, VersionState.CURRENT, at=at, reason=reason, actor=actor)
+
+
+def _but(found: int | None) -> str:
+    return "" if found is None else f", version {found} is"
 
 
 def _retire_current(connection: Connection, policy: str, version: int, at: float) -> None:

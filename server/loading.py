@@ -1,0 +1,104 @@
+"""Versions into the engine and out of it: verify, load, attest; drain, unload.
+
+Adapters come under new names, ids and paths: nothing is ever reloaded in place.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from server.attestation import attest
+from server.engine import Adapter, Engine
+from server.routes import LoadedVersion, Routes
+from server.verification import Expected, verify
+from thumbloop import artifacts
+from thumbloop.config.server import Delivery
+from thumbloop.errors import EngineUnavailable, Overloaded, ThumbloopError
+from thumbloop.types import BASE_VERSION, PolicyVersion
+
+log = logging.getLogger(__name__)
+
+_RETRY_AFTER_S = 0.5
+
+
+class Loader:
+    """One engine with room for so many versions; those in `routes`, and those that drain."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        routes: Routes,
+        folder: Path,
+        expected: Expected,
+        settings: Delivery,
+        *,
+        max_versions: int,
+    ) -> None:
+        self._engine = engine
+        self._routes = routes
+        self._folder = folder
+        self._expected = expected
+        self._settings = settings
+        self._max_versions = max_versions
+        self._draining: dict[int, asyncio.Task[None]] = {}
+
+    async def load(
+        self, version: PolicyVersion, rows: Mapping[int, PolicyVersion]
+    ) -> LoadedVersion:
+        """Verify a version, load both adapters under new names, and attest it.
+
+        Raises BadPolicyVersion, EngineUnavailable, Overloaded: nothing is loaded then.
+        """
+        await self._make_room()
+        name = f"{version.policy}-{version.version:06d}"
+        if version.version == BASE_VERSION:
+            return LoadedVersion(version, await self._engine.load_zero(f"{name}-policy"), None)
+        parent = rows[version.parent] if version.parent else None
+        manifest = await asyncio.to_thread(
+            verify,
+            self._folder,
+            version,
+            self._folder / parent.folder if parent else None,
+            self._expected,
+            self._settings,
+        )
+        held: list[Adapter] = []
+        try:
+            for role in (artifacts.POLICY, artifacts.REWARD):
+                folder = self._folder / version.folder / role
+                held.append(await self._engine.load(f"{name}-{role}", folder))
+            loaded = LoadedVersion(version, *held)
+            result = await attest(self._engine, self._expected.verdict, loaded, manifest)
+        except ThumbloopError:
+            await self.unload(held)
+            raise
+        log.info("version %d is attested: %s", version.version, result)
+        return loaded
+
+    def unload_later(self, version: PolicyVersion) -> None:
+        """Take a version out of reach at once, and out of the engine when its requests are done."""
+        loaded = self._routes.remove(version.version)
+        task = asyncio.create_task(self._drain(loaded))
+        self._draining[loaded.number] = task
+        task.add_done_callback(lambda _done: self._draining.pop(loaded.number))
+
+    async def _make_room(self) -> None:
+        """Wait until the engine has two adapter slots free; beyond them it would evict one in use."""
+        while len(self._routes.loaded) + len(self._draining) >= self._max_versions:
+            if not self._draining:  # operators moved faster than the planner unloads
+                raise Overloaded("the engine has no room; try again", retry_after_s=_RETRY_AFTER_S)
+            await asyncio.wait(self._draining.values(), return_when=asyncio.FIRST_COMPLETED)
+
+    async def _drain(self, loaded: LoadedVersion) -> None:
+        if not await self._routes.drain(loaded.number, self._settings.drain_timeout_s):
+            log.warning("version %d still answers requests; it stays loaded", loaded.number)
+            await self._routes.drain(loaded.number, float("inf"))
+        with suppress(EngineUnavailable):  # an engine that died has forgotten everything
+            await self.unload(loaded.adapters)
+
+    async def unload(self, adapters: Iterable[Adapter]) -> None:
+        """Take adapters out of the engine that no request uses."""
+        for adapter in adapters:
+            await self._engine.unload(adapter)

@@ -1,0 +1,92 @@
+"""Commands of operators: which versions there are, and which one answers."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from thumbloop.client import DEFAULT_ADDRESS
+from thumbloop.connecting import Address, Authorities, Certificate, Key, Token, WithTls, server
+from thumbloop.v1 import admin_pb2
+
+app = typer.Typer()
+
+_STATE = "POLICY_VERSION_STATE_"
+
+Number = Annotated[int, typer.Argument(min=0, help="The version's number.")]
+Expected = Annotated[
+    int | None,
+    typer.Option(min=0, help="Only if this version is current; absent: whichever is."),
+]
+Reason = Annotated[str, typer.Option(help="Why, for the event log.")]
+
+
+@app.command()
+def versions(
+    *,
+    address: Address = DEFAULT_ADDRESS,
+    token: Token = "",
+    ca: Authorities = None,
+    cert: Certificate = None,
+    key: Key = None,
+    tls: WithTls = False,
+) -> None:
+    """List policy versions, newest first."""
+    with server(address, token, ca, cert, key, tls) as client:
+        listed = client.versions()
+    table = Table("version", "state", "parent", "thumbs", "published (UTC)", "reason")
+    for version in listed.policy_versions:
+        state = admin_pb2.PolicyVersionState.Name(version.state).removeprefix(_STATE).lower()
+        table.add_row(
+            str(version.policy_version),
+            state,
+            str(version.parent_version) if version.HasField("parent_version") else "",
+            str(version.feedback_count),
+            version.published_at.ToDatetime().strftime("%Y-%m-%d %H:%M:%S"),
+            version.reason,
+        )
+    Console().print(table)
+
+
+@app.command()
+def promote(
+    version: Number,
+    *,
+    expected: Expected = None,
+    reason: Reason = "",
+    address: Address = DEFAULT_ADDRESS,
+    token: Token = "",
+    ca: Authorities = None,
+    cert: Certificate = None,
+    key: Key = None,
+    tls: WithTls = False,
+) -> None:
+    """Make a version current, from the next request on."""
+    with server(address, token, ca, cert, key, tls) as client:
+        before = client.versions().current_version if expected is None else expected
+        moved = client.promote(version, expected_current=before, reason=reason)
+        print(f"version {moved.policy_version} is current, version {before} is retired")
+
+
+@app.command()
+def rollback(
+    version: Annotated[
+        int | None,
+        typer.Argument(min=0, help="Where to; absent: the nearest ancestor that is still good."),
+    ] = None,
+    *,
+    expected: Expected = None,
+    reason: Reason = "",
+    address: Address = DEFAULT_ADDRESS,
+    token: Token = "",
+    ca: Authorities = None,
+    cert: Certificate = None,
+    key: Key = None,
+    tls: WithTls = False,
+) -> None:
+    """Take the current version back, from the next request on; the trainer goes on from the other."""
+    with server(address, token, ca, cert, key, tls) as client:
+        before = client.versions().current_version if expected is None else expected
+        moved = client.roll_back(version, expected_current=before, reason=reason)
+        print(f"version {moved.policy_version} is current, version {before} is rolled back")

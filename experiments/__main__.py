@@ -13,6 +13,7 @@ from experiments import (
     minibatches,
     propensity,
     stages,
+    trials,
     truncation,
 )
 
@@ -28,6 +29,7 @@ COMMANDS = (
     hack,
     front,
     kills,
+    trials,
 )
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for module in COMMANDS:

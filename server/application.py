@@ -27,7 +27,7 @@ from server.http_port import HttpServer
 from server.interceptors import Translator
 from server.lifecycle import Lifecycle
 from server.loading import Loader
-from server.metrics import ServerMetrics
+from server.metrics import HeldVersions, ServerMetrics
 from server.pipeline import Pipeline
 from server.ratings import Ratings
 from server.reception import Reception
@@ -221,6 +221,7 @@ class Application:
         self._metrics.candidates_in_flight.set_function(lambda: self._admission.candidates)
         self._metrics.candidates_queued.set_function(lambda: self._admission.queued)
         self._metrics.version.set_function(self._routes.current_or_nan)
+        self._metrics.registry.register(HeldVersions(self._routes))
         where = self._config.metrics
         try:
             http, thread = start_http_server(where.port, where.host, self._metrics.registry)

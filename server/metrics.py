@@ -1,5 +1,7 @@
 """What Prometheus sees of the server. Labels are bounded: never a user, a prompt or a reply."""
 
+from collections.abc import Iterable
+
 from prometheus_client import (
     REGISTRY,
     CollectorRegistry,
@@ -8,12 +10,37 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from server.hotswap import Swap
+from server.routes import Routes
 from thumbloop.types import Feedback, FinishReason, Interaction, Preference
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REWARDS = (-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8)
+
+
+class HeldVersions(Collector):
+    """A 1 for each version that requests may reach, by number and by the digests of its adapters."""
+
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Return the family as it is now; as many series as the engine has room for versions."""
+        family = GaugeMetricFamily(
+            "thumbloop_policy_version_info",
+            "Versions that the engine holds, with sha256 of their adapters.",
+            labels=["version", "state", "policy_digest", "reward_digest"],
+        )
+        routed = self._routes.routed
+        for held in self._routes.held:
+            state = "current" if held.number == routed else "held"
+            facts = held.facts
+            labels = [str(held.number), state, facts.policy_digest, facts.reward_digest]
+            family.add_metric(labels, 1.0)
+        return [family]
 
 
 class ServerMetrics:

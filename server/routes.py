@@ -59,6 +59,11 @@ class Routes:
         """Return the numbers of the versions that a request may be pinned to."""
         return tuple(sorted(self._loaded))
 
+    @property
+    def held(self) -> tuple[LoadedVersion, ...]:
+        """Return the versions that a request may be pinned to; for any thread."""
+        return tuple(self._loaded.values())
+
     def know(self, highest: int) -> None:
         """Hear of the highest version in the store, so that a pin to it is answered rightly."""
         self._highest = highest

@@ -21,7 +21,7 @@ from thumbloop.config import State, Verdict
 from thumbloop.errors import EngineUnavailable
 from thumbloop.rendering import verdict_tokens
 from thumbloop.types import FinishReason, Sampling
-from thumbloop.v1 import feedback_pb2, policy_pb2
+from thumbloop.v1 import admin_pb2, feedback_pb2, policy_pb2
 
 OURS = {
     "grpc_server_started",
@@ -38,6 +38,7 @@ OURS = {
     "thumbloop_swaps",
     "thumbloop_published_to_serving_seconds",
     "thumbloop_policy_version",
+    "thumbloop_policy_version_info",
     "thumbloop_store_queue_changes",
     "thumbloop_store_commit_seconds",
     "thumbloop_requests_in_flight",
@@ -131,6 +132,27 @@ async def test_counts_are_right(server: Running, tiny_model: Path, state: State)
     assert samples["thumbloop_reward_count"][NO_LABELS] == 1  # version 0 has no opinion
     assert samples["thumbloop_requests_in_flight"][NO_LABELS] == 0
     assert samples["thumbloop_store_commit_seconds_count"][NO_LABELS] >= 5
+
+
+async def test_the_digests_of_what_is_served_are_those_of_the_store(
+    server: Running, tiny_model: Path, state: State
+):
+    name = "thumbloop_policy_version_info"
+    assert (await scrape(server))[name] == {frozenset({"0", "current", ""}): 1}
+    publish(server, tiny_model, state)
+    await server.serves(1)
+    shown = (
+        await server.admin.GetPolicyVersion(admin_pb2.GetPolicyVersionRequest())
+    ).policy_version
+    stored = server.stored((await server.generate("hello")).response_id)
+    assert (stored.policy_digest, stored.reward_digest) == (
+        shown.policy_digest,
+        shown.reward_digest,
+    )
+    assert (await scrape(server))[name] == {
+        frozenset({"0", "held", ""}): 1,
+        frozenset({"1", "current", shown.policy_digest, shown.reward_digest}): 1,
+    }
 
 
 async def test_a_cancelled_call_is_counted_as_cancelled(server: Running):

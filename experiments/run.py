@@ -18,7 +18,7 @@ from experiments.base_model import base_model
 from experiments.judged import JudgedRewards, quality
 from experiments.serving import Service, Setting
 from thumbloop.config import Model, State, TrainerConfig
-from thumbloop.store import open_store, reading, versions
+from thumbloop.store import deployments, open_store, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion, VersionState
 from trainer import dataset, reward
 from trainer.assembly import assemble
@@ -124,7 +124,7 @@ class Run:
         with self.store.begin() as connection:
             row = versions.list_rounds(connection, DEFAULT_POLICY)[-1]
             if row["version"] is not None:
-                versions.set_state(
+                deployments.set_state(
                     connection, DEFAULT_POLICY, row["version"], VersionState.CURRENT, at=0.0
                 )
         return Learned(row["version"], row["reason"], row["metrics"])

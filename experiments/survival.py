@@ -23,7 +23,7 @@ from experiments.failpoints import Watch
 from experiments.serving import Service, Setting
 from thumbloop.config import Model, State, TrainerConfig
 from thumbloop.errors import ThumbloopError
-from thumbloop.store import interactions, open_store, preferences, reading, versions
+from thumbloop.store import deployments, interactions, open_store, preferences, reading, versions
 from thumbloop.types import DEFAULT_POLICY, VersionState
 from trainer.assembly import Assembly, assemble
 from trainer.metrics import TrainerMetrics
@@ -151,7 +151,7 @@ class Stage:
         store = open_store(State(folder=self._state))
         with store.begin() as connection:
             for version, state in states.items():
-                versions.set_state(connection, DEFAULT_POLICY, version, state, at=time.time())
+                deployments.set_state(connection, DEFAULT_POLICY, version, state, at=time.time())
         store.dispose()
 
     def leave_a_folder_without_a_row(self) -> None:

@@ -1,7 +1,9 @@
-"""The test of a canary on simulated users, looked at after every thumb: how often it errs, how long it takes.
+"""The test of a canary on simulated users, looked at after every thumb.
 
-A user has a taste: how likely a thumb up is, whatever the version, to which the version adds. Few users
-give most of the thumbs. The control takes every thumb for a user of its own, and errs.
+It shows how often the test errs, and how long it takes. A user has a taste: how likely a thumb up is,
+whatever the version, to which the version adds. Few users give most of the thumbs. Two controls err: one
+takes every thumb for a user of its own; in the other those who rate much like more and the canary is rated
+less often, so that others rate it, and the test does not ask who they are.
 """
 
 import math
@@ -16,7 +18,7 @@ from scipy import stats
 
 from experiments.options import FOLDER, Folder
 from experiments.report import CONFIDENCE, console, draw, write
-from server.trial import Verdict, Vote, blocks_of, log_evidence
+from server.trial import Verdict, Vote, blocks_of, log_evidence, log_mismatch
 
 USERS = 4000
 RATE = 0.5
@@ -31,8 +33,36 @@ SHARE = 0.2
 HORIZON = 400
 """Users of the canary after whom a trial ends."""
 ALPHA = 0.05
+GUARD_ALPHA = 0.001
 STEPS = (0.0, -0.05, -0.15, 0.15)
 """What the canary's rate is above the current version's."""
+
+
+class Kind(NamedTuple):
+    """What a canary is like, and how it is judged.
+
+    `step` is added to its rate; its users rate so much as often as the others (`rated`). `by_activity`:
+    who rates more likes more. `by_thumb` and `asks_who` are the controls.
+    """
+
+    step: float
+    rated: float = 1.0
+    by_activity: bool = False
+    by_thumb: bool = False
+    asks_who: bool = True
+
+
+KINDS = {f"{step:+.2f}": Kind(step) for step in STEPS} | {
+    "+0.00, rated half as often": Kind(0.0, rated=0.5, by_activity=True),
+    "+0.00, rated a quarter as often": Kind(0.0, rated=0.25, by_activity=True),
+    "+0.00, rated half as often, nobody asks who": Kind(
+        0.0, rated=0.5, by_activity=True, asks_who=False
+    ),
+    "+0.00, rated a quarter as often, nobody asks who": Kind(
+        0.0, rated=0.25, by_activity=True, asks_who=False
+    ),
+    "+0.00, every thumb a user": Kind(0.0, by_thumb=True, asks_who=False),
+}
 
 
 class Thumbs(NamedTuple):
@@ -51,12 +81,16 @@ class Course(NamedTuple):
     users: int
 
 
-def draw_thumbs(rng: np.random.Generator, step: float, count: int) -> Thumbs:
-    """Return thumbs of users of whom the canary's like it by a `step` more, or less."""
-    weights = rng.pareto(TAIL, USERS) + 1
-    users = rng.choice(USERS, size=count, p=weights / weights.sum())
+def draw_thumbs(rng: np.random.Generator, kind: Kind, count: int) -> Thumbs:
+    """Return thumbs of users of whom the canary's like it by a step more, or less."""
+    activity = rng.pareto(TAIL, USERS) + 1
     is_canary = rng.random(USERS) < SHARE
+    weights = np.where(is_canary, kind.rated, 1.0) * activity
+    users = rng.choice(USERS, size=count, p=weights / weights.sum())
     taste = rng.beta(RATE * TASTE, (1 - RATE) * TASTE, USERS)
+    if kind.by_activity:
+        taste = 0.1 + 0.8 * activity.argsort().argsort() / USERS
+    step = kind.step
     moved = taste + step * (1 - taste) / (1 - RATE) if step > 0 else taste * (1 + step / RATE)
     likes = np.where(is_canary, moved, taste)
     return Thumbs(users, rng.random(count) < likes[users], is_canary)
@@ -70,27 +104,39 @@ def votes_of(thumbs: Thumbs, *, by_thumb: bool) -> tuple[list[Vote], list[int]]:
     return votes, [int(i) + 1 for i in chosen]
 
 
-def follow(votes: Sequence[Vote]) -> tuple[Verdict, int]:
+def follow(votes: Sequence[Vote], *, asks_who: bool = True) -> tuple[Verdict, int]:
     """Return the first verdict that judge() gives on ever more of the votes, and after how many."""
-    canaries = np.cumsum([vote.is_canary for vote in votes])
-    last = int(np.searchsorted(canaries, HORIZON)) + 1  # the vote at which the horizon is reached
+    sides = np.array([vote.is_canary for vote in votes])
+    last = int(np.searchsorted(sides.cumsum(), HORIZON)) + 1  # the vote that reaches the horizon
     blocks = blocks_of(votes[:last])
     found = np.array([block.difference for block in blocks])
-    worse, better = (
-        path >= -math.log(ALPHA) for path in (log_evidence(-found), log_evidence(found))
-    )
-    reached = np.flatnonzero(worse | better)
-    if len(reached):
-        verdict = Verdict.ROLL_BACK if worse[reached[0]] else Verdict.PROMOTE
-        return verdict, blocks[reached[0]].votes
-    return (Verdict.UNDECIDED, last) if last <= len(votes) else (Verdict.WAIT, len(votes))
+    after = np.array([block.votes for block in blocks])
+    mismatch = math.inf
+    if asks_who:
+        mismatch = _first(np.arange(len(sides)) + 1, log_mismatch(sides, SHARE), GUARD_ALPHA)
+    ends = [  # in the order in which judge() asks
+        (_first(after, log_evidence(-found), ALPHA), Verdict.ROLL_BACK),
+        (mismatch, Verdict.UNDECIDED),
+        (_first(after, log_evidence(found), ALPHA), Verdict.PROMOTE),
+        (last, Verdict.UNDECIDED),
+    ]
+    count, verdict = min(ends, key=lambda end: end[0])
+    if count > len(votes):
+        return Verdict.WAIT, len(votes)
+    return verdict, int(count)
 
 
-def run(seed: int, step: float, *, by_thumb: bool = False) -> Course:
+def _first(after: np.ndarray, path: np.ndarray, alpha: float) -> float:
+    """Return after how many votes a path reaches log(1 / alpha)."""
+    reached = np.flatnonzero(path >= -math.log(alpha))
+    return float(after[reached[0]]) if len(reached) else math.inf
+
+
+def run(seed: int, kind: Kind) -> Course:
     """Return how one trial went."""
-    thumbs = draw_thumbs(np.random.default_rng(seed), step, THUMBS)
-    votes, after = votes_of(thumbs, by_thumb=by_thumb)
-    verdict, count = follow(votes)
+    thumbs = draw_thumbs(np.random.default_rng(seed), kind, THUMBS)
+    votes, after = votes_of(thumbs, by_thumb=kind.by_thumb)
+    verdict, count = follow(votes, asks_who=kind.asks_who)
     return Course(verdict, after[count - 1], count)
 
 
@@ -129,12 +175,11 @@ def main(
 ) -> None:
     """A canary as good, worse or better: what the test makes of it, and when."""
     report: dict[str, Any] = {}
-    kinds = [(f"{step:+.2f}", step, False) for step in STEPS]
-    for name, step, by_thumb in [*kinds, ("+0.00, every thumb a user", 0.0, True)]:
-        courses = [run(seed, step, by_thumb=by_thumb) for seed in range(runs)]
+    for name, kind in KINDS.items():
+        courses = [run(seed, kind) for seed in range(runs)]
         found = report[name] = summarise(courses)
-        if step and not by_thumb:
-            found["fixed_users"] = fixed_users(step)
+        if kind.step:
+            found["fixed_users"] = fixed_users(kind.step)
         shares = ", ".join(
             f"{verdict} {found[verdict]['share']:.3f}"
             f" ({found[verdict]['low']:.3f} to {found[verdict]['high']:.3f})"

@@ -123,6 +123,12 @@ def clock() -> float:
     return perf_counter()
 
 
+def forget_peak() -> None:
+    """Let a GPU's peak begin here: what was made ready is no part of an update."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_bytes() -> int:
     """Return the most memory that this process has had, a GPU's where it computes on one."""
     if torch.cuda.is_initialized():
@@ -139,6 +145,7 @@ def main(
     frozen = Job.read(job)
     torch.set_num_threads(frozen.threads)
     updates = Updates(frozen)
+    forget_peak()
     before_bytes = peak_bytes()
     try:
         _warm_up, *timed = [updates.run() for _ in range(1 + repeats)]

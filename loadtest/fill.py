@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection
 
 from thumbloop.config import State
-from thumbloop.store import feedback, interactions, open_store, versions
+from thumbloop.store import deployments, feedback, interactions, open_store, versions
 from thumbloop.types import Interaction, PolicyVersion, Round, User, VersionState
 
 
@@ -61,7 +61,9 @@ def fill(history: History, state: State) -> None:
             new_feedback=tuple(learned),
         )
         versions.finish_round(connection, done, version)
-        versions.set_state(connection, version.policy, version.version, VersionState.CURRENT, at=at)
+        deployments.set_state(
+            connection, version.policy, version.version, VersionState.CURRENT, at=at
+        )
         for said in history.new:
             _submit(connection, said)
     store.dispose()

@@ -43,10 +43,10 @@ def describe_updates(lines: Mapping[str, Sequence[Line]]) -> dict[str, Figure]:
     seconds = {name: [median(line["seconds"]) for line in of] for name, of in lines.items()}
     peaks = {name: [line["peak_bytes"] / _MIB for line in of] for name, of in lines.items()}
     found = {
-        "gpu.ratio_to_trl_1_12": figures.ratio(seconds["ours"], seconds[_PEER]),
-        "gpu.memory_ratio": figures.ratio(peaks["ours"], peaks[_PEER]),
+        "gpu.bfloat16.ratio_to_trl_1_12": figures.ratio(seconds["ours"], seconds[_PEER]),
+        "gpu.bfloat16.memory_ratio": figures.ratio(peaks["ours"], peaks[_PEER]),
     }
     for name in lines:
-        found[f"gpu.{name}_seconds"] = figures.of_repeats(seconds[name])
-        found[f"gpu.{name}_peak_mib"] = figures.of_repeats(peaks[name])
+        found[f"gpu.bfloat16.{name}_seconds"] = figures.of_repeats(seconds[name])
+        found[f"gpu.bfloat16.{name}_peak_mib"] = figures.of_repeats(peaks[name])
     return found

@@ -11,6 +11,8 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from loadtest.figures import Figure
 from loadtest.midway import Midway
 
@@ -30,7 +32,12 @@ def conditions(found: Midway, repeats: int) -> dict[str, Any]:
         "policy_version": found.number,
         "policy_thumb_up_rate": found.thumb_up_rate,
         "repeats": repeats,
-    }
+    } | gpus()
+
+
+def gpus() -> dict[str, str]:
+    """Return the name of the GPU that is measured on, nothing where there is none."""
+    return {"gpu": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}
 
 
 class Kept(NamedTuple):

@@ -1,10 +1,12 @@
 """Types -> protocol buffers: what callers get back."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import RowMapping
 
+from server.trial import THUMBS
 from thumbloop.types import (
     Candidate,
     Extent,
@@ -106,6 +108,37 @@ def version_of(version: PolicyVersion, *, is_available: bool) -> admin_pb2.Polic
         last_feedback_id=version.last_feedback_id,
         is_available=is_available,
     )
+
+
+def event_of(row: RowMapping) -> admin_pb2.PolicyVersionEvent:
+    """Return what happened to a version as callers see it."""
+    detail = row["detail"]
+    return admin_pb2.PolicyVersionEvent(
+        at=_timestamp(row["at"]),
+        state=_STATES[VersionState(row["kind"])],
+        actor=row["actor"],
+        reason=detail["reason"],
+        evidence=measures_of(detail.get("evidence", {})),
+    )
+
+
+def measures_of(
+    evidence: Mapping[str, Mapping[str, float | None]],
+) -> list[admin_pb2.TrialMeasure]:
+    """Return what users say of each measure, thumbs first."""
+    names = sorted(evidence, key=lambda name: (name != THUMBS, name))
+    return [
+        admin_pb2.TrialMeasure(
+            name=name,
+            canary_users=int(evidence[name]["canary_users"] or 0),
+            current_users=int(evidence[name]["current_users"] or 0),
+            canary_mean=evidence[name]["canary_mean"],
+            current_mean=evidence[name]["current_mean"],
+            log_higher=evidence[name]["log_higher"] or 0.0,
+            log_lower=evidence[name]["log_lower"] or 0.0,
+        )
+        for name in names
+    ]
 
 
 def _timestamp(seconds: float) -> Timestamp:

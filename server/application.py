@@ -20,14 +20,16 @@ from server.admission import Admission, Quota
 from server.calibration import Calibration
 from server.concurrency import end_all
 from server.engine import Engine
+from server.evidence import Look
 from server.guidance import find_strategies
 from server.hotswap import Swapper
 from server.http import OpenAi
 from server.http_port import HttpServer
 from server.interceptors import Translator
+from server.ledger import Ledger
 from server.lifecycle import Lifecycle
 from server.loading import Loader
-from server.metrics import HeldVersions, ServerMetrics
+from server.metrics import CanaryEvidence, HeldVersions, ServerMetrics
 from server.pipeline import Pipeline
 from server.ratings import Ratings
 from server.reception import Reception
@@ -85,6 +87,7 @@ class Application:
         self._lifecycle = Lifecycle(config.limits.max_requests_in_flight)
         self._health = health.aio.HealthServicer()
         self._stack = AsyncExitStack()
+        self._swapper: Swapper | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.port = 0
         self.http_port = 0
@@ -149,15 +152,14 @@ class Application:
         swapper = Swapper(
             Loader(engine, self._routes, folder, expected, delivery, max_versions=max_versions),
             self._routes,
-            database,
-            writer,
+            Ledger(database, writer),
             folder,
             delivery,
             max_versions=max_versions,
             on_swap=self._metrics.observe_swap,
         )
-        while not self._routes.loaded:
-            await swapper.step()
+        self._swapper = swapper
+        await swapper.start()
         self._admin.serve(swapper)
         await self._warm_up(engine)
 
@@ -213,6 +215,8 @@ class Application:
         if not await self._lifecycle.drain(self._config.listen.grace_s):
             log.warning("%d calls did not finish in time", self._lifecycle.in_flight)
         await end_all(self._tasks)
+        if self._swapper is not None:
+            await self._swapper.finish_moves()
         await self._stack.aclose()
 
     def _start_metrics(self, writer: GroupWriter) -> None:
@@ -222,6 +226,7 @@ class Application:
         self._metrics.candidates_queued.set_function(lambda: self._admission.queued)
         self._metrics.version.set_function(self._routes.current_or_nan)
         self._metrics.registry.register(HeldVersions(self._routes))
+        self._metrics.registry.register(CanaryEvidence(self._latest_look))
         where = self._config.metrics
         try:
             http, thread = start_http_server(where.port, where.host, self._metrics.registry)
@@ -231,6 +236,9 @@ class Application:
         self._stack.callback(thread.join)
         self._stack.callback(http.server_close)
         self._stack.callback(http.shutdown)
+
+    def _latest_look(self) -> Look | None:
+        return self._swapper.latest_look if self._swapper else None
 
     def _watch_pruning(self, calibration: Calibration) -> None:
         """Show what each checkpoint's partial rewards are worth, for the current version."""

@@ -6,37 +6,61 @@ next plan.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
+from server.trial import Ruling, Verdict
 from thumbloop.errors import (
     InvalidRequest,
     PolicyVersionUnavailable,
     UnknownPolicyVersion,
     VersionConflict,
 )
-from thumbloop.types import BASE_VERSION, PolicyVersion, VersionState
+from thumbloop.types import BASE_VERSION, WAITING, PolicyVersion, VersionState
 
-_WAITING = (VersionState.PUBLISHED, VersionState.ATTESTED)
+DIRECT = "attested; delivery is direct"
 
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Load the version that the store says is current, after a start."""
+    """Load a version that the store says answers, after a start."""
 
     version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """Send new requests to the current version, which is loaded: the pointer was moved."""
+    """Send new requests where the store says: to the current version, and a share of them to the canary.
+
+    Both are loaded; `canary` is None where there is none.
+    """
 
     version: int
+    canary: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """Verify, load and attest a published version, and make it current if it passes."""
+    """Verify, load and attest a published version, and let it answer if it passes: a share, or all."""
 
     version: int
+    is_canary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    """Make the canary current."""
+
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakeBack:
+    """End the canary's trial without promoting it."""
+
+    version: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,50 +78,110 @@ class Unload:
     version: int
 
 
-Action = Restore | Switch | Try | Reject | Unload
+Action = Restore | Switch | Try | Promote | TakeBack | Reject | Unload
+
+
+class Routed(NamedTuple):
+    """Where new requests go: None for the current version after a start, and for no canary."""
+
+    current: int | None = None
+    canary: int | None = None
 
 
 def plan(
-    versions: Sequence[PolicyVersion], loaded: Collection[int], *, routed: int | None, keep: int
+    versions: Sequence[PolicyVersion],
+    loaded: Collection[int],
+    *,
+    routed: Routed,
+    keep: int,
+    has_trials: bool = False,
+    ruling: Ruling | None = None,
 ) -> list[Action]:
     """Return the next actions, in order; empty when there is nothing to do.
 
     `versions` are all rows of one policy, oldest first; `loaded` what the engine holds and answers
-    from; `routed` which of them new requests go to, None after a start; `keep` how many versions
-    besides the current one stay loaded for pins and rollback.
+    from; `routed` where new requests go; `keep` how many versions besides those that answer stay loaded
+    for pins and rollback. With `has_trials` a version that passes becomes the canary; `ruling` is what
+    the trial of the one that there is comes to, None where nobody has looked.
     """
-    current = _current(versions)
+    current, canary = current_of(versions), canary_of(versions)
+    surplus = partial(_surplus, versions, loaded, keep)
     if current.version not in loaded:
-        return [Restore(current.version)]
-    waiting = [v for v in versions if v.state in _WAITING and v.version != BASE_VERSION]
-    actions: list[Action] = [Switch(current.version)] if routed != current.version else []
-    actions += [_decide(v, newest=waiting[-1], current=current) for v in waiting]
-    return actions + _surplus(versions, loaded, current.version, keep)
+        return [*surplus(routed), Restore(current.version)]
+    ending = _ending(canary, current, has_trials=has_trials, ruling=ruling) if canary else None
+    if isinstance(ending, TakeBack):
+        return [*_switch(routed, current, None), ending]
+    if canary and canary.version not in loaded:
+        answering = (current.version,)
+        return [*_switch(routed, current, None), *surplus(answering), Restore(canary.version)]
+    actions = _switch(routed, current, canary)
+    if ending:
+        return [*actions, ending]
+    actions += surplus((current.version, canary.version if canary else None))
+    waiting = [v for v in versions if v.state in WAITING and v.version != BASE_VERSION]
+    for version in waiting:
+        if reason := _refusal(version, newest=waiting[-1], current=current):
+            actions.append(Reject(version.version, reason))
+        elif not canary:  # else it waits for the end of the trial
+            actions.append(Try(version.version, is_canary=has_trials))
+    return actions
 
 
-def _current(versions: Sequence[PolicyVersion]) -> PolicyVersion:
+def current_of(versions: Sequence[PolicyVersion]) -> PolicyVersion:
+    """Return the version that answers; there is always exactly one."""
     (current,) = [v for v in versions if v.state is VersionState.CURRENT]
     return current
 
 
-def _decide(version: PolicyVersion, *, newest: PolicyVersion, current: PolicyVersion) -> Action:
-    """Try the newest version if it grew from the current one; refuse the others."""
+def canary_of(versions: Sequence[PolicyVersion]) -> PolicyVersion | None:
+    """Return the version on trial; there is at most one."""
+    canaries = [v for v in versions if v.state is VersionState.CANARY]
+    assert len(canaries) <= 1, "two versions are on trial"
+    return canaries[0] if canaries else None
+
+
+def _switch(routed: Routed, current: PolicyVersion, canary: PolicyVersion | None) -> list[Action]:
+    """Return what sends new requests where they belong; nothing where they go there."""
+    there = canary.version if canary else None
+    return [] if routed == (current.version, there) else [Switch(current.version, there)]
+
+
+def _ending(
+    canary: PolicyVersion, current: PolicyVersion, *, has_trials: bool, ruling: Ruling | None
+) -> Promote | TakeBack | None:
+    """Return how a trial ends, None while it goes on."""
+    if canary.parent != current.version:
+        reason = f"parent: version {current.version} came in the place of version {canary.parent}"
+        return TakeBack(canary.version, reason)
+    if ruling is not None and ruling.verdict in (Verdict.ROLL_BACK, Verdict.UNDECIDED):
+        return TakeBack(canary.version, ruling.reason)
+    if ruling is not None and ruling.verdict is Verdict.PROMOTE:
+        return Promote(canary.version, ruling.reason)
+    return None if has_trials else Promote(canary.version, DIRECT)
+
+
+def _refusal(
+    version: PolicyVersion, *, newest: PolicyVersion, current: PolicyVersion
+) -> str | None:
+    """Return why a version that waits is not tried; None for the newest, if it grew from the current one."""
     if version is not newest:
-        return Reject(version.version, f"superseded: version {newest.version} is newer")
+        return f"superseded: version {newest.version} is newer"
     if version.parent != current.version:
-        return Reject(
-            version.version,
+        return (
             f"parent: it was trained from version {version.parent},"
-            f" but version {current.version} is current",
+            f" but version {current.version} is current"
         )
-    return Try(version.version)
+    return None
 
 
 def _surplus(
-    versions: Sequence[PolicyVersion], loaded: Collection[int], current: int, keep: int
+    versions: Sequence[PolicyVersion],
+    loaded: Collection[int],
+    keep: int,
+    answering: Collection[int | None],
 ) -> list[Action]:
-    """Unload what served before, but for the `keep` latest."""
-    served = [v for v in versions if v.version in loaded and v.version != current]
+    """Unload what served before, but for the `keep` latest: always before there is more to load."""
+    served = [v for v in versions if v.version in loaded and v.version not in answering]
     latest_first = sorted(served, key=lambda v: (v.state_since, v.version), reverse=True)
     return [Unload(v.version) for v in latest_first[keep:]]
 
@@ -121,15 +205,25 @@ class Move:
         """Return the state that the version gets that was current."""
         return VersionState.ROLLED_BACK if self.is_rollback else VersionState.RETIRED
 
+    @property
+    def why(self) -> str:
+        """Return the reason for the event log."""
+        return self.reason or ("rolled back" if self.is_rollback else "promoted")
+
+    @property
+    def by(self) -> str:
+        """Return who asked, for the event log."""
+        return self.actor or "operator"
+
 
 def destination(versions: Sequence[PolicyVersion], move: Move) -> PolicyVersion:
     """Return the version that a move leads to.
 
     Raises VersionConflict: another than the expected one is current. UnknownPolicyVersion.
-    InvalidRequest: it is current already. PolicyVersionUnavailable: it was rejected; or a rollback
+    InvalidRequest: it is current already, and a rollback has no canary to take back. PolicyVersionUnavailable: it was rejected; or a rollback
     leads to one that never served or was taken back, or there is nothing to go back to.
     """
-    current = _current(versions)
+    current, canary = current_of(versions), canary_of(versions)
     if current.version != move.expected:
         raise VersionConflict(
             f"version {move.expected} is not current, version {current.version} is"
@@ -140,6 +234,8 @@ def destination(versions: Sequence[PolicyVersion], move: Move) -> PolicyVersion:
     if move.to not in by_number:
         raise UnknownPolicyVersion(f"there is no version {move.to}")
     found = by_number[move.to]
+    if found is current and canary and move.is_rollback:
+        return found  # with all users: the canary is taken back
     if found is current:
         raise InvalidRequest.of("policy_version", f"version {move.to} is current already")
     is_barred = found.state is VersionState.REJECTED

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from server.attestation import attest
@@ -14,13 +15,22 @@ from server.engine import Adapter, Engine
 from server.routes import LoadedVersion, Routes
 from server.verification import Expected, verify
 from thumbloop import artifacts
-from thumbloop.config.server import Delivery
+from thumbloop.config.delivery import Delivery
 from thumbloop.errors import EngineUnavailable, Overloaded, ThumbloopError
 from thumbloop.types import BASE_VERSION, PolicyVersion
 
 log = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 0.5
+
+
+@dataclass(slots=True)
+class _Draining:
+    """A version that answers no new request. `is_leaving`: its adapters are being unloaded."""
+
+    loaded: LoadedVersion
+    task: asyncio.Task[None]
+    is_leaving: bool = False
 
 
 class Loader:
@@ -42,15 +52,22 @@ class Loader:
         self._expected = expected
         self._settings = settings
         self._max_versions = max_versions
-        self._draining: dict[int, asyncio.Task[None]] = {}
+        self._draining: dict[int, _Draining] = {}
 
     async def load(
         self, version: PolicyVersion, rows: Mapping[int, PolicyVersion]
     ) -> LoadedVersion:
-        """Verify a version, load both adapters under new names, and attest it.
+        """Verify a version, load both adapters under new names, and attest it; one that drains is there still.
 
         Raises BadPolicyVersion, EngineUnavailable, Overloaded: nothing is loaded then.
         """
+        if version.version in self._draining:
+            draining = self._draining[version.version]
+            if not draining.is_leaving:
+                draining.task.cancel()
+                await asyncio.wait((draining.task,))
+                return draining.loaded
+            await asyncio.wait((draining.task,))
         await self._make_room()
         name = f"{version.policy}-{version.version:06d}"
         if version.version == BASE_VERSION:
@@ -81,7 +98,7 @@ class Loader:
         """Take a version out of reach at once, and out of the engine when its requests are done."""
         loaded = self._routes.remove(version.version)
         task = asyncio.create_task(self._drain(loaded))
-        self._draining[loaded.number] = task
+        self._draining[loaded.number] = _Draining(loaded, task)
         task.add_done_callback(lambda _done: self._draining.pop(loaded.number))
 
     async def _make_room(self) -> None:
@@ -89,12 +106,14 @@ class Loader:
         while len(self._routes.loaded) + len(self._draining) >= self._max_versions:
             if not self._draining:  # operators moved faster than the planner unloads
                 raise Overloaded("the engine has no room; try again", retry_after_s=_RETRY_AFTER_S)
-            await asyncio.wait(self._draining.values(), return_when=asyncio.FIRST_COMPLETED)
+            tasks = [draining.task for draining in self._draining.values()]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
     async def _drain(self, loaded: LoadedVersion) -> None:
         if not await self._routes.drain(loaded.number, self._settings.drain_timeout_s):
             log.warning("version %d still answers requests; it stays loaded", loaded.number)
             await self._routes.drain(loaded.number, float("inf"))
+        self._draining[loaded.number].is_leaving = True
         with suppress(EngineUnavailable):  # an engine that died has forgotten everything
             await self.unload(loaded.adapters)
 

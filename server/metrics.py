@@ -1,6 +1,6 @@
 """What Prometheus sees of the server. Labels are bounded: never a user, a prompt or a reply."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import (
     REGISTRY,
@@ -13,7 +13,8 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from server.hotswap import Swap
+from server.evidence import Look
+from server.performing import Swap
 from server.routes import Routes
 from thumbloop.types import Feedback, FinishReason, Interaction, Preference
 
@@ -34,13 +35,43 @@ class HeldVersions(Collector):
             "Versions that the engine holds, with sha256 of their adapters.",
             labels=["version", "state", "policy_digest", "reward_digest"],
         )
-        routed = self._routes.routed
+        names = {number: name for name, number in self._routes.routed._asdict().items()}
         for held in self._routes.held:
-            state = "current" if held.number == routed else "held"
+            state = names.get(held.number, "held")
             facts = held.facts
             labels = [str(held.number), state, facts.policy_digest, facts.reward_digest]
             family.add_metric(labels, 1.0)
         return [family]
+
+
+class CanaryEvidence(Collector):
+    """What the users of a canary say of it, as long as it is tried."""
+
+    def __init__(self, look: Callable[[], Look | None]) -> None:
+        self._look = look
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Return the families as the last look at the trial found them; without series where there is none."""
+        users = GaugeMetricFamily(
+            "thumbloop_canary_users", "Users who count.", labels=["measure", "side"]
+        )
+        means = GaugeMetricFamily(
+            "thumbloop_canary_mean", "Their mean, 0 to 1.", labels=["measure", "side"]
+        )
+        evidence = GaugeMetricFamily(
+            "thumbloop_canary_log_evidence",
+            "Log of what bets have won that the canary's mean is higher, or lower.",
+            labels=["measure", "direction"],
+        )
+        look = self._look()
+        for name, found in look.evidence.items() if look else ():
+            users.add_metric([name, "canary"], found.canary_users)
+            users.add_metric([name, "current"], found.current_users)
+            means.add_metric([name, "canary"], found.canary_mean)
+            means.add_metric([name, "current"], found.current_mean)
+            evidence.add_metric([name, "higher"], found.log_higher)
+            evidence.add_metric([name, "lower"], found.log_lower)
+        return [users, means, evidence]
 
 
 class ServerMetrics:
@@ -183,7 +214,7 @@ class ServerMetrics:
     def observe_swap(self, swap: Swap) -> None:
         """Count a version that was tried."""
         self._swaps.labels(swap.result.value).inc()
-        if swap.result.value == "current":
+        if swap.published_to_serving_s is not None:
             self._swap_seconds.observe(swap.published_to_serving_s)
 
     def observe_commit(self, _changes: int, seconds: float) -> None:

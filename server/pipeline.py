@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 import uuid_utils
 
 from server.calibration import Calibration
+from server.canary import unit_of
 from server.engine import BACKGROUND_PRIORITY, REPLY_PRIORITY, Engine
 from server.guidance import Choice, Guidance, Outcome
 from server.rollout import Load, RolloutWorker, derive_seed
 from server.routes import LoadedVersion, Routes
 from server.scoring import Mixture
 from server.speech import Speech
-from thumbloop.errors import InvalidRequest, StoreUnavailable
+from thumbloop.errors import CorruptedReply, InvalidRequest, Overloaded, StoreUnavailable
 from thumbloop.rendering import VerdictTokens, render
+from thumbloop.store.trials import CORRUPTED
 from thumbloop.types import (
     DEFAULT_POLICY,
     Arm,
@@ -94,18 +96,27 @@ class Pipeline:
 
         `prompt` is what `render` returned; `speech` hears the reply as it grows. Cancelling aborts
         all the engine does for it, and leaves a row that says so.
-        Raises UnknownPolicyVersion, PolicyVersionUnavailable, EngineUnavailable, StoreUnavailable.
+        Raises UnknownPolicyVersion, PolicyVersionUnavailable, EngineUnavailable, CorruptedReply,
+        StoreUnavailable.
         """
         response_id = str(uuid_utils.uuid7())
         if speech is not None:
             speech.begin(response_id)
-        with self._routes.hold(request.policy_version) as version:
-            row = _Row(response_id, request, prompt, version)
+        unit = unit_of(request.user, request.session_id) or response_id
+        with self._routes.hold(request.policy_version, unit) as version:
+            row = _Row(response_id, request, prompt, version, time.perf_counter())
             try:
                 outcome = await self._guide(request, prompt, version, speech)
             except asyncio.CancelledError:
                 with suppress(StoreUnavailable):  # nobody is left to hear of it
-                    self._log(row.cancelled())
+                    self._log(row.given_up(Status.CANCELLED, "cancelled"))
+                raise
+            except (InvalidRequest, Overloaded):
+                raise  # it was not the version's fault
+            except Exception as error:
+                reason = CORRUPTED if isinstance(error, CorruptedReply) else "failed"
+                with suppress(StoreUnavailable):
+                    self._log(row.given_up(Status.FAILED, reason))
                 raise
         if speech is not None:
             speech.say(outcome.chosen.text)
@@ -187,6 +198,7 @@ class _Row(NamedTuple):
     request: Request
     prompt: tuple[int, ...]
     version: LoadedVersion
+    began: float
 
     def completed(self, outcome: Outcome) -> Interaction:
         """Return the row of a request that was answered."""
@@ -204,11 +216,11 @@ class _Row(NamedTuple):
             candidates=outcome.candidates,
         )
 
-    def cancelled(self) -> Interaction:
-        """Return the row of a request that was given up; a retry of it will be another request."""
+    def given_up(self, status: Status, reason: str) -> Interaction:
+        """Return the row of a request that came to nothing; a retry of it will be another request."""
         return self._row(
-            Status.CANCELLED,
-            "cancelled",
+            status,
+            reason,
             arm=Arm.STRATEGY,
             reranked=False,
             extent=Extent.REQUESTED,
@@ -236,5 +248,6 @@ class _Row(NamedTuple):
             policy_digest=version.facts.policy_digest,
             reward_digest=version.facts.reward_digest,
             created_at=time.time(),
+            duration_s=time.perf_counter() - self.began,
             **outcome,
         )

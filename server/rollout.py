@@ -14,7 +14,7 @@ from server.guidance import NotScored
 from server.reading import Reading
 from server.routes import LoadedVersion
 from server.scoring import Mixture
-from thumbloop.errors import EngineUnavailable, Overloaded, ScorerUnavailable
+from thumbloop.errors import CorruptedReply, EngineUnavailable, Overloaded, ScorerUnavailable
 from thumbloop.rendering import TextStream, text_of
 from thumbloop.types import Candidate, FinishReason, Prompt, Sampling
 
@@ -148,6 +148,9 @@ class RolloutWorker:
         return replace(self._sampling, seed=derive_seed(self._sampling.seed, index))
 
     def _candidate(self, index: int, sampled: Sampled) -> Candidate:
+        if not all(map(math.isfinite, sampled.logprobs)):
+            number = self._version.number
+            raise CorruptedReply(f"version {number} gave log-probabilities that are no numbers")
         return Candidate(
             index=index,
             policy_version=self._version.number,

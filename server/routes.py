@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from server.canary import Canary
+from server.delivery import Routed
 from server.engine import Adapter
 from thumbloop.errors import EngineUnavailable, PolicyVersionUnavailable, UnknownPolicyVersion
 from thumbloop.types import PolicyVersion
@@ -36,6 +38,7 @@ class Routes:
         self._loaded: dict[int, LoadedVersion] = {}
         self._in_flight: dict[int, int] = {}
         self._current: int | None = None
+        self._canary: Canary | None = None
         self._highest = 0
 
     @property
@@ -46,9 +49,9 @@ class Routes:
         return self._loaded[self._current]
 
     @property
-    def routed(self) -> int | None:
-        """Return the number of the version that answers, None while there is none."""
-        return self._current
+    def routed(self) -> Routed:
+        """Return the numbers of the versions that answer."""
+        return Routed(self._current, self._canary.version if self._canary else None)
 
     def current_or_nan(self) -> float:
         """Return the current version's number for a gauge; NaN while there is none."""
@@ -72,27 +75,35 @@ class Routes:
         """Make a version available for pinned requests."""
         self._loaded[version.number] = version
 
-    def switch(self, number: int) -> None:
-        """Send new requests to a loaded version; those in flight stay where they are."""
-        self._current = self._loaded[number].number
+    def switch(self, number: int, canary: Canary | None = None) -> None:
+        """Send new requests to a loaded version, but for those of a canary's users; those in flight stay
+        where they are.
+        """
+        assert canary is None or canary.version in self._loaded, "a canary is loaded"
+        self._current, self._canary = self._loaded[number].number, canary
 
     def remove(self, number: int) -> LoadedVersion:
-        """Take a version that is not current out of reach of new requests."""
-        assert number != self._current, "the current version is never removed"
+        """Take a version that answers nobody out of reach of new requests."""
+        assert number not in self.routed, "a version that answers is never removed"
         return self._loaded.pop(number)
 
     @contextmanager
-    def hold(self, pinned: int | None = None) -> Iterator[LoadedVersion]:
-        """Route one request: the version stays loaded until the block ends.
+    def hold(self, pinned: int | None = None, unit: str = "") -> Iterator[LoadedVersion]:
+        """Route one request of a user, see unit_of: the version stays loaded until the block ends.
 
         Raises UnknownPolicyVersion, PolicyVersionUnavailable: the pinned version is not loaded.
         """
-        version = self.current if pinned is None else self._pinned(pinned)
+        version = self._routed_to(unit) if pinned is None else self._pinned(pinned)
         self._in_flight[version.number] = self._in_flight.get(version.number, 0) + 1
         try:
             yield version
         finally:
             self._in_flight[version.number] -= 1
+
+    def _routed_to(self, unit: str) -> LoadedVersion:
+        if self._canary is not None and self._canary.has(unit):
+            return self._loaded[self._canary.version]
+        return self.current
 
     def _pinned(self, number: int) -> LoadedVersion:
         if number in self._loaded:

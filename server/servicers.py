@@ -1,13 +1,22 @@
 """The gRPC services: protocol buffers in, types through, protocol buffers out. Nothing else."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import grpc
 from sqlalchemy import Engine as Database
+from sqlalchemy import RowMapping
 
 from server.access import CALLER
-from server.answers import feedback_of, preference_of, response_of, version_of
+from server.answers import (
+    event_of,
+    feedback_of,
+    measures_of,
+    preference_of,
+    response_of,
+    version_of,
+)
 from server.delivery import Move
 from server.hotswap import Swapper
 from server.moves import promotion_of, rollback_of
@@ -16,8 +25,8 @@ from server.reception import Reception
 from server.routes import Routes
 from server.translation import check_policy
 from thumbloop.errors import EngineUnavailable, InvalidRequest, UnknownPolicyVersion
-from thumbloop.store import reading, versions
-from thumbloop.types import Interaction, PolicyVersion
+from thumbloop.store import deployments, reading, versions
+from thumbloop.types import Interaction, PolicyVersion, VersionState
 from thumbloop.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -135,14 +144,32 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def GetPolicyVersion(
         self, request: admin_pb2.GetPolicyVersionRequest, context: Context
     ) -> admin_pb2.GetPolicyVersionResponse:
-        """Return one version."""
+        """Return one version, what became of it, and what is said of it while it is tried."""
         listing = await self._list(check_policy(request.policy))
         has_number = request.HasField("policy_version")
         number = request.policy_version if has_number else listing.current
         for version in listing.newest_first:
             if version.version == number:
-                return admin_pb2.GetPolicyVersionResponse(policy_version=self._shown(version))
+                return admin_pb2.GetPolicyVersionResponse(
+                    policy_version=self._shown(version),
+                    events=[event_of(row) for row in await self._events(version)],
+                    trial=self._trial(version),
+                )
         raise UnknownPolicyVersion(f"there is no version {number}")
+
+    async def _events(self, version: PolicyVersion) -> Sequence[RowMapping]:
+        def read() -> Sequence[RowMapping]:
+            with reading(self._database) as connection:
+                return deployments.list_events(connection, version.policy, version.version)
+
+        return await asyncio.to_thread(read)
+
+    def _trial(self, version: PolicyVersion) -> list[admin_pb2.TrialMeasure]:
+        look = self._swapper.latest_look if self._swapper else None
+        is_on_trial = version.state is VersionState.CANARY
+        if look is None or look.version != version.version or not is_on_trial:
+            return []
+        return measures_of({name: found.plain() for name, found in look.evidence.items()})
 
     async def PromotePolicyVersion(
         self, request: admin_pb2.PromotePolicyVersionRequest, context: Context

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from thumbloop import artifacts
 from thumbloop.artifacts import AdapterFacts, BaseModelIdentity, Manifest
-from thumbloop.config.server import Delivery
+from thumbloop.config.delivery import Delivery
 from thumbloop.errors import BadPolicyVersion
 from thumbloop.rendering import VerdictTokens
 from thumbloop.types import PolicyVersion

@@ -11,7 +11,15 @@ from thumbloop.base_model import claim_base, identify
 from thumbloop.config import Model, State, TrainerConfig
 from thumbloop.config.trainer import Gate, Lora, Ppo, Resources, RewardFit, Round
 from thumbloop.rendering import VerdictTokens
-from thumbloop.store import feedback, interactions, open_store, preferences, reading, versions
+from thumbloop.store import (
+    deployments,
+    feedback,
+    interactions,
+    open_store,
+    preferences,
+    reading,
+    versions,
+)
 from thumbloop.types import FinishReason, User, VersionState
 from trainer.assembly import new_learner
 from trainer.batches import collate
@@ -113,7 +121,7 @@ class Bench:
 
     def adopt(self, version: int, state: VersionState = VersionState.CURRENT) -> None:
         with self.engine.begin() as connection:
-            versions.set_state(connection, "default", version, state, at=1.0)
+            deployments.set_state(connection, "default", version, state, at=1.0)
 
     def versions(self) -> list[int]:
         with reading(self.engine) as connection:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from server.trial import Terms
 from thumbloop.store import feedback, interactions
 from thumbloop.types import (
     DEFAULT_POLICY,
@@ -26,6 +27,21 @@ from thumbloop.types import (
 
 ANN = User(user_id="ann")
 BOB = User(user_id="bob")
+
+TERMS = Terms(
+    share=0.2,
+    promote_alpha=0.05,
+    roll_back_alpha=0.1,
+    horizon=100,
+    min_time_s=60.0,
+    max_time_s=3600.0,
+    guard_alpha=0.01,
+    margins={},
+    max_corrupted=1,
+    typical_s=1.0,
+    typical_tokens=20.0,
+    refusal_pattern="no",
+)
 
 _numbers = itertools.count(1)
 

@@ -180,6 +180,11 @@ class AsyncClient(_Connection):
         request = admin_pb2.ListPolicyVersionsRequest(page_size=_PAGE_SIZE)
         return await self._call(self._admin.ListPolicyVersions, request, None)
 
+    async def version(self, number: int | None = None) -> admin_pb2.GetPolicyVersionResponse:
+        """Return one version with what became of it, the current one where no number is given."""
+        request = admin_pb2.GetPolicyVersionRequest(policy_version=number)
+        return await self._call(self._admin.GetPolicyVersion, request, None)
+
     async def promote(
         self, version: int, *, expected_current: int, reason: str = ""
     ) -> admin_pb2.PolicyVersion:
@@ -264,6 +269,11 @@ class Client(_Connection):
         """Return the latest versions; see AsyncClient."""
         request = admin_pb2.ListPolicyVersionsRequest(page_size=_PAGE_SIZE)
         return self._call(self._admin.ListPolicyVersions, request, None)
+
+    def version(self, number: int | None = None) -> admin_pb2.GetPolicyVersionResponse:
+        """Return one version; see AsyncClient."""
+        request = admin_pb2.GetPolicyVersionRequest(policy_version=number)
+        return self._call(self._admin.GetPolicyVersion, request, None)
 
     def promote(
         self, version: int, *, expected_current: int, reason: str = ""

@@ -12,6 +12,7 @@ ThumbloopError                  INTERNAL             something of ours went wron
 ├── DeadlineExceeded            DEADLINE_EXCEEDED    no answer within the time that was given
 ├── PolicyVersionUnavailable    FAILED_PRECONDITION  the version exists but is not loaded
 ├── VersionConflict             ABORTED              a compare-and-set lost
+├── CorruptedReply              INTERNAL             the engine's numbers are none
 ├── Overloaded                  RESOURCE_EXHAUSTED   try again later
 │   └── ReaderTooSlow                                a stream that nobody reads
 ├── Unavailable                 UNAVAILABLE          draining or restarting
@@ -168,6 +169,10 @@ class Draining(Unavailable):
 
 class EngineUnavailable(Unavailable):
     """The engine died or is starting."""
+
+
+class CorruptedReply(ThumbloopError):
+    """The engine's numbers for a reply are none (NaN, infinite): what it sampled says nothing."""
 
 
 class ScorerUnavailable(Unavailable):

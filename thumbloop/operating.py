@@ -73,7 +73,11 @@ def promote(
 def rollback(
     version: Annotated[
         int | None,
-        typer.Argument(min=0, help="Where to; absent: the nearest ancestor that is still good."),
+        typer.Argument(
+            min=0,
+            help="Where to; absent: the nearest ancestor that is still good. The current version: away"
+            " from the canary.",
+        ),
     ] = None,
     *,
     expected: Expected = None,
@@ -89,4 +93,7 @@ def rollback(
     with server(address, token, ca, cert, key, tls) as client:
         before = client.versions().current_version if expected is None else expected
         moved = client.roll_back(version, expected_current=before, reason=reason)
-        print(f"version {moved.policy_version} is current, version {before} is rolled back")
+        if moved.policy_version == before:
+            print(f"version {before} answers everybody, the canary is rolled back")
+        else:
+            print(f"version {moved.policy_version} is current, version {before} is rolled back")

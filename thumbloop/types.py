@@ -85,6 +85,7 @@ class Status(StrEnum):
 
     COMPLETED = "completed"
     CANCELLED = "cancelled"
+    FAILED = "failed"
 
 
 class VersionState(StrEnum):
@@ -97,6 +98,10 @@ class VersionState(StrEnum):
     RETIRED = "retired"
     REJECTED = "rejected"
     ROLLED_BACK = "rolled_back"
+
+
+WAITING = (VersionState.PUBLISHED, VersionState.ATTESTED)
+"""The states of versions that answer nobody yet, and may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +181,7 @@ class Interaction:
 
     `strategy` is a Strategy, or the name of one that the server has beyond those. `request_digest` tells
     the body of a request with a `request_id` from others; it is empty where no retry may return this row.
+    `duration_s` is how long the engine's part took, None where it was not measured.
     """
 
     response_id: str
@@ -200,6 +206,7 @@ class Interaction:
     created_at: float
     candidates: tuple[Candidate, ...]
     request_digest: str = ""
+    duration_s: float | None = None
 
     @property
     def chosen(self) -> Candidate:

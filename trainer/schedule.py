@@ -5,15 +5,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from thumbloop.config.trainer import Round
-from thumbloop.types import PolicyVersion, VersionState
-
-UNDECIDED = frozenset({VersionState.PUBLISHED, VersionState.ATTESTED, VersionState.CANARY})
+from thumbloop.types import WAITING, PolicyVersion, VersionState
 
 
 def awaited(known: Iterable[PolicyVersion], current: PolicyVersion) -> PolicyVersion | None:
-    """Return the newest child of the current version that the server has not decided about."""
-    children = [v for v in known if v.parent == current.version and v.state in UNDECIDED]
-    return max(children, key=lambda v: v.version, default=None)
+    """Return the newest child of the current version that the server is about to try.
+
+    While a canary is on trial there is none: what comes meanwhile waits for its end, or for a newer one.
+    """
+    children = [v for v in known if v.parent == current.version]
+    if any(v.state is VersionState.CANARY for v in children):
+        return None
+    waiting = (v for v in children if v.state in WAITING)
+    return max(waiting, key=lambda v: v.version, default=None)
 
 
 def needed_feedback(

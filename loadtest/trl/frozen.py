@@ -141,6 +141,7 @@ def measure(
     optimizer.register_step_post_hook(lambda *_: steps.append(True))
     parameters = [p for p in trained.parameters() if p.requires_grad]
     first = [p.detach().clone() for p in parameters]
+    forget_peak()
     before_bytes, seconds = peak_bytes(), 0.0
     for _ in ("warm-up", "timed"):
         with torch.no_grad():
@@ -170,6 +171,12 @@ def clock() -> float:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return perf_counter()
+
+
+def forget_peak() -> None:
+    """Let a GPU's peak begin here: what was made ready is no part of an update."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def peak_bytes() -> int:

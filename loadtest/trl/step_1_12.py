@@ -90,8 +90,9 @@ def trainer_of(job: Job, length: int, folder: str) -> Any:
 @torch.no_grad()
 def logits_of(policy: nn.Module, rows: Tensor, pad: int, context: int, size: int) -> Tensor:
     """Return the logits (B, T, V) that the responses were drawn from, computed as TRL does."""
-    parts = [ppo_trainer.forward(policy, part, pad).logits for part in rows.split(size)]
-    return torch.cat([part[:, context - 1 : -1] for part in parts])
+    parts = (ppo_trainer.forward(policy, part, pad).logits for part in rows.split(size))
+    # Copies: a slice would keep the logits of the prompts, too.
+    return torch.cat([part[:, context - 1 : -1].clone() for part in parts])
 
 
 def logprobs_of(logits: Tensor, responses: Tensor, size: int) -> Tensor:

@@ -49,10 +49,10 @@ def test_updates_take_turns_on_one_gpu(
     monkeypatch.setattr(Work, "run", canned)
     monkeypatch.setattr(gpu, "environment", environment)
     found = gpu.gpu(work)
-    assert found["gpu.ratio_to_trl_1_12"] == Figure(0.25, 0.25, 0.25)
-    assert found["gpu.memory_ratio"] == Figure(0.75, 0.75, 0.75)
-    assert found["gpu.trl_1_12_seconds"].value == 8
-    assert found["gpu.ours_peak_mib"].value == 3000
+    assert found["gpu.bfloat16.ratio_to_trl_1_12"] == Figure(0.25, 0.25, 0.25)
+    assert found["gpu.bfloat16.memory_ratio"] == Figure(0.75, 0.75, 0.75)
+    assert found["gpu.bfloat16.trl_1_12_seconds"].value == 8
+    assert found["gpu.bfloat16.ours_peak_mib"].value == 3000
     made, *updates = run
     job = str(work.folder / "job.json")
     assert made[1:] == ["-m", "experiments.sized", str(work.folder / "model"), job]

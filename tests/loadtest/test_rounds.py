@@ -17,7 +17,7 @@ from tests.rows import finished_round, rated, version
 from thumbloop.config import State
 from thumbloop.config.trainer import Round as RoundSettings
 from thumbloop.processes import ProcessFailed
-from thumbloop.store import open_store, reading, versions
+from thumbloop.store import deployments, open_store, reading, versions
 from thumbloop.types import VersionState
 from trainer import dataset
 
@@ -53,7 +53,7 @@ def run(tmp_path: Path) -> State:
             learned = tuple(thumb for _, thumb in thumbs[number - 1 : number])
             done = finished_round(number, number - 1, new_feedback=learned)
             versions.finish_round(connection, done, version(number, number - 1))
-            versions.set_state(connection, "default", number, VersionState.CURRENT, at=1.0)
+            deployments.set_state(connection, "default", number, VersionState.CURRENT, at=1.0)
     store.dispose()
     return state
 

@@ -9,7 +9,7 @@ from tests.publishing import Publisher
 from tests.refusals import fields, refused
 from tests.rows import finished_round, version
 from tests.serving import Running
-from thumbloop.store import versions
+from thumbloop.store import deployments, versions
 from thumbloop.types import DEFAULT_POLICY, VersionState
 from thumbloop.v1 import admin_pb2
 
@@ -27,7 +27,7 @@ def reject(server: Running, *numbers: int) -> None:
             row = version(number, feedback_count=3, first_feedback_id=4, last_feedback_id=9)
             versions.finish_round(connection, finished_round(number), row)
             state = VersionState.REJECTED
-            versions.set_state(connection, DEFAULT_POLICY, number, state, at=5.5, reason="bad")
+            deployments.set_state(connection, DEFAULT_POLICY, number, state, at=5.5, reason="bad")
 
 
 async def test_a_blank_server_has_the_base_model(server: Running):

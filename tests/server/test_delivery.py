@@ -1,10 +1,22 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from server.delivery import Move, Reject, Restore, Switch, Try, Unload, destination, plan
+from server.delivery import (
+    DIRECT,
+    Move,
+    Promote,
+    Reject,
+    Restore,
+    Routed,
+    Switch,
+    TakeBack,
+    Try,
+    Unload,
+    destination,
+    plan,
+)
+from server.trial import Ruling, Verdict
 from tests.rows import version
 from thumbloop.errors import (
     InvalidRequest,
@@ -14,8 +26,9 @@ from thumbloop.errors import (
 )
 from thumbloop.types import PolicyVersion, VersionState
 
-PUBLISHED, ATTESTED = VersionState.PUBLISHED, VersionState.ATTESTED
+PUBLISHED, ATTESTED, CANARY = VersionState.PUBLISHED, VersionState.ATTESTED, VersionState.CANARY
 CURRENT, RETIRED, REJECTED = VersionState.CURRENT, VersionState.RETIRED, VersionState.REJECTED
+ROLLED_BACK = VersionState.ROLLED_BACK
 
 
 def rows(*states: VersionState, parents: dict[int, int] | None = None) -> list[PolicyVersion]:
@@ -45,7 +58,7 @@ TABLE = {
     "a crash after attestation tries again": (rows(CURRENT, ATTESTED), {0}, [Try(1)]),
     "a rejected version is not tried again": (rows(CURRENT, REJECTED), {0}, []),
     "a version rolled back is not tried again": (
-        rows(CURRENT, VersionState.ROLLED_BACK),
+        rows(CURRENT, ROLLED_BACK),
         {0},
         [],
     ),
@@ -64,24 +77,24 @@ TABLE = {
         {0, 1, 2, 3},
         [Unload(0)],
     ),
-    "a new version is tried before the old is unloaded": (
+    "there is room before a new version is tried": (
         rows(RETIRED, RETIRED, RETIRED, CURRENT, PUBLISHED),
         {0, 1, 2, 3},
-        [Try(4), Unload(0)],
+        [Unload(0), Try(4)],
     ),
 }
 
 
 @pytest.mark.parametrize(("versions", "loaded", "expected"), TABLE.values(), ids=TABLE.keys())
 def test_the_plan_is(versions, loaded, expected):
-    assert plan(versions, loaded, routed=current_of(versions), keep=2) == expected
+    assert plan(versions, loaded, routed=Routed(current_of(versions)), keep=2) == expected
 
 
 @pytest.mark.parametrize("routed", [None, 1])
 def test_a_pointer_that_was_moved_is_followed_before_anything_else(routed: int | None):
-    versions = rows(CURRENT, VersionState.ROLLED_BACK, PUBLISHED, parents={2: 0})
-    assert plan(versions, {0, 1}, routed=routed, keep=2) == [Switch(0), Try(2)]
-    assert plan(versions, {1}, routed=routed, keep=2) == [Restore(0)]
+    versions = rows(CURRENT, ROLLED_BACK, PUBLISHED, parents={2: 0})
+    assert plan(versions, {0, 1}, routed=Routed(routed), keep=2) == [Switch(0), Try(2)]
+    assert plan(versions, {1}, routed=Routed(routed), keep=2) == [Restore(0)]
 
 
 def current_of(versions: list[PolicyVersion]) -> int:
@@ -91,17 +104,106 @@ def current_of(versions: list[PolicyVersion]) -> int:
 def test_versions_are_kept_by_when_they_served_last_not_by_number():
     versions = rows(RETIRED, RETIRED, CURRENT)
     versions[0] = replace(versions[0], state_since=50.0)  # rolled back to for a while
-    assert plan(versions, {0, 1, 2}, routed=2, keep=1) == [Unload(1)]
-    assert plan(versions, {0, 1, 2}, routed=2, keep=0) == [Unload(0), Unload(1)]
+    assert plan(versions, {0, 1, 2}, routed=Routed(2), keep=1) == [Unload(1)]
+    assert plan(versions, {0, 1, 2}, routed=Routed(2), keep=0) == [Unload(0), Unload(1)]
+
+
+ON_TRIAL = rows(RETIRED, CURRENT, CANARY)
+WITH_WAITING = rows(RETIRED, CURRENT, CANARY, PUBLISHED, PUBLISHED, parents={3: 1, 4: 1})
+TRIALS = {
+    "a version that passes would be the canary": (
+        rows(CURRENT, PUBLISHED),
+        {0},
+        Routed(0),
+        None,
+        [Try(1, is_canary=True)],
+    ),
+    "a share of the users is sent to it": (ON_TRIAL, {1, 2}, Routed(1), None, [Switch(1, 2)]),
+    "a trial goes on": (ON_TRIAL, {1, 2}, Routed(1, 2), Verdict.WAIT, []),
+    "nobody has looked yet": (ON_TRIAL, {1, 2}, Routed(1, 2), None, []),
+    "a start takes up the current version first": (
+        ON_TRIAL,
+        set(),
+        Routed(),
+        Verdict.PROMOTE,
+        [Restore(1)],
+    ),
+    "and then the canary": (ON_TRIAL, {1}, Routed(1), Verdict.PROMOTE, [Restore(2)]),
+    "what its users like is promoted, and they keep it": (
+        ON_TRIAL,
+        {1, 2},
+        Routed(1, 2),
+        Verdict.PROMOTE,
+        [Promote(2, "why")],
+    ),
+    "what they do not is taken back, as soon as nobody is sent there": (
+        ON_TRIAL,
+        {1, 2},
+        Routed(1, 2),
+        Verdict.ROLL_BACK,
+        [Switch(1), TakeBack(2, "why")],
+    ),
+    "what they do not is not even loaded": (
+        ON_TRIAL,
+        {1},
+        Routed(1),
+        Verdict.ROLL_BACK,
+        [TakeBack(2, "why")],
+    ),
+    "undecided is not promoted": (
+        ON_TRIAL,
+        {1, 2},
+        Routed(1, 2),
+        Verdict.UNDECIDED,
+        [Switch(1), TakeBack(2, "why")],
+    ),
+    "without its parent a trial has no control": (
+        rows(CURRENT, ROLLED_BACK, CANARY),
+        {0, 2},
+        Routed(0),
+        None,
+        [TakeBack(2, "parent: version 0 came in the place of version 1")],
+    ),
+    "one version waits for the end, an older one does not": (
+        WITH_WAITING,
+        {1, 2},
+        Routed(1, 2),
+        Verdict.WAIT,
+        [Reject(3, "superseded: version 4 is newer")],
+    ),
+    "a canary is not unloaded": (
+        rows(RETIRED, RETIRED, RETIRED, CURRENT, CANARY),
+        {0, 1, 2, 3, 4},
+        Routed(3, 4),
+        Verdict.WAIT,
+        [Unload(0)],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("versions", "loaded", "routed", "verdict", "expected"), TRIALS.values(), ids=TRIALS.keys()
+)
+def test_of_trials_the_plan_is(versions, loaded, routed, verdict, expected):
+    ruling = verdict and Ruling(verdict, "why")
+    found = plan(versions, loaded, routed=routed, keep=2, has_trials=True, ruling=ruling)
+    assert found == expected
+
+
+def test_without_trials_a_canary_that_there_is_becomes_current():
+    found = plan(ON_TRIAL, {1, 2}, routed=Routed(1, 2), keep=2)
+    assert found == [Promote(2, DIRECT)]
+    assert plan(ON_TRIAL, {1}, routed=Routed(1), keep=2) == [Restore(2)]
+    bad = Ruling(Verdict.ROLL_BACK, "errors")
+    taken_back = [Switch(1), TakeBack(2, "errors")]
+    assert plan(ON_TRIAL, {1, 2}, routed=Routed(1, 2), keep=2, ruling=bad) == taken_back
 
 
 def move(to: int | None, expected: int, *, is_rollback: bool = True) -> Move:
     return Move(to, expected, is_rollback, reason="", actor="ann")
 
 
-LINE = rows(
-    RETIRED, REJECTED, RETIRED, VersionState.ROLLED_BACK, CURRENT, PUBLISHED, parents={2: 0}
-)
+LINE = rows(RETIRED, REJECTED, RETIRED, ROLLED_BACK, CURRENT, PUBLISHED, parents={2: 0})
 
 
 @pytest.mark.parametrize(
@@ -137,106 +239,16 @@ def test_a_move_is_refused(asked: Move, error: type[Exception], words: str):
         destination(versions, asked)
 
 
+def test_a_rollback_to_the_current_version_takes_back_the_canary():
+    assert destination(ON_TRIAL, move(1, 1)).version == 1
+    assert destination(ON_TRIAL, move(None, 1)).version == 0  # the current one is taken back
+    with pytest.raises(InvalidRequest, match="version 1 is current already"):
+        destination(ON_TRIAL, move(1, 1, is_rollback=False))
+    assert destination(ON_TRIAL, move(2, 1, is_rollback=False)).version == 2
+    with pytest.raises(PolicyVersionUnavailable, match="version 2 is canary"):
+        destination(ON_TRIAL, move(2, 1))
+
+
 def test_from_the_base_model_there_is_no_way_back():
     with pytest.raises(PolicyVersionUnavailable, match="nothing to go back to from version 0"):
         destination(rows(CURRENT), move(None, 0))
-
-
-class World:
-    """Carries out plans as the swapper would, with checks that fail when they are told to."""
-
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
-        self.versions = rows(CURRENT)
-        self.loaded: set[int] = set()
-        self.routed: int | None = None
-        self.clock = 100.0
-
-    @property
-    def current(self) -> int:
-        (current,) = [v.version for v in self.versions if v.state is CURRENT]
-        return current
-
-    def publish(self, parent: int) -> None:
-        number = len(self.versions)
-        self.versions.append(version(number, parent % number, state_since=float(number)))
-
-    def step(self, *, passes: bool) -> None:
-        actions = plan(self.versions, self.loaded, routed=self.routed, keep=self.keep)
-        assert sum(isinstance(a, Try | Restore) for a in actions) <= 1
-        for action in actions:
-            match action:
-                case Restore(number):
-                    assert number == self.current
-                    self.loaded.add(number)
-                    self.routed = number
-                case Switch(number):
-                    assert number == self.current
-                    assert number in self.loaded
-                    self.routed = number
-                case Try(number):
-                    assert self.versions[number].parent == self.current
-                    assert number not in self.loaded
-                    if passes:
-                        self._set(self.current, RETIRED)
-                        self._set(number, CURRENT)
-                        self.loaded.add(number)
-                        self.routed = number
-                    else:
-                        self._set(number, REJECTED)
-                case Reject(number):
-                    assert self.versions[number].state in (PUBLISHED, ATTESTED)
-                    self._set(number, REJECTED)
-                case Unload(number):
-                    assert number not in (self.current, self.routed)
-                    self.loaded.remove(number)
-
-    def move(self, to: int, *, is_rollback: bool) -> None:
-        """An operator's; the server that carries it out may be another one."""
-        asked = move(to % len(self.versions), self.current, is_rollback=is_rollback)
-        try:
-            found = destination(self.versions, asked)
-        except (InvalidRequest, PolicyVersionUnavailable):
-            return
-        self._set(self.current, asked.leaves_as)
-        self._set(found.version, CURRENT)
-
-    def _set(self, number: int, state: VersionState) -> None:
-        self.clock += 1
-        self.versions[number] = replace(self.versions[number], state=state, state_since=self.clock)
-
-
-EVENTS = st.one_of(
-    st.tuples(st.just("publish"), st.integers(0, 20)),
-    st.tuples(st.just("publish child"), st.just(0)),
-    st.tuples(st.just("step"), st.integers(0, 1)),
-    st.tuples(st.just("restart"), st.just(0)),
-    st.tuples(st.just("promote"), st.integers(0, 20)),
-    st.tuples(st.just("roll back"), st.integers(0, 20)),
-)
-
-
-@given(st.integers(0, 3), st.lists(EVENTS, max_size=40))
-def test_whatever_happens_the_plan_is_sound(keep: int, events: list[tuple[str, int]]):
-    world = World(keep)
-    for name, argument in events:
-        if name == "publish":
-            world.publish(argument)
-        elif name == "publish child":
-            world.publish(world.current)
-        elif name == "restart":
-            world.loaded.clear()
-            world.routed = None
-        elif name in ("promote", "roll back"):
-            world.move(argument, is_rollback=name == "roll back")
-        else:
-            world.step(passes=bool(argument))
-            assert len(world.loaded) <= keep + 2
-        assert world.routed is None or world.routed in world.loaded
-    for _ in range(3):
-        world.step(passes=True)
-    assert world.current in world.loaded
-    assert len(world.loaded) <= keep + 1
-    assert all(v.state not in (PUBLISHED, ATTESTED) for v in world.versions)
-    assert world.routed == world.current
-    assert plan(world.versions, world.loaded, routed=world.routed, keep=keep) == []

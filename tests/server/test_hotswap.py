@@ -12,15 +12,12 @@ from sqlalchemy import Engine as Database
 
 from server import hotswap
 from server.delivery import Move
-from server.hotswap import Swap, Swapper
-from server.loading import Loader
-from server.routes import Routes
 from server.verification import Expected
 from tests.fakes import BASE, FakeEngine
 from tests.publishing import Publisher
+from tests.swapping import QUICK, Server
 from thumbloop.artifacts import WEIGHTS
 from thumbloop.config import State
-from thumbloop.config.server import Delivery
 from thumbloop.errors import (
     BadPolicyVersion,
     EngineUnavailable,
@@ -30,59 +27,10 @@ from thumbloop.errors import (
     StoreUnavailable,
     VersionConflict,
 )
-from thumbloop.store import GroupWriter, reading, versions
+from thumbloop.store import GroupWriter, deployments, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion, Sampling, VersionState
 
-QUICK = Delivery(poll_interval_s=0.01, drain_timeout_s=0.05)
 PROMPT = (40, 41)
-
-
-class Server:
-    """A swapper with what it works on; a second one on the same store is a restart."""
-
-    def __init__(
-        self,
-        engine: FakeEngine,
-        database: Database,
-        writer: GroupWriter,
-        state: State,
-        expected: Expected,
-        max_versions: int = 5,
-    ) -> None:
-        self.engine = engine
-        self.routes = Routes()
-        self.swaps: list[Swap] = []
-        self.writer = writer
-        self._database = database
-        loader = Loader(
-            engine, self.routes, state.versions, expected, QUICK, max_versions=max_versions
-        )
-        self.swapper = Swapper(
-            loader,
-            self.routes,
-            database,
-            writer,
-            state.versions,
-            QUICK,
-            max_versions=max_versions,
-            on_swap=self.swaps.append,
-        )
-
-    async def settle(self, steps: int = 4) -> None:
-        """Step until nothing is left to do, with time for what drains."""
-        for _ in range(steps):
-            await self.swapper.step()
-            await asyncio.sleep(0.02)
-
-    def rows(self) -> dict[int, PolicyVersion]:
-        with reading(self._database) as connection:
-            return {v.version: v for v in versions.list_versions(connection, DEFAULT_POLICY)}
-
-    def states(self) -> dict[int, str]:
-        return {number: row.state.value for number, row in self.rows().items()}
-
-    def held(self) -> list[str]:
-        return sorted(adapter.name for adapter in self.engine.loaded.values())
 
 
 @pytest.fixture
@@ -132,7 +80,7 @@ async def test_each_step_of_its_life_is_an_event(
     publisher.publish(1)
     await server.settle()
     with reading(database) as connection:
-        events = versions.list_events(connection, DEFAULT_POLICY)
+        events = deployments.list_events(connection, DEFAULT_POLICY)
     assert [(e["kind"], e["version"]) for e in events] == [("attested", 1), ("current", 1)]
 
 
@@ -537,7 +485,7 @@ async def test_a_rollback_reaches_the_next_request_and_leaves_those_in_flight(
     assert line.rows()[2].reason == "it swears"
     assert line.rows()[1].reason == "version 2 was taken back: it swears"
     with reading(database) as connection:
-        events = versions.list_events(connection, DEFAULT_POLICY)[-2:]
+        events = deployments.list_events(connection, DEFAULT_POLICY)[-2:]
     assert [(e["kind"], e["version"], e["actor"]) for e in events] == [
         ("rolled_back", 2, "ann"),
         ("current", 1, "ann"),
@@ -634,7 +582,7 @@ async def test_what_another_server_rejected_meanwhile_is_not_promoted(
     async def reject_first(name: str, folder: Any) -> Any:
         with database.begin() as connection:
             rejected = VersionState.REJECTED
-            versions.set_state(connection, DEFAULT_POLICY, 3, rejected, at=1.0, reason="theirs")
+            deployments.set_state(connection, DEFAULT_POLICY, 3, rejected, at=1.0, reason="theirs")
         return await load(name, folder)
 
     line.engine.load = reject_first  # type: ignore[method-assign]
@@ -691,3 +639,201 @@ async def test_a_move_whose_write_fails_changes_nothing(line: Server):
         await line.swapper.move(roll_back(None, 2))
     assert line.routes.current.number == 2
     assert line.states() == {0: "retired", 1: "retired", 2: "current"}
+
+
+async def test_who_asked_for_a_move_may_leave_and_it_is_done_all_the_same(
+    start: Callable[..., Server], publisher: Publisher
+):
+    server = start(max_versions=3)
+    await server.settle()
+    for number in (1, 2):
+        publisher.publish(number, number - 1)
+        await server.settle()
+    load, may_load, loading = server.engine.load, asyncio.Event(), asyncio.Event()
+
+    async def slowly(name: str, folder: Any) -> Any:
+        loading.set()
+        await may_load.wait()
+        return await load(name, folder)
+
+    server.engine.load = slowly  # type: ignore[method-assign]
+    asking = asyncio.create_task(server.swapper.move(roll_back(1, 2)))
+    await loading.wait()
+    asking.cancel()
+    await asyncio.wait((asking,))
+    may_load.set()
+    await server.swapper.finish_moves()
+    assert server.routes.current.number == 1
+    assert server.states() == {0: "retired", 1: "current", 2: "rolled_back"}
+    await server.settle()
+    assert server.held() == ["default-000001-policy", "default-000001-reward"]
+
+
+async def test_a_version_that_drains_is_taken_back_as_it_is(
+    start: Callable[..., Server], publisher: Publisher
+):
+    server = start(max_versions=3)
+    await server.settle()
+    publisher.publish(1)
+    with server.routes.hold() as long:
+        await server.settle()
+        assert server.routes.loaded == (1,)  # 0 drains
+        await server.swapper.move(roll_back(0, 1))
+        assert server.routes.current is long
+        await server.settle()
+        assert server.routes.loaded == (0,)
+    await server.settle()
+    assert server.held() == ["default-000000-policy"]
+    with server.routes.hold() as now:
+        assert now is long
+        assert await server.engine.sample(PROMPT, Sampling(4), now.policy)
+
+
+async def test_a_version_that_is_leaving_the_engine_is_loaded_anew(
+    start: Callable[..., Server], publisher: Publisher
+):
+    server = start(max_versions=3)
+    await server.settle()
+    unload, may_unload = server.engine.unload, asyncio.Event()
+
+    async def slowly(adapter: Any) -> None:
+        await may_unload.wait()
+        await unload(adapter)
+
+    server.engine.unload = slowly  # type: ignore[method-assign]
+    publisher.publish(1)
+    await server.settle()
+    moving = asyncio.create_task(server.swapper.move(roll_back(0, 1)))
+    await asyncio.sleep(0.05)
+    assert not moving.done()
+    may_unload.set()
+    await moving
+    await server.settle()
+    assert server.routes.current.number == 0
+    assert server.held() == ["default-000000-policy"]
+
+
+async def test_what_was_planned_before_a_move_is_not_carried_out_after_it(
+    line: Server, publisher: Publisher
+):
+    """A version is rejected; while that is written an operator goes back, and the rest of the plan is old."""
+    publisher.publish(3, 2)
+    publisher.publish(4, 2)
+    run, is_first = line.writer.run, True
+
+    async def move_first(change: Any) -> Any:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            await line.swapper.move(roll_back(0, 2))
+        return await run(change)
+
+    line.writer.run = move_first  # type: ignore[method-assign]
+    loaded: list[str] = []
+    load = line.engine.load
+
+    async def remember(name: str, folder: Any) -> Any:
+        loaded.append(name)
+        return await load(name, folder)
+
+    line.engine.load = remember  # type: ignore[method-assign]
+    assert await line.swapper.step()
+    assert loaded == []
+    assert line.routes.current.number == 0
+    await line.settle()
+    assert line.states() == {0: "current", 1: "retired", 2: "rolled_back"} | dict.fromkeys(
+        (3, 4), "rejected"
+    )
+
+
+async def test_nothing_is_unloaded_while_a_move_is_being_written(
+    line: Server, publisher: Publisher
+):
+    """It might be what the move leads to."""
+    publisher.publish(3, 2)
+    await line.swapper.step()  # 0 is one too many now, and still loaded
+    assert line.routes.loaded == (0, 1, 2, 3)
+    run = line.writer.run
+
+    async def step_first(change: Any) -> Any:
+        assert await line.swapper.step()
+        return await run(change)
+
+    line.writer.run = step_first  # type: ignore[method-assign]
+    await line.swapper.move(roll_back(0, 3))
+    line.writer.run = run  # type: ignore[method-assign]
+    assert line.routes.current.number == 0
+    await line.settle()
+    assert line.routes.current.number == 0
+    assert 0 in line.routes.loaded
+
+
+async def test_a_server_that_cannot_follow_a_move_goes_on_with_what_it_has(
+    line: Server,
+    tiny_model: Path,
+    database: Database,
+    writer: GroupWriter,
+    state: State,
+    expected: Expected,
+):
+    other = Server(FakeEngine(tiny_model), database, writer, state, expected)
+    await other.settle()
+    other.engine.speaks_for["default-000001-policy"] = BASE
+    await line.swapper.move(roll_back(1, 2))
+    assert not await other.swapper.step()  # to be tried again, and not at once
+    assert other.routes.current.number == 2
+    assert other.states() == {0: "retired", 1: "current", 2: "rolled_back"}
+    del other.engine.speaks_for["default-000001-policy"]
+    await other.settle()
+    assert other.routes.current.number == 1
+
+
+async def test_two_servers_that_start_on_a_damaged_version_both_go_back(
+    line: Server,
+    tiny_model: Path,
+    database: Database,
+    writer: GroupWriter,
+    state: State,
+    expected: Expected,
+):
+    (state.versions / line.rows()[2].folder / "manifest.json").write_text("{}")
+    servers = [Server(FakeEngine(tiny_model), database, writer, state, expected) for _ in range(2)]
+    await asyncio.gather(*(server.swapper.start() for server in servers))
+    for server in servers:
+        assert server.routes.current.number == 1
+        assert server.states() == {0: "retired", 1: "current", 2: "rolled_back"}
+
+
+async def test_a_version_that_an_operator_promotes_unseen_is_attested_and_counted(
+    line: Server, publisher: Publisher, database: Database
+):
+    publisher.publish(3, 0)
+    await line.swapper.move(promote(3, 2))
+    with reading(database) as connection:
+        events = deployments.list_events(connection, DEFAULT_POLICY)[-2:]
+    assert [(e["kind"], e["version"]) for e in events] == [("attested", 3), ("current", 3)]
+    assert (line.swaps[-1].version.version, line.swaps[-1].result) == (3, VersionState.CURRENT)
+
+
+async def test_where_the_engine_is_full_the_version_of_another_server_still_finds_room(
+    start: Callable[..., Server],
+    publisher: Publisher,
+    tiny_model: Path,
+    database: Database,
+    writer: GroupWriter,
+    state: State,
+    expected: Expected,
+):
+    server = start(max_versions=3)
+    await server.settle()
+    for number in (1, 2, 3):
+        publisher.publish(number, number - 1)
+        await server.settle()
+    await server.swapper.move(roll_back(2, 3))
+    await server.swapper.move(roll_back(1, 2))
+    assert len(server.routes.loaded) == 3
+    other = Server(FakeEngine(tiny_model), database, writer, state, expected)
+    await other.settle()
+    await other.swapper.move(roll_back(0, 1))
+    await server.settle()
+    assert server.routes.current.number == 0

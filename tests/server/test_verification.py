@@ -12,7 +12,7 @@ from server.verification import Expected, verify
 from tests.publishing import Publisher
 from thumbloop.artifacts import ADAPTER_CONFIG, WEIGHTS, BaseModelIdentity, Manifest
 from thumbloop.config import State
-from thumbloop.config.server import Delivery
+from thumbloop.config.delivery import Delivery
 from thumbloop.errors import BadPolicyVersion
 from thumbloop.types import PolicyVersion
 

@@ -5,7 +5,7 @@ import pytest
 from tests.rows import ANN, BOB, candidate, finished_round, interaction, rated, version
 from thumbloop.config import State
 from thumbloop.config.trainer import Round
-from thumbloop.store import feedback, interactions, open_store, preferences, versions
+from thumbloop.store import deployments, feedback, interactions, open_store, preferences, versions
 from thumbloop.types import FinishReason, Learning, Sampling, Status, VersionState
 from trainer import dataset
 from trainer.dataset import usable_versions
@@ -23,7 +23,7 @@ def connection(tmp_path):
             versions.finish_round(
                 connection, finished_round(number, number - 1), version(number, number - 1)
             )
-            versions.set_state(connection, "default", number, VersionState.CURRENT, at=1.0)
+            deployments.set_state(connection, "default", number, VersionState.CURRENT, at=1.0)
         yield connection
     engine.dispose()
 
@@ -74,7 +74,7 @@ def test_thumbs_are_new_until_an_ancestor_has_learned_from_them(connection):
     done = finished_round(4, 3, new_feedback=(old,))
     versions.finish_round(connection, done, version(4, 3))
     assert [t.feedback_id for t in read(connection).new] == [old, new]
-    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    deployments.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
     data = read(connection)
     assert [t.feedback_id for t in data.older] == [old]
     assert [(t.feedback_id, t.is_up) for t in data.new] == [(new, False)]
@@ -83,7 +83,7 @@ def test_thumbs_are_new_until_an_ancestor_has_learned_from_them(connection):
 def test_a_changed_mind_is_learned_from_but_is_no_evidence(connection):
     reply, learned = rated(connection, 1)
     versions.finish_round(connection, finished_round(4, 3, new_feedback=(learned,)), version(4, 3))
-    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    deployments.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
     feedback.submit_thumb(connection, reply, 0, ANN, at=2.0)
     rated(connection, 1)
     assert [(t.is_up, t.is_seen) for t in read(connection).new] == [(False, True), (True, False)]
@@ -95,7 +95,7 @@ def test_whatever_was_learned_of_a_reply_nothing_else_said_of_it_is_evidence(con
     learned = preferences.submit_preference(connection, other, 1, 0, ANN, at=1.0)
     done = finished_round(4, 3, new_feedback=(thumb,), new_preferences=(learned.preference_id,))
     versions.finish_round(connection, done, version(4, 3))
-    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    deployments.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
     preferences.submit_preference(connection, reply, 1, 0, ANN, at=2.0)
     feedback.submit_thumb(connection, other, 0, ANN, at=3.0)
     rated(connection, 1)
@@ -111,8 +111,8 @@ def test_whatever_was_learned_of_a_reply_nothing_else_said_of_it_is_evidence(con
 def test_a_rollback_gives_feedback_back(connection):
     _, thumb = rated(connection)
     versions.finish_round(connection, finished_round(4, 3, new_feedback=(thumb,)), version(4, 3))
-    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
-    versions.set_state(connection, "default", 3, VersionState.CURRENT, at=2.0)
+    deployments.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    deployments.set_state(connection, "default", 3, VersionState.CURRENT, at=2.0)
     assert [t.feedback_id for t in read(connection).new] == [thumb]
 
 
@@ -162,7 +162,7 @@ def test_rollouts_are_used_once(connection):
     response_id = store(connection)
     done = finished_round(4, 3, rollouts=(response_id,))
     versions.finish_round(connection, done, version(4, 3))
-    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    deployments.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
     assert read(connection).left_out["candidate"] == {"used": 2}
 
 
@@ -186,7 +186,7 @@ def test_a_draw_that_was_used_is_no_new_sample_when_it_comes_again(connection):
     used = store(connection, sampling=draw)
     done = finished_round(4, 3, rollouts=(used,))
     versions.finish_round(connection, done, version(4, 3))
-    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    deployments.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
     store(connection, sampling=draw)
     assert read(connection).rollouts == ()
 
@@ -277,7 +277,7 @@ def test_of_what_was_learned_before_only_the_newest_is_read(connection):
     ]
     done = finished_round(4, 3, new_feedback=tuple(thumbs[:3]), new_preferences=tuple(pairs[:3]))
     versions.finish_round(connection, done, version(4, 3))
-    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    deployments.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
     data = read(connection, SETTINGS.model_copy(update={"max_older_feedback": 2}))
     assert [p.preference_id for p in data.older if isinstance(p, Comparison)] == pairs[1:3]
     assert [t.feedback_id for t in data.older if isinstance(t, Thumb)] == thumbs[1:3]
@@ -324,7 +324,7 @@ def test_of_one_users_new_thumbs_the_newest_are_taken_and_the_rest_stays_new(con
     assert data.left_out["thumb"] == {"over_user_cap": 3}
     done = finished_round(4, 3, new_feedback=(*of_ann[3:], of_bob))
     versions.finish_round(connection, done, version(4, 3))
-    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    deployments.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
     assert [t.feedback_id for t in read(connection, settings).new] == of_ann[1:3]
 
 
@@ -379,7 +379,7 @@ def test_preferences_come_with_both_candidates_until_learned(connection):
     assert (pair.better, pair.worse) == ((11, 11, 1), (10, 11, 1))
     done = finished_round(4, 3, new_preferences=(first.preference_id,))
     versions.finish_round(connection, done, version(4, 3))
-    versions.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    deployments.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
     data = read(connection)
     assert (data.new, [p.preference_id for p in data.older]) == ((), [first.preference_id])
 

@@ -38,10 +38,17 @@ def test_rounds_on_other_parents_do_not_count():
 
 def test_a_child_the_server_has_not_decided_about_is_awaited():
     current = version(3, 2, state=VersionState.CURRENT)
-    for state in (VersionState.PUBLISHED, VersionState.ATTESTED, VersionState.CANARY):
+    for state in (VersionState.PUBLISHED, VersionState.ATTESTED):
         assert awaited([current, version(4, 3, state=state)], current).version == 4
     for state in (VersionState.REJECTED, VersionState.ROLLED_BACK):
         assert awaited([current, version(4, 3, state=state)], current) is None
+
+
+def test_while_a_child_is_on_trial_the_trainer_goes_on():
+    current = version(3, 2, state=VersionState.CURRENT)
+    canary = version(4, 3, state=VersionState.CANARY)
+    assert awaited([current, canary], current) is None
+    assert awaited([current, canary, version(5, 3)], current) is None  # a newer one supersedes it
 
 
 def test_the_children_of_other_versions_are_not_awaited():

@@ -34,7 +34,8 @@ def _application(name: str, settings: type[ThumbloopSettings]) -> Iterator[str]:
     for path, field, default in _leaves(settings, settings()):
         limits = ", ".join(_limits(field))
         meaning = " ".join((field.description or "").split())
-        yield f"| `{path}` | `{default}` | {limits} | {meaning} |"
+        shown = str(default).replace("|", r"\|")
+        yield f"| `{path}` | `{shown}` | {limits} | {meaning} |"
     yield ""
 
 

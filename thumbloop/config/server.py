@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from thumbloop.config.delivery import Delivery
 from thumbloop.config.shared import Metrics, Rewards, Section, ThumbloopSettings, thumbs_alone
 from thumbloop.types import MAX_ID, Scope, Strategy
 
@@ -227,23 +228,6 @@ class Guidance(Section):
             if not (earlier.at < later.at and earlier.keep > later.keep):
                 raise ValueError("checkpoints have to come later and keep fewer, one after another")
         return self
-
-
-class Delivery(Section):
-    """How a published version comes to answer."""
-
-    mode: Literal["direct"] = "direct"
-    """direct: an attested version becomes current at once."""
-    poll_interval_s: float = Field(0.25, gt=0)
-    """Seconds between looks at the store."""
-    drain_timeout_s: float = Field(120.0, ge=0)
-    """Seconds after which a replaced version that still answers requests is reported."""
-    max_norm_factor: float = Field(20.0, gt=1)
-    """Largest growth of any module's update norm against the parent's."""
-    small_update_norm: float = Field(0.5, gt=0)
-    """Update norms below this count as this for max_norm_factor: a young adapter may grow."""
-    max_update_norm: float = Field(1e3, gt=0)
-    """Largest Frobenius norm of any module's update."""
 
 
 class ServerConfig(ThumbloopSettings):

@@ -53,6 +53,7 @@ _SAME_OF_INTERACTION = (
     "policy_digest",
     "reward_digest",
     "created_at",
+    "duration_s",
 )
 _SAME_OF_CANDIDATE = ("policy_version", "text", "reward", "propensity", "chosen", "stage_rewards")
 _TAKEN = "request_id: another server has answered a request of this id; send it again"
@@ -274,6 +275,7 @@ def _interaction_of(row: RowMapping, of_it: list[Candidate]) -> Interaction:
         policy_digest=row["policy_digest"],
         reward_digest=row["reward_digest"],
         created_at=row["created_at"],
+        duration_s=row["duration_s"],
         candidates=tuple(of_it),
     )
 

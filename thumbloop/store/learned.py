@@ -48,7 +48,7 @@ def reply_left_out(learning: Learning, status: Status) -> str | None:
     if learning is Learning.EXCLUDED:
         return "learning_excluded"
     if status is not Status.COMPLETED:
-        return "cancelled"
+        return status.value
     return None
 
 

@@ -53,7 +53,13 @@ interactions = Table(
     Column("trainable", Boolean, nullable=False),
     Column("untrainable_reason", String(64)),
     Column("created_at", Double, nullable=False),
-    Index("ix_interactions_policy_policy_version", "policy", "policy_version"),
+    Column("duration_s", Double),
+    Index(
+        "ix_interactions_policy_policy_version_created_at",
+        "policy",
+        "policy_version",
+        "created_at",
+    ),
     Index("ix_interactions_subject_user_id", "subject", "user_id"),
     Index(  # one reply for each request id of a user
         "uq_interactions_subject_user_id_request_id",

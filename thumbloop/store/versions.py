@@ -1,12 +1,11 @@
-"""Policy versions: what the trainer published, what the server made of it, and why."""
+"""Policy versions: what the trainer published, with the state that the server has put it in."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select
+from sqlalchemy import Connection, RowMapping, Select, func, insert, select
 
-from thumbloop.errors import VersionConflict
 from thumbloop.store.schema import (
     deployments,
     events,
@@ -33,6 +32,13 @@ def current(connection: Connection, policy: str) -> PolicyVersion:
     """Return the version that answers; there is always exactly one."""
     query = _versions_of(policy).where(deployments.c.state == VersionState.CURRENT.value)
     return _version_of(connection.execute(query).mappings().one())
+
+
+def canary(connection: Connection, policy: str) -> PolicyVersion | None:
+    """Return the version on trial; there is at most one."""
+    query = _versions_of(policy).where(deployments.c.state == VersionState.CANARY.value)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else _version_of(row)
 
 
 def _versions_of(policy: str) -> Select[Any]:
@@ -136,96 +142,6 @@ def feedback_by_version(connection: Connection, policy: str) -> dict[int, set[in
     for version, row in connection.execute(query):
         learned[version].add(int(row))
     return dict(learned)
-
-
-def set_state(
-    connection: Connection,
-    policy: str,
-    version: int,
-    state: VersionState,
-    *,
-    at: float,
-    reason: str = "",
-    actor: str = "server",
-    detail: Mapping[str, Any] | None = None,
-) -> None:
-    """Move a version to a state, and log the event. Making one current retires the one before."""
-    if state is VersionState.CURRENT:
-        _retire_current(connection, policy, version, at)
-    _write_state(connection, policy, version, state, at, reason)
-    connection.execute(
-        insert(events).values(
-            at=at,
-            kind=state.value,
-            policy=policy,
-            version=version,
-            actor=actor,
-            detail={"reason": reason, **(detail or {})},
-        )
-    )
-
-
-def make_current(
-    connection: Connection,
-    policy: str,
-    version: int,
-    *,
-    expected: int,
-    leaves_as: VersionState,
-    at: float,
-    reason: str,
-    actor: str = "server",
-) -> None:
-    """Make a version current in the place of the expected one, which goes into another state.
-
-    `reason` is why the one came, or why the other was taken back. Raises VersionConflict: another one is current; nothing is changed then.
-    """
-    of_current = select(deployments.c.version).where(
-        deployments.c.policy == policy, deployments.c.state == VersionState.CURRENT.value
-    )
-    found = connection.scalar(of_current.with_for_update())  # who waited for another finds none
-    if found != expected:
-        raise VersionConflict(f"version {expected} is not current{_but(found)}")
-    if leaves_as is not VersionState.RETIRED:
-        set_state(connection, policy, expected, leaves_as, at=at, reason=reason, actor=actor)
-        reason = f"version {expected} was taken back: {reason}"
-    set_state(connection, policy, version, VersionState.CURRENT, at=at, reason=reason, actor=actor)
-
-
-def _but(found: int | None) -> str:
-    return "" if found is None else f", version {found} is"
-
-
-def _retire_current(connection: Connection, policy: str, version: int, at: float) -> None:
-    others = connection.scalars(
-        select(deployments.c.version).where(
-            deployments.c.policy == policy,
-            deployments.c.state == VersionState.CURRENT.value,
-            deployments.c.version != version,
-        )
-    ).all()
-    for other in others:
-        reason = f"replaced by version {version}"
-        _write_state(connection, policy, other, VersionState.RETIRED, at, reason)
-
-
-def _write_state(
-    connection: Connection, policy: str, version: int, state: VersionState, at: float, reason: str
-) -> None:
-    connection.execute(
-        delete(deployments).where(deployments.c.policy == policy, deployments.c.version == version)
-    )
-    connection.execute(
-        insert(deployments).values(
-            policy=policy, version=version, state=state.value, since=at, reason=reason
-        )
-    )
-
-
-def list_events(connection: Connection, policy: str) -> list[RowMapping]:
-    """Return what happened to the versions of a policy, oldest first."""
-    query = select(events).where(events.c.policy == policy).order_by(events.c.id)
-    return list(connection.execute(query).mappings())
 
 
 _PUBLISHED = (

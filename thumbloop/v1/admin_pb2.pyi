@@ -260,27 +260,134 @@ Global___GetPolicyVersionRequest: _TypeAlias = GetPolicyVersionRequest  # noqa: 
 
 @_typing.final
 class GetPolicyVersionResponse(_message.Message):
-    """The version."""
+    """The version, and how it came to be where it is."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    TRIAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def policy_version(self) -> Global___PolicyVersion:
         """The version."""
+
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyVersionEvent]:
+        """What the server made of it, oldest first."""
+
+    @_builtins.property
+    def trial(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrialMeasure]:
+        """What its users say of it now, while it is the canary; by measure."""
 
     def __init__(
         self,
         *,
         policy_version: Global___PolicyVersion | None = ...,
+        events: _abc.Iterable[Global___PolicyVersionEvent] | None = ...,
+        trial: _abc.Iterable[Global___TrialMeasure] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy_version", b"policy_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy_version", b"policy_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "policy_version", b"policy_version", "trial", b"trial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetPolicyVersionResponse: _TypeAlias = GetPolicyVersionResponse  # noqa: Y015
+
+@_typing.final
+class PolicyVersionEvent(_message.Message):
+    """A version came into a state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    state: Global___PolicyVersionState.ValueType
+    """The state."""
+    actor: _builtins.str
+    """Who decided: "server", or the subject of the token, "operator" where there is none."""
+    reason: _builtins.str
+    """Why, in words; empty when there is nothing to say."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When, UTC."""
+
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrialMeasure]:
+        """What its users had said of it when a trial ended; by measure."""
+
+    def __init__(
+        self,
+        *,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        state: Global___PolicyVersionState.ValueType = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        evidence: _abc.Iterable[Global___TrialMeasure] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "at", b"at", "evidence", b"evidence", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyVersionEvent: _TypeAlias = PolicyVersionEvent  # noqa: Y015
+
+@_typing.final
+class TrialMeasure(_message.Message):
+    """What the users of a canary and of the current version say of one measure, one number in [0, 1] each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CANARY_USERS_FIELD_NUMBER: _builtins.int
+    CURRENT_USERS_FIELD_NUMBER: _builtins.int
+    CANARY_MEAN_FIELD_NUMBER: _builtins.int
+    CURRENT_MEAN_FIELD_NUMBER: _builtins.int
+    LOG_HIGHER_FIELD_NUMBER: _builtins.int
+    LOG_LOWER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"thumbs", of which higher is better, or a guard, of which higher is worse."""
+    canary_users: _builtins.int
+    """Users of the canary who count."""
+    current_users: _builtins.int
+    """Users of the current version who count."""
+    canary_mean: _builtins.float
+    """The mean of the canary's users; absent where there are none."""
+    current_mean: _builtins.float
+    """The mean of the others; absent where there are none."""
+    log_higher: _builtins.float
+    """Log of what a bet on a higher mean of the canary has won, at least 0: evidence beyond the margin."""
+    log_lower: _builtins.float
+    """The same of a lower mean."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        canary_users: _builtins.int = ...,
+        current_users: _builtins.int = ...,
+        canary_mean: _builtins.float | None = ...,
+        current_mean: _builtins.float | None = ...,
+        log_higher: _builtins.float = ...,
+        log_lower: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_canary_mean", b"_canary_mean", "_current_mean", b"_current_mean", "canary_mean", b"canary_mean", "current_mean", b"current_mean"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_canary_mean", b"_canary_mean", "_current_mean", b"_current_mean", "canary_mean", b"canary_mean", "canary_users", b"canary_users", "current_mean", b"current_mean", "current_users", b"current_users", "log_higher", b"log_higher", "log_lower", b"log_lower", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__canary_mean: _TypeAlias = _typing.Literal["canary_mean"]  # noqa: Y015
+    _WhichOneofArgType__canary_mean: _TypeAlias = _typing.Literal["_canary_mean", b"_canary_mean"]  # noqa: Y015
+    _WhichOneofReturnType__current_mean: _TypeAlias = _typing.Literal["current_mean"]  # noqa: Y015
+    _WhichOneofArgType__current_mean: _TypeAlias = _typing.Literal["_current_mean", b"_current_mean"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__canary_mean) -> _WhichOneofReturnType__canary_mean | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__current_mean) -> _WhichOneofReturnType__current_mean | None: ...
+
+Global___TrialMeasure: _TypeAlias = TrialMeasure  # noqa: Y015
 
 @_typing.final
 class PromotePolicyVersionRequest(_message.Message):
@@ -360,7 +467,9 @@ class RollbackPolicyVersionRequest(_message.Message):
     policy: _builtins.str
     """Name of the policy; empty means "default"."""
     policy_version: _builtins.int
-    """The version to go back to; absent means the parent of the current one."""
+    """The version to go back to. Absent means the nearest ancestor of the current one that served and was not
+    taken back itself; the current one means that the canary is taken back.
+    """
     expected_current_version: _builtins.int
     """The version the caller saw as current; required."""
     reason: _builtins.str

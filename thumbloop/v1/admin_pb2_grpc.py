@@ -76,14 +76,19 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PromotePolicyVersion(self, request, context):
-        """Makes a version current. Errors: ABORTED when the current version is not the expected one.
+        """Makes a version current; new requests go there when this returns. A trial that runs is over.
+        Errors: ABORTED when the current version is not the expected one. NOT_FOUND. FAILED_PRECONDITION when
+        the version was rejected or fails its checks now. INVALID_ARGUMENT when it is current already.
+        RESOURCE_EXHAUSTED when the engine has no room for it yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RollbackPolicyVersion(self, request, context):
-        """Goes back to an earlier version. Errors: ABORTED when the current version is not the expected one.
+        """Goes back to an earlier version, or takes back the canary; new requests go there when this returns.
+        Errors: those of PromotePolicyVersion; FAILED_PRECONDITION also when the version never served or was
+        taken back itself, or when there is nothing to go back to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,9 +38,16 @@ class AdminServiceStub:
     GetPolicyVersion: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetPolicyVersionRequest, _admin_pb2.GetPolicyVersionResponse]
     """One version. Errors: NOT_FOUND."""
     PromotePolicyVersion: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PromotePolicyVersionRequest, _admin_pb2.PromotePolicyVersionResponse]
-    """Makes a version current. Errors: ABORTED when the current version is not the expected one."""
+    """Makes a version current; new requests go there when this returns. A trial that runs is over.
+    Errors: ABORTED when the current version is not the expected one. NOT_FOUND. FAILED_PRECONDITION when
+    the version was rejected or fails its checks now. INVALID_ARGUMENT when it is current already.
+    RESOURCE_EXHAUSTED when the engine has no room for it yet.
+    """
     RollbackPolicyVersion: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RollbackPolicyVersionRequest, _admin_pb2.RollbackPolicyVersionResponse]
-    """Goes back to an earlier version. Errors: ABORTED when the current version is not the expected one."""
+    """Goes back to an earlier version, or takes back the canary; new requests go there when this returns.
+    Errors: those of PromotePolicyVersion; FAILED_PRECONDITION also when the version never served or was
+    taken back itself, or when there is nothing to go back to.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -52,9 +59,16 @@ class AdminServiceAsyncStub(AdminServiceStub):
     GetPolicyVersion: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetPolicyVersionRequest, _admin_pb2.GetPolicyVersionResponse]  # type: ignore[assignment]
     """One version. Errors: NOT_FOUND."""
     PromotePolicyVersion: _aio.UnaryUnaryMultiCallable[_admin_pb2.PromotePolicyVersionRequest, _admin_pb2.PromotePolicyVersionResponse]  # type: ignore[assignment]
-    """Makes a version current. Errors: ABORTED when the current version is not the expected one."""
+    """Makes a version current; new requests go there when this returns. A trial that runs is over.
+    Errors: ABORTED when the current version is not the expected one. NOT_FOUND. FAILED_PRECONDITION when
+    the version was rejected or fails its checks now. INVALID_ARGUMENT when it is current already.
+    RESOURCE_EXHAUSTED when the engine has no room for it yet.
+    """
     RollbackPolicyVersion: _aio.UnaryUnaryMultiCallable[_admin_pb2.RollbackPolicyVersionRequest, _admin_pb2.RollbackPolicyVersionResponse]  # type: ignore[assignment]
-    """Goes back to an earlier version. Errors: ABORTED when the current version is not the expected one."""
+    """Goes back to an earlier version, or takes back the canary; new requests go there when this returns.
+    Errors: those of PromotePolicyVersion; FAILED_PRECONDITION also when the version never served or was
+    taken back itself, or when there is nothing to go back to.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Shows policy versions and moves the pointer to the current one."""
@@ -81,7 +95,11 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.PromotePolicyVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.PromotePolicyVersionResponse, _abc.Awaitable[_admin_pb2.PromotePolicyVersionResponse]]:
-        """Makes a version current. Errors: ABORTED when the current version is not the expected one."""
+        """Makes a version current; new requests go there when this returns. A trial that runs is over.
+        Errors: ABORTED when the current version is not the expected one. NOT_FOUND. FAILED_PRECONDITION when
+        the version was rejected or fails its checks now. INVALID_ARGUMENT when it is current already.
+        RESOURCE_EXHAUSTED when the engine has no room for it yet.
+        """
 
     @_abc_1.abstractmethod
     def RollbackPolicyVersion(
@@ -89,6 +107,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.RollbackPolicyVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.RollbackPolicyVersionResponse, _abc.Awaitable[_admin_pb2.RollbackPolicyVersionResponse]]:
-        """Goes back to an earlier version. Errors: ABORTED when the current version is not the expected one."""
+        """Goes back to an earlier version, or takes back the canary; new requests go there when this returns.
+        Errors: those of PromotePolicyVersion; FAILED_PRECONDITION also when the version never served or was
+        taken back itself, or when there is nothing to go back to.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

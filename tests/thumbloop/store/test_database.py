@@ -9,7 +9,15 @@ from sqlalchemy.exc import InternalError, OperationalError
 
 from thumbloop.config import State
 from thumbloop.errors import SettingsError, StoreIncompatible, StoreUnavailable
-from thumbloop.store import database, only_trainer, open_store, reading, versions, writing
+from thumbloop.store import (
+    database,
+    deployments,
+    only_trainer,
+    open_store,
+    reading,
+    versions,
+    writing,
+)
 from thumbloop.store.schema import metadata
 from thumbloop.types import DEFAULT_POLICY, VersionState
 
@@ -79,7 +87,7 @@ def test_a_reader_sees_one_moment_and_never_blocks_the_writer(store: Engine):
     with reading(store) as before:
         assert before.scalar(count) == 0
         with store.begin() as connection:
-            versions.set_state(connection, DEFAULT_POLICY, 0, VersionState.CURRENT, at=1.0)
+            deployments.set_state(connection, DEFAULT_POLICY, 0, VersionState.CURRENT, at=1.0)
         assert before.scalar(count) == 0
     with reading(store) as after:
         assert after.scalar(count) == 1
@@ -152,13 +160,13 @@ def test_a_trainer_takes_its_lock_while_somebody_writes(
 def test_a_write_that_fails_leaves_nothing(store: Engine):
     def fail() -> None:
         with writing(store) as connection:
-            versions.set_state(connection, DEFAULT_POLICY, 0, VersionState.CURRENT, at=1.0)
+            deployments.set_state(connection, DEFAULT_POLICY, 0, VersionState.CURRENT, at=1.0)
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
     with reading(store) as connection:
-        assert versions.list_events(connection, DEFAULT_POLICY) == []
+        assert deployments.list_events(connection, DEFAULT_POLICY) == []
 
 
 def test_many_processes_may_open_a_blank_store_at_once(state: State):

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from tests.rows import finished_round, version
-from thumbloop.store import reading, versions
+from thumbloop.store import deployments, reading, versions
 from thumbloop.types import DEFAULT_POLICY, VersionState
 
 
@@ -44,7 +44,7 @@ def test_numbers_go_up_and_are_never_given_twice(store: Engine):
     with store.begin() as connection:
         assert versions.next_number(connection, DEFAULT_POLICY) == 1
         publish(connection, 1)
-        versions.set_state(connection, DEFAULT_POLICY, 1, VersionState.REJECTED, at=1.0)
+        deployments.set_state(connection, DEFAULT_POLICY, 1, VersionState.REJECTED, at=1.0)
         assert versions.next_number(connection, DEFAULT_POLICY) == 2
     with pytest.raises(IntegrityError), store.begin() as connection:
         versions.finish_round(connection, finished_round(2), version(1))
@@ -105,7 +105,9 @@ def test_the_rounds_behind_a_version_are_its_own_and_its_ancestors(store: Engine
 def test_making_a_version_current_retires_the_one_before(store: Engine):
     with store.begin() as connection:
         publish(connection, 1)
-        versions.set_state(connection, DEFAULT_POLICY, 1, VersionState.CURRENT, at=5.0, reason="ok")
+        deployments.set_state(
+            connection, DEFAULT_POLICY, 1, VersionState.CURRENT, at=5.0, reason="ok"
+        )
         assert states(connection) == {0: VersionState.RETIRED, 1: VersionState.CURRENT}
         now = versions.current(connection, DEFAULT_POLICY)
         assert (now.version, now.state_since, now.reason) == (1, 5.0, "ok")
@@ -117,8 +119,8 @@ def test_making_a_version_current_retires_the_one_before(store: Engine):
 def test_every_move_is_an_event_that_says_who_and_why(store: Engine):
     with store.begin() as connection:
         publish(connection, 1)
-        versions.set_state(connection, DEFAULT_POLICY, 1, VersionState.ATTESTED, at=1.0)
-        versions.set_state(
+        deployments.set_state(connection, DEFAULT_POLICY, 1, VersionState.ATTESTED, at=1.0)
+        deployments.set_state(
             connection,
             DEFAULT_POLICY,
             1,
@@ -128,7 +130,7 @@ def test_every_move_is_an_event_that_says_who_and_why(store: Engine):
             actor="an operator",
             detail={"probe": 3},
         )
-        events = versions.list_events(connection, DEFAULT_POLICY)
+        events = deployments.list_events(connection, DEFAULT_POLICY)
     assert [(e["kind"], e["version"], e["actor"], e["at"]) for e in events] == [
         ("attested", 1, "server", 1.0),
         ("rejected", 1, "an operator", 2.0),
@@ -156,6 +158,6 @@ def test_exactly_one_version_is_current_whatever_becomes_of_the_others(store: En
             now = versions.current(connection, DEFAULT_POLICY).version
             if number == now and state in _NOT_CURRENT:
                 continue  # nobody demotes the current version but by promoting another
-            versions.set_state(connection, DEFAULT_POLICY, number, state, at=1.0)
+            deployments.set_state(connection, DEFAULT_POLICY, number, state, at=1.0)
             assert list(states(connection).values()).count(VersionState.CURRENT) == 1
         transaction.rollback()

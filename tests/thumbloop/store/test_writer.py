@@ -15,7 +15,14 @@ from sqlalchemy.exc import DatabaseError, InternalError
 from tests.rows import ANN, interaction
 from thumbloop.config import State
 from thumbloop.errors import StoreUnavailable, UnknownResponse
-from thumbloop.store import GroupWriter, feedback, interactions, open_store, reading, versions
+from thumbloop.store import (
+    GroupWriter,
+    deployments,
+    feedback,
+    interactions,
+    open_store,
+    reading,
+)
 from thumbloop.types import DEFAULT_POLICY, VersionState
 
 
@@ -265,7 +272,7 @@ def test_a_reader_in_another_process_sees_a_version_the_moment_it_is_current(
     state: State, writer: GroupWriter
 ):
     writer.submit(
-        lambda c: versions.set_state(c, DEFAULT_POLICY, 0, VersionState.CURRENT, at=3.0)
+        lambda c: deployments.set_state(c, DEFAULT_POLICY, 0, VersionState.CURRENT, at=3.0)
     ).result(10)
     code = (
         "import sys; from pathlib import Path; from thumbloop.config import State;"

@@ -1,0 +1,230 @@
+"""Versions in the store: what is read of them, and how the server writes what became of each."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy import Engine as Database
+
+from server.delivery import Move, canary_of, current_of, destination
+from server.guards import GUARDS
+from server.trial import Evidence, Terms
+from thumbloop.config.delivery import Canary as Settings
+from thumbloop.store import GroupWriter, deployments, reading, trials, versions
+from thumbloop.types import DEFAULT_POLICY, WAITING, PolicyVersion, VersionState
+
+T = TypeVar("T")
+
+_TYPICAL_S, _TYPICAL_TOKENS = 1.0, 32.0  # where the current version has answered nobody yet
+
+
+class Records(NamedTuple):
+    """What the store has of a trial: first thumbs and first replies of users, and corrupted replies."""
+
+    thumbs: list[trials.TrialThumb]
+    replies: list[trials.TrialReply]
+    corrupted: int
+
+
+class Ledger:
+    """The versions of one policy. Each change is one transaction, and is made only where it still fits.
+
+    Every method but the constructor raises StoreUnavailable, and what changes something Overloaded.
+    """
+
+    def __init__(self, database: Database, writer: GroupWriter) -> None:
+        self._database = database
+        self._writer = writer
+
+    async def mark(self) -> versions.Mark:
+        """Return what tells whether there is anything new."""
+        return await self._read(lambda connection: versions.mark(connection, DEFAULT_POLICY))
+
+    async def rows(self) -> list[PolicyVersion]:
+        """Return all versions, oldest first."""
+        return await self._read(
+            lambda connection: versions.list_versions(connection, DEFAULT_POLICY)
+        )
+
+    async def terms(self, version: int) -> Terms:
+        """Return by which terms a canary is judged."""
+        return Terms(
+            **await self._read(
+                lambda connection: deployments.terms_of_trial(connection, DEFAULT_POLICY, version)
+            )
+        )
+
+    async def trial(self, canary: PolicyVersion) -> Records:
+        """Return what users got and said since the canary's trial began."""
+        assert canary.parent is not None, "the base model is never tried"
+        policy, number, since = canary.policy, canary.version, canary.state_since
+        sides = (number, canary.parent)
+
+        def read(connection: Connection) -> Records:
+            return Records(
+                trials.first_thumbs(connection, policy, sides, since),
+                trials.first_replies(connection, policy, sides, since),
+                trials.count_corrupted(connection, policy, number, since),
+            )
+
+        return await self._read(read)
+
+    async def decide(self, version: PolicyVersion, state: VersionState, reason: str) -> None:
+        """Say of a version that waits that it is attested, or rejected.
+
+        Raises VersionConflict: it waits no more.
+        """
+        now = time.time()
+
+        def change(connection: Connection) -> None:
+            deployments.decide(
+                connection, version.policy, version.version, state, at=now, reason=reason
+            )
+
+        await self._writer.run(change)
+
+    async def make_current(
+        self,
+        version: int,
+        *,
+        expected: int,
+        leaves_as: VersionState,
+        reason: str,
+        evidence: Mapping[str, Evidence] | None = None,
+    ) -> None:
+        """Make a version current in the place of the expected one. Raises VersionConflict."""
+        now = time.time()
+
+        def change(connection: Connection) -> None:
+            deployments.make_current(
+                connection,
+                DEFAULT_POLICY,
+                version,
+                expected=expected,
+                leaves_as=leaves_as,
+                at=now,
+                reason=reason,
+                detail=_detail(evidence),
+            )
+
+        await self._writer.run(change)
+
+    async def begin_trial(self, version: PolicyVersion, settings: Settings) -> None:
+        """Make a version the canary beside its parent, by these terms. Raises VersionConflict."""
+        now, parent = time.time(), version.parent
+        assert parent is not None, "the base model is never tried"
+
+        def change(connection: Connection) -> None:
+            terms = terms_of(settings, trials.typical(connection, DEFAULT_POLICY, parent))
+            deployments.begin_trial(
+                connection,
+                DEFAULT_POLICY,
+                version.version,
+                expected=parent,
+                at=now,
+                terms=dataclasses.asdict(terms),
+            )
+
+        await self._writer.run(change)
+
+    async def end_trial(
+        self,
+        version: int,
+        *,
+        expected: int,
+        reason: str,
+        evidence: Mapping[str, Evidence] | None = None,
+    ) -> None:
+        """Take the canary back. Raises VersionConflict: the pointer was moved, or the trial has ended."""
+        now = time.time()
+
+        def change(connection: Connection) -> None:
+            deployments.end_trial(
+                connection,
+                DEFAULT_POLICY,
+                version,
+                expected=expected,
+                at=now,
+                reason=reason,
+                detail=_detail(evidence),
+            )
+
+        await self._writer.run(change)
+
+    async def move(self, move: Move) -> PolicyVersion:
+        """Do what an operator asks for, if it may be done still; return what is current then.
+
+        Raises what destination() raises.
+        """
+        now = time.time()
+
+        def change(connection: Connection) -> PolicyVersion:
+            rows = versions.list_versions(connection, DEFAULT_POLICY)
+            to, canary = destination(rows, move), canary_of(rows)
+            if to is current_of(rows):
+                assert canary is not None, "else there is nothing to do"
+                deployments.end_trial(
+                    connection,
+                    to.policy,
+                    canary.version,
+                    expected=move.expected,
+                    at=now,
+                    reason=move.why,
+                    actor=move.by,
+                )
+            else:
+                if to.state in WAITING:  # it would not be loaded if it had failed
+                    deployments.decide(
+                        connection, to.policy, to.version, VersionState.ATTESTED, at=now, reason=""
+                    )
+                deployments.make_current(
+                    connection,
+                    to.policy,
+                    to.version,
+                    expected=move.expected,
+                    leaves_as=move.leaves_as,
+                    at=now,
+                    reason=move.why,
+                    actor=move.by,
+                )
+            moved = versions.get(connection, to.policy, to.version)
+            assert moved is not None
+            return moved
+
+        return await self._writer.run(change)
+
+    async def _read(self, query: Callable[[Connection], T]) -> T:
+        def read() -> T:
+            with reading(self._database) as connection:
+                return query(connection)
+
+        return await asyncio.to_thread(read)
+
+
+def terms_of(settings: Settings, typical: trials.Typical) -> Terms:
+    """Return the terms of a trial that begins with these settings beside replies like those."""
+    guards = settings.guards
+    return Terms(
+        share=settings.share,
+        promote_alpha=settings.promote_alpha,
+        roll_back_alpha=settings.roll_back_alpha,
+        horizon=settings.horizon,
+        min_time_s=settings.min_time_s,
+        max_time_s=settings.max_time_s,
+        guard_alpha=guards.alpha,
+        margins={name: getattr(guards, name) for name in GUARDS},
+        max_corrupted=guards.max_corrupted,
+        typical_s=typical.seconds or _TYPICAL_S,
+        typical_tokens=typical.tokens or _TYPICAL_TOKENS,
+        refusal_pattern=guards.refusal_pattern,
+    )
+
+
+def _detail(evidence: Mapping[str, Evidence] | None) -> dict[str, Any]:
+    """Return evidence as JSON takes it: no number where there is no user."""
+    if evidence is None:
+        return {}
+    return {"evidence": {name: found.plain() for name, found in evidence.items()}}

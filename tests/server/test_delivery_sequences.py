@@ -1,0 +1,271 @@
+"""Whatever happens in whatever order, on one server or two, the planner's actions are sound."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.delivery import (
+    Action,
+    Move,
+    Promote,
+    Reject,
+    Restore,
+    Routed,
+    Switch,
+    TakeBack,
+    Try,
+    Unload,
+    canary_of,
+    current_of,
+    destination,
+    plan,
+)
+from server.trial import Ruling, Verdict
+from tests.rows import version
+from thumbloop.errors import InvalidRequest, PolicyVersionUnavailable, VersionConflict
+from thumbloop.types import WAITING, PolicyVersion, VersionState
+
+SEQUENCES = 10_000
+
+
+class Store:
+    """The rows, and what may be changed when: the ledger's rules."""
+
+    def __init__(self) -> None:
+        self.versions = [version(0, None, state=VersionState.CURRENT)]
+        self._clock = 100.0
+
+    @property
+    def current(self) -> int:
+        return current_of(self.versions).version
+
+    @property
+    def canary(self) -> int | None:
+        found = canary_of(self.versions)
+        return found.version if found else None
+
+    def publish(self, parent: int) -> None:
+        number = len(self.versions)
+        self.versions.append(version(number, parent % number, state_since=float(number)))
+
+    def decide(self, number: int, state: VersionState) -> None:
+        _expect(self.versions[number].state in WAITING)
+        self._set(number, state)
+
+    def make_current(self, number: int, expected: int, leaves_as: VersionState) -> None:
+        _expect(self.current == expected)
+        self._set(expected, leaves_as)
+        self._set(number, VersionState.CURRENT)
+
+    def begin_trial(self, number: int) -> None:
+        _expect(self.current == self.versions[number].parent and self.canary is None)
+        self._set(number, VersionState.CANARY)
+
+    def end_trial(self, number: int, expected: int) -> None:
+        _expect(self.current == expected and self.canary == number)
+        self._set(number, VersionState.ROLLED_BACK)
+
+    def _set(self, number: int, state: VersionState) -> None:
+        self._clock += 1
+        self.versions[number] = replace(self.versions[number], state=state, state_since=self._clock)
+
+
+def _expect(condition: bool) -> None:
+    if not condition:
+        raise VersionConflict("another was faster")
+
+
+class Server:
+    """One engine on the store. It plans, and then acts, one action at a time."""
+
+    def __init__(self, store: Store, keep: int) -> None:
+        self.store = store
+        self.keep = keep
+        self.room = keep + 3
+        self.loaded: set[int] = set()
+        self.routed = Routed()
+        self._pending: list[Action] = []
+        self._seen: list[PolicyVersion] = []
+
+    def restart(self) -> None:
+        self.loaded, self.routed, self._pending = set(), Routed(), []
+
+    def plan(self, *, has_trials: bool, verdict: Verdict | None) -> list[Action]:
+        self._seen = list(self.store.versions)
+        ruling = Ruling(verdict, "why") if verdict and self.store.canary is not None else None
+        return plan(
+            self._seen,
+            self.loaded,
+            routed=self.routed,
+            keep=self.keep,
+            has_trials=has_trials,
+            ruling=ruling,
+        )
+
+    def begin(self, *, has_trials: bool, verdict: Verdict | None) -> None:
+        """Plan, unless the last plan is still being carried out."""
+        if not self._pending:
+            self._pending = self.plan(has_trials=has_trials, verdict=verdict)
+            assert sum(isinstance(a, Try | Restore) for a in self._pending) <= 1
+
+    def act(self, *, passes: bool) -> None:
+        """Carry out the next action; what no longer fits ends the plan."""
+        if self._pending:
+            try:
+                self._perform(self._pending.pop(0), passes=passes)
+            except VersionConflict:
+                self._pending = []
+
+    def _perform(self, action: Action, *, passes: bool) -> None:
+        store, number = self.store, action.version
+        parent = store.versions[number].parent
+        match action:
+            case Restore():
+                self._load(number)
+            case Switch(canary=canary):
+                assert {number, canary or number} <= self.loaded
+                self.routed = Routed(number, canary)
+            case Try(is_canary=is_canary):
+                assert number not in self.loaded
+                store.decide(number, VersionState.ATTESTED if passes else VersionState.REJECTED)
+                if passes and is_canary:
+                    store.begin_trial(number)
+                    self._load(number)
+                elif passes:
+                    assert parent is not None
+                    store.make_current(number, parent, VersionState.RETIRED)
+                    self._load(number)
+                    self.routed = Routed(number)
+            case Promote():
+                assert number in self.loaded
+                assert parent is not None
+                store.make_current(number, parent, VersionState.RETIRED)
+                self.routed = Routed(number)
+            case TakeBack():
+                assert self.routed.canary is None
+                store.end_trial(number, current_of(self._seen).version)
+            case Reject():
+                store.decide(number, VersionState.REJECTED)
+            case Unload():
+                assert number not in self.routed
+                self.loaded.remove(number)
+
+    def move(self, to: int, *, is_rollback: bool) -> None:
+        """Do what an operator asks this server for."""
+        store = self.store
+        asked = Move(to % len(store.versions), store.current, is_rollback, reason="", actor="ann")
+        try:
+            found = destination(store.versions, asked)
+        except (InvalidRequest, PolicyVersionUnavailable):
+            return
+        if found.version not in self.loaded:
+            if len(self.loaded) == self.room:
+                return  # until the planner has unloaded something
+            self._load(found.version)
+        if found.version == store.current:
+            assert store.canary is not None
+            store.end_trial(store.canary, store.current)
+        else:
+            store.make_current(found.version, store.current, asked.leaves_as)
+        self.routed = Routed(found.version)
+        self._pending = []
+
+    def _load(self, number: int) -> None:
+        self.loaded.add(number)
+        assert len(self.loaded) <= self.room
+
+    def check(self) -> None:
+        assert {n for n in self.routed if n is not None} <= self.loaded
+
+
+Event = tuple[str, int]
+NAMES = ("publish", "child", "plan", "act", "act", "act", "restart", "promote", "roll back", "mode")
+
+
+def play(keep: int, events: list[Event]) -> None:
+    """Let events happen to two servers on one store, then let these come to rest."""
+    store = Store()
+    servers = [Server(store, keep), Server(store, keep)]
+    has_trials = True
+    verdicts = (None, *Verdict)
+    for name, number in events:
+        server = servers[number % 2]
+        match name:
+            case "publish":
+                store.publish(number)
+            case "child":
+                store.publish(store.current)
+            case "plan":
+                server.begin(has_trials=has_trials, verdict=verdicts[number % len(verdicts)])
+            case "act":
+                server.act(passes=number % 5 != 0)
+            case "restart":
+                server.restart()
+            case "promote" | "roll back":
+                server.move(number, is_rollback=name == "roll back")
+            case "mode":
+                has_trials = not has_trials
+        assert store.current is not None  # exactly one, and at most one canary: else it raises
+        assert store.canary is None or store.canary != store.current
+        for each in servers:
+            each.check()
+    _rest(store, servers)
+
+
+def _rest(store: Store, servers: list[Server]) -> None:
+    for _ in range(12):
+        for server in servers:
+            server.begin(has_trials=True, verdict=None)
+            for _ in range(len(store.versions) + 3):
+                server.act(passes=True)
+    for server in servers:
+        assert server.plan(has_trials=True, verdict=None) == []
+        assert server.routed == (store.current, store.canary)
+        answering = {n for n in server.routed if n is not None}
+        assert answering <= server.loaded
+        assert len(server.loaded) <= server.keep + len(answering)
+    if store.canary is None:
+        assert all(v.state not in WAITING for v in store.versions)
+    else:
+        assert store.versions[store.canary].parent == store.current
+        assert sum(v.state in WAITING for v in store.versions) <= 1
+
+
+EVENTS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 29)), max_size=60)
+
+
+@given(st.integers(0, 3), EVENTS)
+def test_whatever_happens_the_plan_is_sound(keep: int, events: list[Event]):
+    play(keep, events)
+
+
+def test_ten_thousand_sequences_of_events_are_sound():
+    rng = Random(20261128)
+    seen = set()
+    for _ in range(SEQUENCES):
+        events = [(rng.choice(NAMES), rng.randrange(30)) for _ in range(rng.randrange(80))]
+        seen.update(name for name, _ in events)
+        play(rng.randrange(4), events)
+    assert seen == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    [
+        pytest.param(lambda a: [x for x in a if not isinstance(x, Switch)], id="no switch"),
+        pytest.param(lambda a: [x for x in a if not isinstance(x, TakeBack)], id="no take-back"),
+        pytest.param(lambda a: [x for x in a if not isinstance(x, Unload)], id="no unload"),
+        pytest.param(lambda a: [x for x in a if not isinstance(x, Reject)], id="no rejection"),
+    ],
+)
+def test_a_planner_that_leaves_something_out_is_found_out(
+    breaks: Callable[[list[Action]], list[Action]], monkeypatch: pytest.MonkeyPatch
+):
+    sound = plan
+    monkeypatch.setitem(globals(), "plan", lambda *rows, **options: breaks(sound(*rows, **options)))
+    with pytest.raises(AssertionError):
+        test_ten_thousand_sequences_of_events_are_sound()

@@ -1,0 +1,204 @@
+"""What the server makes of policy versions, and why: their states, each with an event."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, delete, insert, select
+
+from thumbloop.errors import VersionConflict
+from thumbloop.store import versions
+from thumbloop.store.schema import deployments, events
+from thumbloop.types import WAITING, VersionState
+
+
+def set_state(
+    connection: Connection,
+    policy: str,
+    version: int,
+    state: VersionState,
+    *,
+    at: float,
+    reason: str = "",
+    actor: str = "server",
+    detail: Mapping[str, Any] | None = None,
+) -> None:
+    """Move a version to a state, and log the event. Making one current retires the one before."""
+    if state is VersionState.CURRENT:
+        _retire_current(connection, policy, version, at)
+    _write_state(connection, policy, version, state, at, reason)
+    connection.execute(
+        insert(events).values(
+            at=at,
+            kind=state.value,
+            policy=policy,
+            version=version,
+            actor=actor,
+            detail={"reason": reason, **(detail or {})},
+        )
+    )
+
+
+def decide(
+    connection: Connection,
+    policy: str,
+    version: int,
+    state: VersionState,
+    *,
+    at: float,
+    reason: str,
+) -> None:
+    """Say what became of a version that waits. Raises VersionConflict: another server was faster."""
+    found = versions.get(connection, policy, version)
+    if found is None or found.state not in WAITING:
+        raise VersionConflict(f"version {version} does not wait any more")
+    set_state(connection, policy, version, state, at=at, reason=reason)
+
+
+def make_current(
+    connection: Connection,
+    policy: str,
+    version: int,
+    *,
+    expected: int,
+    leaves_as: VersionState,
+    at: float,
+    reason: str,
+    actor: str = "server",
+    detail: Mapping[str, Any] | None = None,
+) -> None:
+    """Make a version current in the place of the expected one, which goes into another state.
+
+    `reason` is why the one came, or why the other was taken back. Raises VersionConflict: another one is current; nothing is changed then.
+    """
+    _expect_current(connection, policy, expected)
+    if leaves_as is not VersionState.RETIRED:
+        set_state(connection, policy, expected, leaves_as, at=at, reason=reason, actor=actor)
+        reason = f"version {expected} was taken back: {reason}"
+    set_state(
+        connection,
+        policy,
+        version,
+        VersionState.CURRENT,
+        at=at,
+        reason=reason,
+        actor=actor,
+        detail=detail,
+    )
+
+
+def begin_trial(
+    connection: Connection,
+    policy: str,
+    version: int,
+    *,
+    expected: int,
+    at: float,
+    terms: Mapping[str, Any],
+) -> None:
+    """Make a version the canary beside the expected current one, and log by which terms it is judged.
+
+    Raises VersionConflict: another one is current, or there is a canary; nothing is changed then.
+    """
+    _expect_current(connection, policy, expected)
+    if (other := versions.canary(connection, policy)) is not None:
+        raise VersionConflict(f"version {other.version} is on trial already")
+    set_state(
+        connection, policy, version, VersionState.CANARY, at=at, detail={"terms": dict(terms)}
+    )
+
+
+def end_trial(
+    connection: Connection,
+    policy: str,
+    version: int,
+    *,
+    expected: int,
+    at: float,
+    reason: str,
+    actor: str = "server",
+    detail: Mapping[str, Any] | None = None,
+) -> None:
+    """Take the canary back.
+
+    Raises VersionConflict: another one than the expected is current, or it is no canary any more.
+    """
+    _expect_current(connection, policy, expected)
+    found = versions.canary(connection, policy)
+    if found is None or found.version != version:
+        raise VersionConflict(f"version {version} is not on trial")
+    set_state(
+        connection,
+        policy,
+        version,
+        VersionState.ROLLED_BACK,
+        at=at,
+        reason=reason,
+        actor=actor,
+        detail=detail,
+    )
+
+
+def terms_of_trial(connection: Connection, policy: str, version: int) -> Mapping[str, Any]:
+    """Return the terms that a version's latest trial began with."""
+    began = (
+        select(events.c.detail)
+        .where(
+            events.c.policy == policy,
+            events.c.version == version,
+            events.c.kind == VersionState.CANARY.value,
+        )
+        .order_by(events.c.id.desc())
+        .limit(1)
+    )
+    terms: Mapping[str, Any] = connection.execute(began).scalar_one()["terms"]
+    return terms
+
+
+def _expect_current(connection: Connection, policy: str, expected: int) -> None:
+    """Raise VersionConflict where another version is current; hold on to it until the transaction ends."""
+    of_current = select(deployments.c.version).where(
+        deployments.c.policy == policy, deployments.c.state == VersionState.CURRENT.value
+    )
+    found = connection.scalar(of_current.with_for_update())  # who waited for another finds none
+    if found != expected:
+        raise VersionConflict(f"version {expected} is not current{_but(found)}")
+
+
+def _but(found: int | None) -> str:
+    return "" if found is None else f", version {found} is"
+
+
+def _retire_current(connection: Connection, policy: str, version: int, at: float) -> None:
+    others = connection.scalars(
+        select(deployments.c.version).where(
+            deployments.c.policy == policy,
+            deployments.c.state == VersionState.CURRENT.value,
+            deployments.c.version != version,
+        )
+    ).all()
+    for other in others:
+        reason = f"replaced by version {version}"
+        _write_state(connection, policy, other, VersionState.RETIRED, at, reason)
+
+
+def _write_state(
+    connection: Connection, policy: str, version: int, state: VersionState, at: float, reason: str
+) -> None:
+    connection.execute(
+        delete(deployments).where(deployments.c.policy == policy, deployments.c.version == version)
+    )
+    connection.execute(
+        insert(deployments).values(
+            policy=policy, version=version, state=state.value, since=at, reason=reason
+        )
+    )
+
+
+def list_events(
+    connection: Connection, policy: str, version: int | None = None
+) -> list[RowMapping]:
+    """Return what happened to a policy's versions, or to one of them, oldest first."""
+    query = select(events).where(events.c.policy == policy).order_by(events.c.id)
+    if version is not None:
+        query = query.where(events.c.version == version)
+    return list(connection.execute(query).mappings())

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.own_numbers import check_numbers
 from tests.publishing import Publisher, RealSpeaker
 from tests.serving import Running
 from thumbloop.artifacts import WEIGHTS, folder_of
@@ -19,7 +20,6 @@ from thumbloop.v1 import admin_pb2, policy_pb2
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-EQUAL = {"abs": 1e-4}
 USERS = 6
 MOST_TOKENS = 200
 
@@ -130,7 +130,7 @@ async def test_versions_come_and_go_under_load_and_every_reply_is_its_versions_o
     assert {r.response_id for r in crowd.replies} == {row.response_id for row in rows}
     for row in _some_of_each_version(rows, 12):
         folder = state.versions / folder_of(DEFAULT_POLICY, row.policy_version)
-        _check_numbers(row, None if row.policy_version == 0 else folder, speaker, verdict)
+        check_numbers(row, None if row.policy_version == 0 else folder, speaker, verdict)
 
 
 async def test_a_rollback_under_load_reaches_new_requests_at_once_and_fails_none(
@@ -160,7 +160,7 @@ async def test_a_rollback_under_load_reaches_new_requests_at_once_and_fails_none
         rows = interactions.list_since(connection, DEFAULT_POLICY, 0)
     for row in _some_of_each_version(rows, 6):
         folder = state.versions / folder_of(DEFAULT_POLICY, row.policy_version)
-        _check_numbers(row, None if row.policy_version == 0 else folder, speaker, verdict)
+        check_numbers(row, None if row.policy_version == 0 else folder, speaker, verdict)
 
 
 def _some_of_each_version(rows: list[Interaction], most: int) -> list[Interaction]:
@@ -170,24 +170,6 @@ def _some_of_each_version(rows: list[Interaction], most: int) -> list[Interactio
         of_it = [row for row in rows if row.policy_version == version]
         found += of_it[: most // 2] + of_it[-(most // 2) :]
     return found
-
-
-def _check_numbers(
-    row: Interaction, folder: Path | None, speaker: RealSpeaker, verdict: VerdictTokens
-) -> None:
-    prompt = row.prompt_token_ids
-    for candidate in row.candidates:
-        assert candidate.policy_version == row.policy_version
-        expected = speaker.logprobs(
-            folder / "policy" if folder else None, prompt, candidate.token_ids
-        )
-        assert candidate.logprobs == pytest.approx(expected, **EQUAL), row.policy_version
-        if folder is None:
-            assert candidate.reward is None
-        elif not verdict.is_forged_in(candidate.token_ids):
-            read = verdict.wrap(prompt, candidate.token_ids)
-            up, down = speaker.next_logprobs(folder / "reward", read, (verdict.up, verdict.down))
-            assert candidate.reward == pytest.approx(up - down, abs=2e-4)
 
 
 async def test_a_version_whose_policy_did_not_change_is_attested_by_its_rewards(
@@ -206,7 +188,7 @@ async def test_a_version_whose_policy_did_not_change_is_attested_by_its_rewards(
         row = server.stored((await server.generate("hello")).response_id)
         assert row.policy_version == version
         folder = state.versions / folder_of(DEFAULT_POLICY, version)
-        _check_numbers(row, folder, speaker, verdict)
+        check_numbers(row, folder, speaker, verdict)
 
 
 async def test_a_call_that_is_given_up_is_aborted_in_the_engine(server: Running):

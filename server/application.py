@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -20,6 +21,7 @@ from server.admission import Admission, Quota
 from server.calibration import Calibration
 from server.concurrency import end_all
 from server.engine import Engine
+from server.engine.supervised import SupervisedEngine
 from server.evidence import Look
 from server.guidance import find_strategies
 from server.hotswap import Swapper
@@ -27,7 +29,7 @@ from server.http import OpenAi
 from server.http_port import HttpServer
 from server.interceptors import Translator
 from server.ledger import Ledger
-from server.lifecycle import Lifecycle
+from server.lifecycle import Lifecycle, Phase
 from server.loading import Loader
 from server.metrics import CanaryEvidence, HeldVersions, ServerMetrics
 from server.pipeline import Pipeline
@@ -37,12 +39,13 @@ from server.repeats import Repeats
 from server.rewards import make_scorer
 from server.routes import Routes
 from server.servicers import AdminServicer, FeedbackServicer, PolicyServicer
+from server.supervision import Supervisor
 from server.translation import Defaults
 from server.verification import Expected
 from thumbloop.artifacts import BaseModelIdentity
 from thumbloop.base_model import claim_base, identify, locate
 from thumbloop.config import ServerConfig
-from thumbloop.errors import EngineUnavailable, SettingsError
+from thumbloop.errors import SettingsError
 from thumbloop.rendering import verdict_tokens
 from thumbloop.store import GroupWriter, interactions, open_store
 from thumbloop.types import DEFAULT_POLICY, Interaction
@@ -68,7 +71,6 @@ _OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
-_HEALTH_INTERVAL_S = 1.0
 
 EngineFactory = Callable[[Path, ServerConfig], Engine]
 
@@ -87,7 +89,7 @@ class Application:
         self._lifecycle = Lifecycle(config.limits.max_requests_in_flight)
         self._health = health.aio.HealthServicer()
         self._stack = AsyncExitStack()
-        self._swapper: Swapper | None = None
+        self._supervisor: Supervisor | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.port = 0
         self.http_port = 0
@@ -115,14 +117,16 @@ class Application:
         reception = self._make_reception(database)
         ratings = Ratings(writer, self._metrics)
         grpc_server = await self._start_grpc(database, reception, ratings)
-        starting = asyncio.create_task(
-            asyncio.to_thread(self._make_engine, model, self._config), name="start engine"
-        )
-        self._stack.push_async_callback(_close, starting)
+        engine = SupervisedEngine(partial(self._make_engine, model, self._config))
+        self._stack.push_async_callback(engine.end)
         self._stack.push_async_callback(grpc_server.stop, 1.0)  # no call outlives the engine
-        engine = await asyncio.shield(starting)
-        await self._serve(engine, identity, database, writer)
+        await engine.start()
+        supervisor = await self._supervise(engine, identity, database, writer)
+        await supervisor.begin()
+        self._supervisor = supervisor
+        self._admin.serve(supervisor.swapper)
         await self._start_http(reception, ratings)
+        self._tasks = [asyncio.create_task(supervisor.run(), name="supervise engine")]
         await self._say(health_pb2.HealthCheckResponse.SERVING)
 
     def _make_reception(self, database: Database) -> Reception:
@@ -138,13 +142,13 @@ class Application:
             self._metrics,
         )
 
-    async def _serve(
+    async def _supervise(
         self,
-        engine: Engine,
+        engine: SupervisedEngine,
         identity: BaseModelIdentity,
         database: Database,
         writer: GroupWriter,
-    ) -> None:
+    ) -> Supervisor:
         verdict = verdict_tokens(self._config.verdict, engine.tokenizer)
         expected = Expected(identity, verdict, engine.lora_shapes, self._config.engine.max_rank)
         folder, delivery = self._config.state.versions, self._config.delivery
@@ -158,10 +162,6 @@ class Application:
             max_versions=max_versions,
             on_swap=self._metrics.observe_swap,
         )
-        self._swapper = swapper
-        await swapper.start()
-        self._admin.serve(swapper)
-        await self._warm_up(engine)
 
         def append(interaction: Interaction) -> Awaitable[None]:
             def change(connection: Connection) -> None:
@@ -183,27 +183,22 @@ class Application:
             on_fallback=self._metrics.observe_fallback,
         )
         self._watch_pruning(calibration)
-        self._lifecycle.serve(pipeline)
-        self._tasks = [
-            asyncio.create_task(swapper.watch(), name="watch versions"),
-            asyncio.create_task(self._watch_engine(engine), name="watch engine"),
-        ]
+        return Supervisor(
+            engine,
+            swapper,
+            self._routes,
+            self._lifecycle,
+            pipeline,
+            max_restarts_per_hour=self._config.engine.max_restarts_per_hour,
+            say_serving=self._say_serving,
+            on_restart=self._metrics.engine_restarts.inc,
+        )
 
-    async def _warm_up(self, engine: Engine) -> None:
-        """Answer once for nobody: the first pass through an engine is slow."""
-        some_token = engine.tokenizer.encode("a", add_special_tokens=False)
-        with self._routes.hold() as version:
-            await engine.next_logprobs(some_token, some_token[:1], version.policy)
-
-    async def _watch_engine(self, engine: Engine) -> None:
-        """Raise EngineUnavailable when the engine dies, after saying so to health checks."""
-        while True:
-            try:
-                await engine.check()
-            except EngineUnavailable:
-                await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
-                raise
-            await asyncio.sleep(_HEALTH_INTERVAL_S)
+    async def _say_serving(self, is_serving: bool) -> None:
+        """Tell health checks, unless the server is stopping."""
+        if self._lifecycle.phase is not Phase.DRAINING:
+            found = health_pb2.HealthCheckResponse
+            await self._say(found.SERVING if is_serving else found.NOT_SERVING)
 
     async def run(self) -> None:
         """Serve until cancelled. Raises whatever ended a background task."""
@@ -215,8 +210,8 @@ class Application:
         if not await self._lifecycle.drain(self._config.listen.grace_s):
             log.warning("%d calls did not finish in time", self._lifecycle.in_flight)
         await end_all(self._tasks)
-        if self._swapper is not None:
-            await self._swapper.finish_moves()
+        if self._supervisor is not None:
+            await self._supervisor.swapper.finish_moves()
         await self._stack.aclose()
 
     def _start_metrics(self, writer: GroupWriter) -> None:
@@ -238,7 +233,7 @@ class Application:
         self._stack.callback(http.shutdown)
 
     def _latest_look(self) -> Look | None:
-        return self._swapper.latest_look if self._swapper else None
+        return self._supervisor.swapper.latest_look if self._supervisor else None
 
     def _watch_pruning(self, calibration: Calibration) -> None:
         """Show what each checkpoint's partial rewards are worth, for the current version."""
@@ -251,7 +246,8 @@ class Application:
                 gauge.labels(label).set_function(partial(self._of_current, of_version, number))
 
     def _of_current(self, of_version: Callable[[int, int], float], checkpoint: int) -> float:
-        return of_version(self._routes.current.number, checkpoint)
+        current = self._routes.routed.current
+        return math.nan if current is None else of_version(current, checkpoint)
 
     async def _start_grpc(
         self, database: Database, reception: Reception, ratings: Ratings
@@ -301,13 +297,6 @@ class Application:
     async def _say(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
         for service in ("", *SERVICES):
             await self._health.set(service, status)
-
-
-async def _close(starting: asyncio.Task[Engine]) -> None:
-    """Close the engine, even when nobody waited for it: a thread that starts it cannot be stopped."""
-    await asyncio.wait((starting,))
-    if starting.exception() is None:
-        starting.result().close()
 
 
 def _port_taken(section: str, host: str, port: int, why: str | None) -> SettingsError:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from server.delivery import Action, Move, canary_of, current_of, destination, plan
@@ -51,6 +52,7 @@ class Swapper:
         self._moves = 0  # their beginnings and ends
         self._is_settled = False
         self._has_started = False
+        self._is_away = False  # the engine, or what it should hold
         self.latest_look: Look | None = None
         """What the running trial said last, None while there is none."""
 
@@ -61,6 +63,19 @@ class Swapper:
         """
         while not self._is_restored(await self._ledger.rows()):
             await self.step()
+        self._is_away = False
+
+    async def forget(self) -> None:
+        """Forget what the engine held, as it died; `start` takes up what answers anew."""
+        self._is_away = True
+        self._routes.clear()
+        await self._loader.forget()
+
+    async def end_trial(self, canary: int, reason: str) -> None:
+        """Take back a canary, if it is on trial still. Raises StoreUnavailable."""
+        current = current_of(await self._ledger.rows())
+        with suppress(VersionConflict):
+            await self._ledger.end_trial(canary, expected=current.version, reason=reason)
 
     def _is_restored(self, rows: list[PolicyVersion]) -> bool:
         current, canary = current_of(rows), canary_of(rows)
@@ -145,8 +160,9 @@ class Swapper:
         """Make another version current, because an operator says so; return it.
 
         One that is loaded answers at once, whatever is being loaded meanwhile. Another is loaded and
-        attested first: nothing has changed where that fails. Whoever asked may leave: it is done all the
-        same. Raises what destination() raises, BadPolicyVersion, EngineUnavailable, StoreUnavailable,
+        attested first: nothing has changed where that fails. While the engine is away it is written only:
+        it may have died of the version that is left. Whoever asked may leave: it is done all the same.
+        Raises what destination() raises, BadPolicyVersion, EngineUnavailable, StoreUnavailable,
         Overloaded.
         """
         moving = asyncio.create_task(self._move(move))
@@ -166,7 +182,7 @@ class Swapper:
 
     async def _move(self, move: Move) -> PolicyVersion:
         to = destination(await self._ledger.rows(), move)
-        if to.version in self._routes.loaded:
+        if self._is_away or to.version in self._routes.loaded:
             return await self._point(move)
         async with self._loading:
             self._is_settled = False
@@ -189,7 +205,8 @@ class Swapper:
         self._pointing += 1
         try:
             moved = await self._ledger.move(move)
-            self._routes.switch(moved.version)
+            if moved.version in self._routes.loaded:  # else the engine died meanwhile
+                self._routes.switch(moved.version)
         finally:
             self._pointing -= 1
             self._moves += 1

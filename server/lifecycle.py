@@ -27,13 +27,21 @@ class Lifecycle:
         self.in_flight = 0
         self._max_in_flight = max_in_flight
         self._pipeline: Pipeline | None = None
+        self._why_not = "the server is starting; try again in a moment"
         self._empty = asyncio.Event()
         self._empty.set()
 
     def serve(self, pipeline: Pipeline) -> None:
         """Open the doors."""
         self._pipeline = pipeline
-        self.phase = Phase.SERVING
+        if self.phase is not Phase.DRAINING:
+            self.phase = Phase.SERVING
+
+    def suspend(self, why: str) -> None:
+        """Close the doors until `serve` is called again; those inside are not waited for."""
+        self._pipeline, self._why_not = None, why
+        if self.phase is not Phase.DRAINING:
+            self.phase = Phase.STARTING
 
     @contextmanager
     def admit(self) -> Iterator[Pipeline]:
@@ -41,7 +49,7 @@ class Lifecycle:
         if self.phase is Phase.DRAINING:
             raise Draining("the server is shutting down; try another one")
         if self._pipeline is None:
-            raise EngineUnavailable("the server is starting; try again in a moment")
+            raise EngineUnavailable(self._why_not)
         if self.in_flight >= self._max_in_flight:
             raise Overloaded(
                 f"{self.in_flight} requests are in flight, the limit; try again",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.attestation import attest
+from server.concurrency import end_all
 from server.engine import Adapter, Engine
 from server.routes import LoadedVersion, Routes
 from server.verification import Expected, verify
@@ -100,6 +101,10 @@ class Loader:
         task = asyncio.create_task(self._drain(loaded))
         self._draining[loaded.number] = _Draining(loaded, task)
         task.add_done_callback(lambda _done: self._draining.pop(loaded.number))
+
+    async def forget(self) -> None:
+        """Forget what drains: the engine that held it is gone."""
+        await end_all([draining.task for draining in self._draining.values()])
 
     async def _make_room(self) -> None:
         """Wait until the engine has two adapter slots free; beyond them it would evict one in use."""

@@ -148,6 +148,9 @@ class ServerMetrics:
             buckets=_SECONDS,
             registry=r,
         )
+        self.engine_restarts = Counter(
+            "thumbloop_engine_restarts", "Engines started in place of one that died.", registry=r
+        )
         self.version = Gauge("thumbloop_policy_version", "The version that answers.", registry=r)
         self.store_queue = Gauge(
             "thumbloop_store_queue_changes", "Changes waiting for a commit.", registry=r

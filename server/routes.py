@@ -87,6 +87,10 @@ class Routes:
         assert number not in self.routed, "a version that answers is never removed"
         return self._loaded.pop(number)
 
+    def clear(self) -> None:
+        """Forget all versions: the engine that held them is gone."""
+        self._loaded, self._current, self._canary = {}, None, None
+
     @contextmanager
     def hold(self, pinned: int | None = None, unit: str = "") -> Iterator[LoadedVersion]:
         """Route one request of a user, see unit_of: the version stays loaded until the block ends.

@@ -228,7 +228,7 @@ class FakeEngine:
 
     def _raise_if_unwell(self, *, is_full: bool) -> None:
         if self.is_dead:
-            raise EngineUnavailable("the engine stopped; it has to be restarted")
+            raise EngineUnavailable("the engine died")
         if is_full:
             raise Overloaded("the engine's queue is full; try again", retry_after_s=0.25)
 

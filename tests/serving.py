@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import Engine as Database
 
 from server.application import Application, EngineFactory
@@ -94,7 +95,7 @@ async def running(
 
     def make(folder: Path, config: ServerConfig) -> Engine:
         engines.append(make_engine(folder, config) if make_engine else FakeEngine(folder))
-        return engines[0]
+        return engines[-1]
 
     application = Application(config_of(model, state, **sections), make)
     try:
@@ -110,3 +111,19 @@ async def running(
             server.database.dispose()
     finally:
         await application.stop()
+
+
+async def health(server: Running | int, service: str = "") -> int:
+    """Return what the health check says; of a port where there is no more of a server."""
+    port = server if isinstance(server, int) else server.port
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=service)
+        return (await stub.Check(request, wait_for_ready=True, timeout=20)).status
+
+
+async def comes_to(status: int, server: Running, *, within_s: float) -> None:
+    """Wait until health says so."""
+    async with asyncio.timeout(within_s):
+        while await health(server) != status:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)

@@ -28,7 +28,8 @@ from thumbloop.rendering import Tokenizer
 from thumbloop.types import FinishReason, Sampling
 
 _RETRY_AFTER_S = 0.5
-_DEAD = "the engine stopped; it has to be restarted"
+_DEAD = "the engine died"
+_NUMBERS = itertools.count()  # of adapters, also those of an engine that died
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
@@ -63,7 +64,7 @@ class VllmEngine:
         enable_envs_cache()  # vLLM looks them up for every request
         self._model = model
         # vLLM's own dummies, should it ever warm up with some, are numbered from 1 on.
-        self._numbers = itertools.count(2 * settings.max_versions + 1)
+        self._first_number = 2 * settings.max_versions + 1
         self._requests = itertools.count()
         self.lora_shapes: Mapping[str, tuple[int, int]] = shapes
         self._zero = tempfile.TemporaryDirectory(prefix="thumbloop-zero-")
@@ -190,7 +191,7 @@ class VllmEngine:
 
     async def load(self, name: str, folder: Path) -> Adapter:
         """Load an adapter under a new number; see Engine."""
-        adapter = Adapter(name, next(self._numbers), str(folder))
+        adapter = Adapter(name, self._first_number + next(_NUMBERS), str(folder))
         try:
             loaded = await self._llm.add_lora(lora_request(adapter))
         except EngineDeadError:

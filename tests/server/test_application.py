@@ -13,30 +13,22 @@ from typing import Any
 import grpc
 import httpx2
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from server.application import SERVICES, Application
 from server.lifecycle import Phase
 from tests.fakes import FakeEngine
 from tests.refusals import refused
-from tests.serving import Running, config_of, running, until
+from tests.serving import Running, config_of, health, running, until
 from thumbloop.config import Model, State
 from thumbloop.config.shared import Metrics
-from thumbloop.errors import EngineUnavailable, SettingsError
+from thumbloop.errors import SettingsError
 from thumbloop.v1 import policy_pb2
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 HELLO = policy_pb2.GenerateRequest(text="hello", user_id="ann")
-
-
-async def health(server: Running | int, service: str = "") -> int:
-    port = server if isinstance(server, int) else server.port
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        request = health_pb2.HealthCheckRequest(service=service)
-        return (await stub.Check(request, wait_for_ready=True, timeout=20)).status
 
 
 async def test_health_says_serving_for_the_server_and_every_service(server: Running):
@@ -213,29 +205,6 @@ async def test_stopping_twice_or_before_the_start_is_harmless(tiny_model: Path, 
     async with running(tiny_model, state) as server:
         await server.application.stop()
         await server.application.stop()
-
-
-async def test_an_engine_that_dies_ends_the_server_after_telling_everybody(server: Running):
-    run = asyncio.create_task(server.application.run())
-    server.engine.is_dead = True
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await server.generate("hello")
-    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert "restarted" in raised.value.details()
-    with pytest.raises(EngineUnavailable):
-        await asyncio.wait_for(run, 10)
-    assert await health(server) == NOT_SERVING
-
-
-async def test_an_engine_that_dies_in_the_middle_makes_calls_unavailable(server: Running):
-    server.engine.may_sample.clear()
-    call = asyncio.create_task(server.generate("hello"))
-    await server.sampling(4)
-    server.engine.is_dead = True
-    server.engine.may_sample.set()
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await call
-    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def start_and_stop(config: object) -> None:

@@ -309,7 +309,7 @@ async def test_an_error_in_the_middle_is_an_event_of_its_own(
         error, done = await rest_of(lines)
     assert answer.status_code == 200
     assert json.loads(error)["error"] == {
-        "message": "the engine stopped; it has to be restarted",
+        "message": "the engine died",
         "type": "server_error",
         "param": None,
         "code": "unavailable",

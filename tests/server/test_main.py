@@ -119,7 +119,8 @@ async def test_a_signal_while_it_starts_ends_it_too(
 async def test_an_engine_that_dies_ends_it_with_the_reason(
     tiny_model: Path, state: State, engines: list[FakeEngine]
 ):
-    serving = asyncio.create_task(command.serve(config_of(tiny_model, state)))
+    config = config_of(tiny_model, state, engine={"max_restarts_per_hour": 0})
+    serving = asyncio.create_task(command.serve(config))
     await until(lambda: engines)
     engines[0].is_dead = True
     with pytest.raises(EngineUnavailable):

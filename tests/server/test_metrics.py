@@ -37,6 +37,7 @@ OURS = {
     "thumbloop_feedback",
     "thumbloop_swaps",
     "thumbloop_published_to_serving_seconds",
+    "thumbloop_engine_restarts",
     "thumbloop_policy_version",
     "thumbloop_policy_version_info",
     "thumbloop_store_queue_changes",

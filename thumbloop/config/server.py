@@ -124,6 +124,8 @@ class EngineSettings(Section):
     """Share of the GPU's memory that the engine may take."""
     tensor_parallel_size: int = Field(1, ge=1)
     """GPUs that share one copy of the model."""
+    max_restarts_per_hour: int = Field(6, ge=0)
+    """How often the engine is started again when it dies; then the server ends, for its supervisor to decide."""
     max_versions: int = Field(5, ge=3)
     """Versions held at once: current, incoming, draining, the others kept for pins; each takes two
     adapter slots."""

@@ -8,7 +8,7 @@ export ACCELERATOR ?= cpu
 # The base model where neither CONFIG nor the environment names one: the demo's, built when missing.
 demo_model = $(if $(CONFIG)$(THUMBLOOP_$(1)_MODEL__PATH),,model=$$($(PYTHON) -m demo.base_model) && export THUMBLOOP_$(1)_MODEL__PATH="$$model" &&)
 
-.PHONY: demo test check serve train loadtest bench bench-learning protos lock setup clean
+.PHONY: demo test check serve train loadtest bench bench-learning soak protos lock setup clean
 .DEFAULT_GOAL := demo
 
 # Builds the base model, then learns from simulated users while serving them: a table in the
@@ -55,6 +55,12 @@ loadtest: setup
 bench: setup
 	$(PYTHON) -m loadtest.bench $(foreach d,$(DTYPE),--dtype '$(d)') $(foreach p,$(PART),--part '$(p)') \
 	  $(if $(SEED),--seed '$(SEED)') $(if $(REPEATS),--repeats '$(REPEATS)')
+
+# Swaps and kill -9 of server, engine and trainer under load, for two hours or so; a judge reads what callers wrote down:
+# runs/soak/report.json. PART=swaps SWAPS=1000 REQUESTS=10000 KILLS=200 SEED=0
+soak: setup
+	$(PYTHON) -m loadtest.soak $(foreach p,$(PART),--part '$(p)') $(if $(SWAPS),--swaps '$(SWAPS)') \
+	  $(if $(REQUESTS),--requests '$(REQUESTS)') $(if $(KILLS),--kills '$(KILLS)') $(if $(SEED),--seed '$(SEED)')
 
 # Our learning beside TRL's trainers, in environments of their own, and beside our first one: runs/bench/learning.json,
 # docs/benchmarks.md. PART=step SEED=0 REPEATS=5; without PART everything. Other parts stay as they were measured last.

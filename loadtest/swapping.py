@@ -96,18 +96,23 @@ class Swapping:
         Raises NotTaken.
         """
         number = await asyncio.to_thread(self.publish, source)
-        version = await asyncio.to_thread(self._get, number)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_SWAP_TIMEOUT_S):
-                while version.state in _UNDECIDED:
-                    await asyncio.sleep(_POLL_S)
-                    version = await asyncio.to_thread(self._get, number)
+        version = await self.decided(number)
         if version.state is not VersionState.CURRENT:
             raise NotTaken(
                 f"version {number}, a copy of {source}, is not served:"
                 f" {version.state.value} {version.reason}".rstrip()
             )
         return number
+
+    async def decided(self, number: int) -> PolicyVersion:
+        """Wait until the server has decided about a version, for a minute at most; return it."""
+        version = await asyncio.to_thread(self._get, number)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SWAP_TIMEOUT_S):
+                while version.state in _UNDECIDED:
+                    await asyncio.sleep(_POLL_S)
+                    version = await asyncio.to_thread(self._get, number)
+        return version
 
     def _get(self, number: int) -> PolicyVersion:
         with reading(self._database) as connection:

@@ -1,0 +1,120 @@
+"""The judge finds what was planted, and nothing where all is well."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+from loadtest.journal import OK, Entry, Journal, People
+from loadtest.judge import (
+    Stored,
+    first_replies,
+    longest_silence_s,
+    lost_thumbs,
+    mixed_replies,
+    read,
+    thumbs_learned_twice,
+    unstored_replies,
+    verdict,
+)
+from tests.rows import candidate, interaction
+from tests.serving import running
+from thumbloop.config import State
+
+
+def reply(
+    version: int, text: str, *, prompt: int | None = 0, kind: str = "generate", at: float = 1.0
+) -> Entry:
+    what = {"response_id": f"r{at}", "version": version, "text": text}
+    return Entry(kind, at - 0.5, at, OK, prompt, what)
+
+
+def thumb(response_id: str, *, up: bool, status: str = OK) -> Entry:
+    return Entry("rate", 1.0, 2.0, status, None, {"response_id": response_id, "up": up})
+
+
+NOTHING = Stored({}, {}, {}, {0: None})
+
+
+def test_a_reply_has_to_be_what_its_version_says_alone():
+    solo = [reply(1, "a", kind="solo"), reply(2, "b", kind="solo")]
+    good = [reply(1, "a", at=2.0), reply(2, "b", at=3.0), reply(1, "c", prompt=None)]
+    assert mixed_replies([*good, *solo], {}) == []
+    (wrong,) = mixed_replies([*good, reply(2, "a", at=4.0), *solo], {})
+    assert wrong == "r4.0 names version 2, which answers prompt 0 otherwise"
+
+
+def test_without_what_it_says_alone_a_version_has_to_agree_with_itself():
+    assert mixed_replies([reply(1, "a"), reply(1, "a"), reply(1, "z", prompt=1)], {}) == []
+    assert len(mixed_replies([reply(1, "a"), reply(1, "b")], {})) == 1
+    assert len(mixed_replies([reply(1, "a"), reply(3, "b")], {})) == 0
+    assert len(mixed_replies([reply(1, "a"), reply(3, "b")], {1: "one", 3: "one"})) == 1
+
+
+def test_what_somebody_got_has_to_be_stored():
+    row = interaction("r1.0", policy_version=1, candidates=(candidate(text="a"),))
+    stored = NOTHING._replace(replies={"r1.0": row})
+    assert unstored_replies([reply(1, "a")], stored) == []
+    assert unstored_replies([reply(1, "a")], NOTHING) == ["r1.0 is not stored"]
+    assert unstored_replies([reply(1, "b")], stored) == ["r1.0 is stored as another reply"]
+    assert unstored_replies([reply(2, "a")], stored) == ["r1.0 is stored as another reply"]
+    mixed = replace(row, candidates=(candidate(text="a"), candidate(1, policy_version=2)))
+    assert unstored_replies([reply(1, "a")], NOTHING._replace(replies={"r1.0": mixed})) == [
+        "r1.0 has candidates of other versions"
+    ]
+
+
+def test_an_acknowledged_thumb_has_to_be_there():
+    stored = NOTHING._replace(thumbs={"r1": (7, 1)})
+    assert lost_thumbs([thumb("r1", up=True)], stored) == []
+    assert lost_thumbs([thumb("r1", up=False)], stored) == ["r1"]
+    assert lost_thumbs([thumb("r2", up=True)], stored) == ["r2"]
+    assert lost_thumbs([thumb("r2", up=True, status="UNAVAILABLE")], stored) == []
+
+
+def test_a_thumb_is_learned_once_along_a_line():
+    line = NOTHING._replace(parents={0: None, 1: 0, 2: 1, 3: 1})
+    assert thumbs_learned_twice(line._replace(learned={1: {7}, 2: {8}, 3: {8}})) == []
+    assert thumbs_learned_twice(line._replace(learned={1: {7}, 2: {7, 8}})) == [7]
+
+
+def test_times_are_those_of_replies():
+    published = Entry("publish", 1.0, 1.0, OK, None, {"version": 1})
+    entries = [published, reply(0, "a", at=1.5), reply(1, "a", at=3.0), reply(1, "a", at=2.0)]
+    assert first_replies(entries) == {1: 1.0}
+    assert longest_silence_s(entries) == 1.0
+
+
+async def test_people_write_down_what_a_server_does(tiny_model: Path, tmp_path: Path):
+    state = State(folder=tmp_path / "state")
+    journal = Journal(tmp_path / "journal.jsonl")
+    async with running(tiny_model, state) as server:
+        people = People(
+            server.client,
+            journal,
+            ["a b", "c d"],
+            max_tokens=8,
+            greedy_share=0.5,
+            rates=True,
+            seed=0,
+        )
+        leaving = asyncio.Event()
+        users = [asyncio.create_task(people.use(n, leaving)) for n in range(3)]
+        while len(journal.of("rate")) < 30:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await people.ask(0, "solo", is_greedy=True, pin=0)
+        await people.ask(0, "solo", is_greedy=True, pin=9)
+        leaving.set()
+        await asyncio.gather(*users)
+    journal.close()
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == len(journal.entries)
+    assert [e.status for e in journal.of("solo")] == [OK, "NOT_FOUND"]
+    assert {e.prompt for e in journal.of("generate")} == {0, 1, None}
+    found = verdict(journal.entries, read(state), {})
+    assert found["calls"].keys() == {"generate OK", "rate OK"}
+    assert [found[n] for n in ("mixed_replies", "unstored_replies", "lost_thumbs")] == [0, 0, 0]
+    assert found["wrong"] == {}
+    swapped = [
+        replace(e, what=e.what | {"text": "?"}) if e is journal.of("generate")[0] else e
+        for e in journal.entries
+    ]
+    assert verdict(swapped, read(state), {})["unstored_replies"] == 1

@@ -220,8 +220,8 @@ def destination(versions: Sequence[PolicyVersion], move: Move) -> PolicyVersion:
     """Return the version that a move leads to.
 
     Raises VersionConflict: another than the expected one is current. UnknownPolicyVersion.
-    InvalidRequest: it is current already, and a rollback has no canary to take back. PolicyVersionUnavailable: it was rejected; or a rollback
-    leads to one that never served or was taken back, or there is nothing to go back to.
+    InvalidRequest: it is current already, and a rollback has no canary to take back.
+    PolicyVersionUnavailable: it was rejected; or a rollback leads to one that never served or was taken back, or there is nothing to go back to.
     """
     current, canary = current_of(versions), canary_of(versions)
     if current.version != move.expected:

@@ -68,7 +68,8 @@ def make_current(
 ) -> None:
     """Make a version current in the place of the expected one, which goes into another state.
 
-    `reason` is why the one came, or why the other was taken back. Raises VersionConflict: another one is current; nothing is changed then.
+    `reason` is why the one came, or why the other was taken back. Raises VersionConflict: another one
+    is current; nothing is changed then.
     """
     _expect_current(connection, policy, expected)
     if leaves_as is not VersionState.RETIRED:

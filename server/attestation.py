@@ -39,27 +39,29 @@ async def attest(
     EngineUnavailable: it is dead.
     """
     _check_probes(engine, verdict, manifest.probes)
-    try:
+    try:  # all at once: users' requests share as few steps of the engine with them as can be
         numbers = await gather_or_cancel(
-            _probe(engine, verdict, loaded, probe) for probe in manifest.probes
+            ask(engine, verdict, loaded, probe)
+            for ask in (_prefill, _decode, _score)
+            for probe in manifest.probes
         )
     except EngineUnavailable as error:
         await engine.check()  # raises for everybody's sake; else it was this version's requests
         raise BadPolicyVersion("not_answered", f"the engine gave up on a probe: {error}") from None
+    each = len(manifest.probes)
+    prefilled_numbers, decoded_numbers, reward_numbers = (
+        _flat(numbers[start : start + each]) for start in range(0, len(numbers), each)
+    )
     child, parent = _flat(p.logprobs for p in manifest.probes), _parents(manifest.probes)
     tolerance = TOLERANCE[engine.dtype]
     policy, reward = manifest.policy_adapter, manifest.reward_adapter
     assert policy is not None, "verified before"
     assert reward is not None, "verified before"
-    prefilled = _compare(
-        "prefilled", _flat(n.prefilled for n in numbers), child, parent, policy.distance, tolerance
-    )
-    decoded = _compare(
-        "decoded", _flat(n.decoded for n in numbers), child, parent, policy.distance, tolerance
-    )
+    prefilled = _compare("prefilled", prefilled_numbers, child, parent, policy.distance, tolerance)
+    decoded = _compare("decoded", decoded_numbers, child, parent, policy.distance, tolerance)
     rewards = _compare(
         "rewards",
-        [n.reward for n in numbers],
+        reward_numbers,
         [p.reward for p in manifest.probes],
         _parent_rewards(manifest.probes),
         reward.distance,
@@ -85,24 +87,30 @@ def _check_probes(engine: Engine, verdict: VerdictTokens, probes: Sequence[Probe
             raise BadPolicyVersion("bad_probes", "a probe is empty, uneven, too long or not text")
 
 
-@dataclass(frozen=True, slots=True)
-class _Numbers:
-    prefilled: tuple[float, ...]
-    decoded: tuple[float, ...]
-    reward: float
-
-
-async def _probe(
-    engine: Engine, verdict: VerdictTokens, loaded: LoadedVersion, probe: Probe
-) -> _Numbers:
-    """Prefill the probe, decode it greedily, and score it."""
-    prefilled = await engine.logprobs(
+async def _prefill(
+    engine: Engine, _verdict: VerdictTokens, loaded: LoadedVersion, probe: Probe
+) -> tuple[float, ...]:
+    """Return the log-probabilities of a probe's continuation, read as a prompt."""
+    return await engine.logprobs(
         probe.prompt, probe.continuation, loaded.policy, priority=PROBE_PRIORITY
     )
+
+
+async def _decode(
+    engine: Engine, _verdict: VerdictTokens, loaded: LoadedVersion, probe: Probe
+) -> tuple[float, ...]:
+    """Return the same, decoded greedily. Raises BadPolicyVersion: it is another continuation."""
     greedy = Sampling(max_tokens=len(probe.continuation), temperature=0.0)
     decoded = await engine.sample(probe.prompt, greedy, loaded.policy, priority=PROBE_PRIORITY)
     if decoded.token_ids != probe.continuation:
         raise BadPolicyVersion("attestation", "the engine decodes other tokens than the trainer")
+    return decoded.logprobs
+
+
+async def _score(
+    engine: Engine, verdict: VerdictTokens, loaded: LoadedVersion, probe: Probe
+) -> tuple[float, ...]:
+    """Return the reward of a probe's continuation, alone."""
     assert loaded.reward is not None, "a published version has a reward adapter"
     up, down = await engine.next_logprobs(
         verdict.wrap(probe.prompt, probe.continuation),
@@ -110,7 +118,7 @@ async def _probe(
         loaded.reward,
         priority=PROBE_PRIORITY,
     )
-    return _Numbers(prefilled, decoded.logprobs, up - down)
+    return (up - down,)
 
 
 def _compare(

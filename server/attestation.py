@@ -19,6 +19,7 @@ from thumbloop.types import Sampling
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 2e-2}
 # Where the engine has to stand on the way from the parent's numbers (0) to the child's (1).
 _FROM_PARENT_TO_CHILD = (0.5, 1.5)
+_MOST_PROBES = 64  # they go before users' requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ def _check_probes(engine: Engine, verdict: VerdictTokens, probes: Sequence[Probe
     """Refuse probes that the engine cannot be asked: it would fail for everybody, not only for us."""
     if not probes:
         raise BadPolicyVersion("no_probes", "a version without probes cannot be attested")
+    if len(probes) > _MOST_PROBES:
+        raise BadPolicyVersion("bad_probes", f"{len(probes)} probes, at most {_MOST_PROBES}")
     vocabulary = set(engine.tokenizer.get_vocab().values())
     for probe in probes:
         is_sound = (

@@ -18,7 +18,7 @@ from server.verification import Expected, verify
 from thumbloop import artifacts
 from thumbloop.config.delivery import Delivery
 from thumbloop.errors import EngineUnavailable, Overloaded, ThumbloopError
-from thumbloop.types import BASE_VERSION, PolicyVersion
+from thumbloop.types import BASE_VERSION, WAITING, PolicyVersion
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +73,9 @@ class Loader:
         name = f"{version.policy}-{version.version:06d}"
         if version.version == BASE_VERSION:
             return LoadedVersion(version, await self._engine.load_zero(f"{name}-policy"), None)
-        parent = rows[version.parent] if version.parent else None
+        parent = rows[version.parent] if version.parent and version.state in WAITING else None
         manifest = await asyncio.to_thread(
-            verify,
-            self._folder,
-            version,
-            self._folder / parent.folder if parent else None,
-            self._expected,
-            self._settings,
+            verify, self._folder, version, parent, self._expected, self._settings
         )
         held: list[Adapter] = []
         try:

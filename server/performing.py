@@ -42,6 +42,7 @@ _OF_THE_SERVER = frozenset(
         "too_large",
         "wrong_base_model",
         "wrong_rank",
+        "wrong_tokenizer",
         "wrong_verdict",
     }
 )

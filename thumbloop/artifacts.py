@@ -197,6 +197,8 @@ def discard(versions: Path, written: WrittenVersion) -> None:
 
 def read_manifest(folder: Path, expected_digest: str | None = None) -> Manifest:
     """Return a folder's manifest. Raises BadPolicyVersion: missing, altered or malformed."""
+    if (folder / MANIFEST).is_fifo():  # nobody may ever write into it
+        raise BadPolicyVersion("manifest_missing", f"{folder.name}: {MANIFEST} is a pipe")
     try:
         data = (folder / MANIFEST).read_bytes()
     except OSError as error:
@@ -218,6 +220,8 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     for path in folder.rglob("*"):
         if path.is_symlink():
             raise BadPolicyVersion("link", f"{folder.name} holds the link {path.name}")
+        if not (path.is_file() or path.is_dir()):
+            raise BadPolicyVersion("extra_file", f"{folder.name} holds {path.name}, no plain file")
     found = {name for name in _names(folder) if name != MANIFEST}
     if extra := sorted(found - manifest.files.keys()):
         raise BadPolicyVersion("extra_file", f"{folder.name} holds {extra[0]}, not in its manifest")

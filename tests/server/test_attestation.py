@@ -220,6 +220,7 @@ def _probe(**changes: Any) -> Callable[[Manifest], Manifest]:
     ("alter", "reason"),
     [
         (lambda m: m.model_copy(update={"probes": ()}), "no_probes"),
+        (lambda m: m.model_copy(update={"probes": m.probes * 22}), "bad_probes"),
         (_probe(continuation=(), logprobs=(), parent_logprobs=()), "bad_probes"),
         (_probe(prompt=()), "bad_probes"),
         (_probe(logprobs=(-1.0,)), "bad_probes"),

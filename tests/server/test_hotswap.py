@@ -273,9 +273,11 @@ async def test_a_restart_falls_all_the_way_to_the_base_model_if_it_must(
     state: State,
 ):
     for number in (1, 2):
-        row = publisher.publish(number, number - 1)
+        publisher.publish(number, number - 1)
         await server.settle()
-        (state.versions / row.folder / "manifest.json").write_text("{}")
+    for row in server.rows().values():
+        if row.version:
+            (state.versions / row.folder / "manifest.json").write_text("{}")
     engine.loaded.clear()
     again = start()
     await again.settle()

@@ -86,6 +86,10 @@ def _dangle(folder: Path) -> None:
     (folder / "policy" / "more").symlink_to("/nowhere")
 
 
+def _add_a_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "policy" / "more")
+
+
 @pytest.mark.parametrize(
     ("tamper", "reason"),
     [
@@ -96,6 +100,7 @@ def _dangle(folder: Path) -> None:
         (_link_a_file, "link"),
         (_link_a_folder, "link"),
         (_dangle, "link"),
+        (_add_a_pipe, "extra_file"),
     ],
 )
 def test_every_way_to_tamper_with_files_has_its_reason(
@@ -128,6 +133,11 @@ def _remove_manifest(folder: Path) -> None:
     (folder / "manifest.json").unlink()
 
 
+def _pipe_the_manifest(folder: Path) -> None:
+    _remove_manifest(folder)
+    os.mkfifo(folder / "manifest.json")
+
+
 def _remove_folder(folder: Path) -> None:
     shutil.rmtree(folder)
 
@@ -141,6 +151,7 @@ def _alter_manifest(folder: Path) -> None:
     ("tamper", "reason"),
     [
         (_remove_manifest, "manifest_missing"),
+        (_pipe_the_manifest, "manifest_missing"),
         (_remove_folder, "manifest_missing"),
         (_alter_manifest, "manifest_altered"),
     ],

@@ -1,12 +1,13 @@
 """store -> evidence: what each user of a trial says of every measure, and what that comes to."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from server import guards
 from server.canary import Canary, unit_of
-from server.ledger import Ledger
+from server.ledger import Ledger, Records
 from server.trial import (
     LENGTH,
     THUMBS,
@@ -45,20 +46,26 @@ class Observer:
         """Return what there is to say. Raises StoreUnavailable."""
         began = time.perf_counter()
         records = await self._ledger.trial(canary)
+        # Thousands of users are weighed beside the event loop, which answers people.
+        evidence, ruling = await asyncio.to_thread(self._weigh, records, canary, terms)
+        return Look(canary.version, evidence, ruling, time.perf_counter() - began)
+
+    def _weigh(
+        self, records: Records, canary: PolicyVersion, terms: Terms
+    ) -> tuple[dict[str, Evidence], Ruling]:
         group = Canary(canary.version, terms.share)
         votes = votes_of_replies(records.replies, group, terms, self._measured)
         votes |= votes_of_thumbs(records.thumbs, group)
         evidence = {name: weigh(votes[name], terms.margins.get(name, 0.0)) for name in votes}
-        age_s = time.time() - canary.state_since
         sides = [vote.is_canary for vote in votes[THUMBS]]
         ruling = judge(
             evidence,
             terms,
             corrupted=records.corrupted,
             mismatch=last(log_mismatch(sides, terms.share)),
-            age_s=age_s,
+            age_s=time.time() - canary.state_since,
         )
-        return Look(canary.version, evidence, ruling, time.perf_counter() - began)
+        return evidence, ruling
 
 
 def votes_of_thumbs(thumbs: Sequence[TrialThumb], group: Canary) -> Votes:

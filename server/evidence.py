@@ -40,11 +40,14 @@ class Observer:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._on_trial: int | None = None
         self._measured: dict[str, dict[str, float]] = {}
 
     async def look(self, canary: PolicyVersion, terms: Terms) -> Look:
         """Return what there is to say. Raises StoreUnavailable."""
         began = time.perf_counter()
+        if canary.version != self._on_trial:
+            self._on_trial, self._measured = canary.version, {}
         records = await self._ledger.trial(canary)
         # Thousands of users are weighed beside the event loop, which answers people.
         evidence, ruling = await asyncio.to_thread(self._weigh, records, canary, terms)

@@ -165,7 +165,8 @@ def _files(folder: Path) -> dict[str, str]:
 def violations(stored: Stored, folder: Path) -> list[str]:
     """Return what is wrong with a store and its folder of versions.
 
-    Supposes that nobody took anything back after it was learned from, as then it is no longer effective.
+    Supposes that nobody took anything back after it was learned from, as then it is no longer effective, and
+    that nobody was forgotten.
     """
     return [
         *_of_current(stored),

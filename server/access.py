@@ -15,18 +15,20 @@ from thumbloop.config.server import Access, Listen, ServerConfig
 from thumbloop.errors import PermissionDenied, SettingsError, Unauthenticated
 from thumbloop.types import Scope, User
 
-SCOPES: Mapping[str, Scope] = {
+SCOPES: Mapping[str, Scope | None] = {
     "/thumbloop.v1.PolicyService/Generate": Scope.GENERATE,
     "/thumbloop.v1.PolicyService/StreamGenerate": Scope.GENERATE,
     "/thumbloop.v1.FeedbackService/SubmitFeedback": Scope.FEEDBACK,
     "/thumbloop.v1.FeedbackService/SubmitPreference": Scope.FEEDBACK,
-    "/thumbloop.v1.FeedbackService/DeleteUserData": Scope.ADMIN,
+    "/thumbloop.v1.FeedbackService/DeleteUserData": None,
     "/thumbloop.v1.AdminService/ListPolicyVersions": Scope.ADMIN,
     "/thumbloop.v1.AdminService/GetPolicyVersion": Scope.ADMIN,
+    "/thumbloop.v1.AdminService/GetUserLineage": Scope.ADMIN,
     "/thumbloop.v1.AdminService/PromotePolicyVersion": Scope.ADMIN,
     "/thumbloop.v1.AdminService/RollbackPolicyVersion": Scope.ADMIN,
 }
-"""What every RPC of ours needs. One that is not here is refused to everybody."""
+"""What every RPC of ours needs; None: any token, and the call itself asks whose data it is about. One that is
+not here is refused to everybody."""
 
 ROUTES: Mapping[str, Scope] = {
     "GET /v1/models": Scope.GENERATE,
@@ -58,6 +60,19 @@ class Caller:
                 f"user_id: naming a user needs a token with the scope {Scope.ON_BEHALF.value}"
             )
         return User(self.subject, user_id)
+
+    def any_user(self, subject: str | None, user_id: str) -> User:
+        """Return a user whose data the call is about; `subject` None is the caller's own.
+
+        Raises PermissionDenied: another subject's, or one that it may not name.
+        """
+        if Scope.ADMIN in self.scopes:
+            return User(self.subject if subject is None else subject, user_id)
+        if subject not in (None, self.subject):
+            raise PermissionDenied(
+                f"subject: another's users need a token with the scope {Scope.ADMIN.value}"
+            )
+        return self.user(user_id)
 
 
 ANYBODY = Caller("", frozenset(Scope))
@@ -96,7 +111,8 @@ class Doorkeeper:
         caller = self.identify(authorizations)
         if method not in SCOPES:
             raise PermissionDenied("this call is for nobody")
-        caller.require(SCOPES[method])
+        if (scope := SCOPES[method]) is not None:
+            caller.require(scope)
         return caller
 
 

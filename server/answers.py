@@ -7,6 +7,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import RowMapping
 
 from server.trial import THUMBS
+from thumbloop.store.erasure import Erasure
+from thumbloop.store.lineage import Inputs
+from thumbloop.store.versions import TAINTED
 from thumbloop.types import (
     Candidate,
     Extent,
@@ -31,6 +34,8 @@ _STATES = {
     state: admin_pb2.PolicyVersionState.Value(f"POLICY_VERSION_STATE_{state.name}")
     for state in VersionState
 }
+
+_NO_STATE = admin_pb2.POLICY_VERSION_STATE_UNSPECIFIED
 
 
 def response_of(
@@ -72,6 +77,16 @@ def preference_of(stored: Preference) -> feedback_pb2.SubmitPreferenceResponse:
     )
 
 
+def erasure_of(done: Erasure, at: float) -> feedback_pb2.DeleteUserDataResponse:
+    """Return what the caller gets for an erasure that is durable since then."""
+    return feedback_pb2.DeleteUserDataResponse(
+        interactions_erased=done.interactions,
+        feedback_erased=done.feedback,
+        tainted_policy_versions=done.tainted,
+        erased_at=timestamp_of(at),
+    )
+
+
 def _candidates(candidates: Sequence[Candidate]) -> list[policy_pb2.Candidate]:
     return [
         policy_pb2.Candidate(
@@ -98,8 +113,8 @@ def version_of(version: PolicyVersion, *, is_available: bool) -> admin_pb2.Polic
         parent_version=version.parent,
         state=_STATES[version.state],
         reason=version.reason,
-        published_at=_timestamp(version.published_at),
-        state_since=_timestamp(version.state_since),
+        published_at=timestamp_of(version.published_at),
+        state_since=timestamp_of(version.state_since),
         policy_digest=version.policy_digest,
         reward_digest=version.reward_digest,
         metrics=dict(version.metrics),
@@ -107,15 +122,32 @@ def version_of(version: PolicyVersion, *, is_available: bool) -> admin_pb2.Polic
         first_feedback_id=version.first_feedback_id,
         last_feedback_id=version.last_feedback_id,
         is_available=is_available,
+        is_tainted=version.is_tainted,
+    )
+
+
+def step_of(version: PolicyVersion, used: Inputs) -> admin_pb2.LineageStep:
+    """Return a version of a line, and what its round used, as callers see it."""
+    return admin_pb2.LineageStep(
+        policy_version=version.version,
+        state=_STATES[version.state],
+        published_at=timestamp_of(version.published_at),
+        is_tainted=version.is_tainted,
+        round_id=version.round_id or "",
+        feedback_count=version.feedback_count,
+        first_feedback_id=version.first_feedback_id,
+        last_feedback_id=version.last_feedback_id,
+        replayed_count=used.replayed,
+        reply_count=used.replies,
     )
 
 
 def event_of(row: RowMapping) -> admin_pb2.PolicyVersionEvent:
     """Return what happened to a version as callers see it."""
-    detail = row["detail"]
+    detail, is_taint = row["detail"], row["kind"] == TAINTED
     return admin_pb2.PolicyVersionEvent(
-        at=_timestamp(row["at"]),
-        state=_STATES[VersionState(row["kind"])],
+        at=timestamp_of(row["at"]),
+        state=_NO_STATE if is_taint else _STATES[VersionState(row["kind"])],
         actor=row["actor"],
         reason=detail["reason"],
         evidence=measures_of(detail.get("evidence", {})),
@@ -141,6 +173,7 @@ def measures_of(
     ]
 
 
-def _timestamp(seconds: float) -> Timestamp:
+def timestamp_of(seconds: float) -> Timestamp:
+    """Return unix seconds as a timestamp."""
     whole = math.floor(seconds)
     return Timestamp(seconds=whole, nanos=int((seconds - whole) * 1e9))

@@ -22,6 +22,7 @@ from server.calibration import Calibration
 from server.concurrency import end_all
 from server.engine import Engine
 from server.engine.supervised import SupervisedEngine
+from server.erasures import Erasures
 from server.evidence import Look
 from server.guidance import find_strategies
 from server.hotswap import Swapper
@@ -115,8 +116,9 @@ class Application:
         self._stack.callback(writer.close)
         self._start_metrics(writer)
         reception = self._make_reception(database)
-        ratings = Ratings(writer, self._metrics)
-        grpc_server = await self._start_grpc(database, reception, ratings)
+        ratings, erasures = Ratings(writer, self._metrics), Erasures(database, writer)
+        self._metrics.unscrubbed.set_function(lambda: not erasures.is_scrubbed)
+        grpc_server = await self._start_grpc(database, reception, ratings, erasures)
         engine = SupervisedEngine(partial(self._make_engine, model, self._config))
         self._stack.push_async_callback(engine.end)
         self._stack.push_async_callback(grpc_server.stop, 1.0)  # no call outlives the engine
@@ -126,7 +128,10 @@ class Application:
         self._supervisor = supervisor
         self._admin.serve(supervisor.swapper)
         await self._start_http(reception, ratings)
-        self._tasks = [asyncio.create_task(supervisor.run(), name="supervise engine")]
+        self._tasks = [
+            asyncio.create_task(supervisor.run(), name="supervise engine"),
+            asyncio.create_task(erasures.watch(), name="scrub files"),
+        ]
         await self._say(health_pb2.HealthCheckResponse.SERVING)
 
     def _make_reception(self, database: Database) -> Reception:
@@ -250,15 +255,16 @@ class Application:
         return math.nan if current is None else of_version(current, checkpoint)
 
     async def _start_grpc(
-        self, database: Database, reception: Reception, ratings: Ratings
+        self, database: Database, reception: Reception, ratings: Ratings, erasures: Erasures
     ) -> grpc.aio.Server:
         listen = self._config.listen
         options = [*_OPTIONS, ("grpc.max_receive_message_length", listen.max_message_bytes)]
         translator = Translator(self._doorkeeper, self._metrics)
         server = grpc.aio.server(interceptors=[translator], options=options)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(reception), server)
-        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(ratings), server)
-        self._admin = AdminServicer(database, self._routes)
+        feedback = FeedbackServicer(ratings, erasures)
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, server)
+        self._admin = AdminServicer(database, self._routes, self._config.state.versions)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self._admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

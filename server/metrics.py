@@ -155,6 +155,11 @@ class ServerMetrics:
         self.store_queue = Gauge(
             "thumbloop_store_queue_changes", "Changes waiting for a commit.", registry=r
         )
+        self.unscrubbed = Gauge(
+            "thumbloop_store_unscrubbed",
+            "1 while files may hold remains of what was erased.",
+            registry=r,
+        )
         self._commit_seconds = Histogram(
             "thumbloop_store_commit_seconds", "Time of a commit.", buckets=_SECONDS, registry=r
         )

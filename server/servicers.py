@@ -1,15 +1,17 @@
 """The gRPC services: protocol buffers in, types through, protocol buffers out. Nothing else."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
+from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
-from sqlalchemy import RowMapping
 
 from server.access import CALLER
 from server.answers import (
+    erasure_of,
     event_of,
     feedback_of,
     measures_of,
@@ -18,12 +20,15 @@ from server.answers import (
     version_of,
 )
 from server.delivery import Move
+from server.erasures import Erasures
 from server.hotswap import Swapper
 from server.moves import promotion_of, rollback_of
+from server.origins import influence_of, lineage_of
 from server.ratings import Ratings
 from server.reception import Reception
 from server.routes import Routes
 from server.translation import check_policy
+from server.users import user_to_trace
 from thumbloop.errors import EngineUnavailable, InvalidRequest, UnknownPolicyVersion
 from thumbloop.store import deployments, reading, versions
 from thumbloop.types import Interaction, PolicyVersion, VersionState
@@ -37,6 +42,7 @@ from thumbloop.v1 import (
 )
 
 Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
 
 _PAGE_SIZE, _MAX_PAGE_SIZE = 100, 1000
 _LONGEST_NUMBER = 19  # digits of an int64
@@ -88,10 +94,11 @@ class _Reader:
 
 
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
-    """Thumbs and preferences."""
+    """Thumbs and preferences, and users who are to be forgotten."""
 
-    def __init__(self, ratings: Ratings) -> None:
+    def __init__(self, ratings: Ratings, erasures: Erasures) -> None:
         self._ratings = ratings
+        self._erasures = erasures
 
     async def SubmitFeedback(
         self, request: feedback_pb2.SubmitFeedbackRequest, context: Context
@@ -108,16 +115,18 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
     async def DeleteUserData(
         self, request: feedback_pb2.DeleteUserDataRequest, context: Context
     ) -> feedback_pb2.DeleteUserDataResponse:
-        """Forget a user; in a later release."""
-        await _not_yet(context)
+        """Forget a user; what was stored is gone, durably, when this returns."""
+        done = await self._erasures.forget(request, CALLER.get())
+        return erasure_of(done.erasure, done.at)
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     """Versions."""
 
-    def __init__(self, database: Database, routes: Routes) -> None:
+    def __init__(self, database: Database, routes: Routes, folder: Path) -> None:
         self._database = database
         self._routes = routes
+        self._folder = folder
         self._swapper: Swapper | None = None
 
     def serve(self, swapper: Swapper) -> None:
@@ -144,25 +153,39 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def GetPolicyVersion(
         self, request: admin_pb2.GetPolicyVersionRequest, context: Context
     ) -> admin_pb2.GetPolicyVersionResponse:
-        """Return one version, what became of it, and what is said of it while it is tried."""
+        """Return one version, what became of it and where it comes from, and what a trial of it says."""
         listing = await self._list(check_policy(request.policy))
         has_number = request.HasField("policy_version")
         number = request.policy_version if has_number else listing.current
         for version in listing.newest_first:
             if version.version == number:
+                events, lineage = await self._history(listing.newest_first, version)
                 return admin_pb2.GetPolicyVersionResponse(
                     policy_version=self._shown(version),
-                    events=[event_of(row) for row in await self._events(version)],
+                    events=events,
                     trial=self._trial(version),
+                    lineage=lineage,
                 )
         raise UnknownPolicyVersion(f"there is no version {number}")
 
-    async def _events(self, version: PolicyVersion) -> Sequence[RowMapping]:
-        def read() -> Sequence[RowMapping]:
-            with reading(self._database) as connection:
-                return deployments.list_events(connection, version.policy, version.version)
+    async def _history(
+        self, known: Sequence[PolicyVersion], version: PolicyVersion
+    ) -> "tuple[list[admin_pb2.PolicyVersionEvent], admin_pb2.Lineage]":
+        def read(
+            connection: Connection,
+        ) -> tuple[list[admin_pb2.PolicyVersionEvent], admin_pb2.Lineage]:
+            rows = deployments.list_events(connection, version.policy, version.version)
+            lineage = lineage_of(connection, known, version, self._folder)
+            return [event_of(row) for row in rows], lineage
 
-        return await asyncio.to_thread(read)
+        return await self._read(read)
+
+    async def GetUserLineage(
+        self, request: admin_pb2.GetUserLineageRequest, context: Context
+    ) -> admin_pb2.GetUserLineageResponse:
+        """Return which versions learned from a user."""
+        policy, user = check_policy(request.policy), user_to_trace(request, CALLER.get())
+        return await self._read(lambda connection: influence_of(connection, policy, user))
 
     def _trial(self, version: PolicyVersion) -> list[admin_pb2.TrialMeasure]:
         look = self._swapper.latest_look if self._swapper else None
@@ -191,10 +214,16 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         return self._shown(await self._swapper.move(move))
 
     async def _list(self, policy: str) -> "_Listing":
-        def read() -> _Listing:
+        def read(connection: Connection) -> _Listing:
+            rows = versions.list_versions(connection, policy)
+            return _Listing(rows[::-1], versions.current(connection, policy).version)
+
+        return await self._read(read)
+
+    async def _read(self, query: Callable[[Connection], T]) -> T:
+        def read() -> T:
             with reading(self._database) as connection:
-                rows = versions.list_versions(connection, policy)
-                return _Listing(rows[::-1], versions.current(connection, policy).version)
+                return query(connection)
 
         return await asyncio.to_thread(read)
 
@@ -211,8 +240,3 @@ def _page_start(token: str) -> int | None:
     if token and not (token.isdecimal() and len(token) <= _LONGEST_NUMBER):
         raise InvalidRequest.of("page_token", "is not one that this call returned")
     return int(token) if token else None
-
-
-async def _not_yet(context: Context) -> NoReturn:
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not served by this release")
-    raise AssertionError("abort raises")

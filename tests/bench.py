@@ -13,6 +13,7 @@ from thumbloop.config.trainer import Gate, Lora, Ppo, Resources, RewardFit, Roun
 from thumbloop.rendering import VerdictTokens
 from thumbloop.store import (
     deployments,
+    erasure,
     feedback,
     interactions,
     open_store,
@@ -20,6 +21,7 @@ from thumbloop.store import (
     reading,
     versions,
 )
+from thumbloop.store.erasure import Erasure
 from thumbloop.types import FinishReason, User, VersionState
 from trainer.assembly import new_learner
 from trainer.batches import collate
@@ -122,6 +124,12 @@ class Bench:
     def adopt(self, version: int, state: VersionState = VersionState.CURRENT) -> None:
         with self.engine.begin() as connection:
             deployments.set_state(connection, "default", version, state, at=1.0)
+
+    def forget(self, user: str) -> Erasure:
+        with self.engine.begin() as connection:
+            return erasure.erase(
+                connection, "default", User(user_id=user), at=2.0, actor="operator"
+            )
 
     def versions(self) -> list[int]:
         with reading(self.engine) as connection:

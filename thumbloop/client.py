@@ -27,6 +27,7 @@ from thumbloop.messages import (
     PreferOptions,
     RateOptions,
     call_message,
+    erasure_message,
     preference_message,
     promotion_message,
     rollback_message,
@@ -175,15 +176,33 @@ class AsyncClient(_Connection):
         message = preference_message(response_id, better, worse, how)
         return await self._call(self._feedback.SubmitPreference, message, how.get("timeout_s"))
 
+    async def forget(
+        self, user_id: str, *, subject: str | None = None
+    ) -> feedback_pb2.DeleteUserDataResponse:
+        """Erase a user's prompts, replies and feedback; durable when this returns, and done again it finds nothing.
+
+        The user is one of the caller's own subject, or with the scope admin of another. An empty `user_id` is
+        whoever the subject itself is.
+        """
+        message = erasure_message(user_id, subject)
+        return await self._call(self._feedback.DeleteUserData, message, None)
+
     async def versions(self) -> admin_pb2.ListPolicyVersionsResponse:
         """Return the latest versions, newest first, and which one is current."""
         request = admin_pb2.ListPolicyVersionsRequest(page_size=_PAGE_SIZE)
         return await self._call(self._admin.ListPolicyVersions, request, None)
 
     async def version(self, number: int | None = None) -> admin_pb2.GetPolicyVersionResponse:
-        """Return one version with what became of it, the current one where no number is given."""
+        """Return one version, what became of it and where it comes from; without a number the current one."""
         request = admin_pb2.GetPolicyVersionRequest(policy_version=number)
         return await self._call(self._admin.GetPolicyVersion, request, None)
+
+    async def trace(
+        self, user_id: str, *, subject: str | None = None
+    ) -> admin_pb2.GetUserLineageResponse:
+        """Return which versions learned from a user; of the caller's own subject, or of another."""
+        request = admin_pb2.GetUserLineageRequest(user_id=user_id, subject=subject)
+        return await self._call(self._admin.GetUserLineage, request, None)
 
     async def promote(
         self, version: int, *, expected_current: int, reason: str = ""
@@ -265,6 +284,12 @@ class Client(_Connection):
         message = preference_message(response_id, better, worse, how)
         return self._call(self._feedback.SubmitPreference, message, how.get("timeout_s"))
 
+    def forget(
+        self, user_id: str, *, subject: str | None = None
+    ) -> feedback_pb2.DeleteUserDataResponse:
+        """Erase what is stored of a user; see AsyncClient."""
+        return self._call(self._feedback.DeleteUserData, erasure_message(user_id, subject), None)
+
     def versions(self) -> admin_pb2.ListPolicyVersionsResponse:
         """Return the latest versions; see AsyncClient."""
         request = admin_pb2.ListPolicyVersionsRequest(page_size=_PAGE_SIZE)
@@ -274,6 +299,13 @@ class Client(_Connection):
         """Return one version; see AsyncClient."""
         request = admin_pb2.GetPolicyVersionRequest(policy_version=number)
         return self._call(self._admin.GetPolicyVersion, request, None)
+
+    def trace(
+        self, user_id: str, *, subject: str | None = None
+    ) -> admin_pb2.GetUserLineageResponse:
+        """Return which versions learned from a user; see AsyncClient."""
+        request = admin_pb2.GetUserLineageRequest(user_id=user_id, subject=subject)
+        return self._call(self._admin.GetUserLineage, request, None)
 
     def promote(
         self, version: int, *, expected_current: int, reason: str = ""

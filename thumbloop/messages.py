@@ -145,6 +145,11 @@ def preference_message(
     )
 
 
+def erasure_message(user_id: str, subject: str | None) -> feedback_pb2.DeleteUserDataRequest:
+    """Return the wire message that has a user forgotten."""
+    return feedback_pb2.DeleteUserDataRequest(user_id=user_id, subject=subject)
+
+
 def promotion_message(
     version: int, expected_current: int, reason: str
 ) -> admin_pb2.PromotePolicyVersionRequest:

@@ -8,11 +8,9 @@ from rich.table import Table
 
 from thumbloop.client import DEFAULT_ADDRESS
 from thumbloop.connecting import Address, Authorities, Certificate, Key, Token, WithTls, server
-from thumbloop.v1 import admin_pb2
+from thumbloop.tracing import state_in_words
 
 app = typer.Typer()
-
-_STATE = "POLICY_VERSION_STATE_"
 
 Number = Annotated[int, typer.Argument(min=0, help="The version's number.")]
 Expected = Annotated[
@@ -37,10 +35,9 @@ def versions(
         listed = client.versions()
     table = Table("version", "state", "parent", "thumbs", "published (UTC)", "reason")
     for version in listed.policy_versions:
-        state = admin_pb2.PolicyVersionState.Name(version.state).removeprefix(_STATE).lower()
         table.add_row(
             str(version.policy_version),
-            state,
+            state_in_words(version.state, is_tainted=version.is_tainted),
             str(version.parent_version) if version.HasField("parent_version") else "",
             str(version.feedback_count),
             version.published_at.ToDatetime().strftime("%Y-%m-%d %H:%M:%S"),

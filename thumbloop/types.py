@@ -300,6 +300,8 @@ class PolicyVersion:
     state: VersionState = VersionState.PUBLISHED
     state_since: float = 0.0
     reason: str = ""
+    is_tainted: bool = False
+    """It, or an ancestor, learned from a user's data that was erased since."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from thumbloop.artifacts import (
 )
 from thumbloop.config import TrainerConfig
 from thumbloop.errors import BadPolicyVersion, StoreUnavailable
-from thumbloop.store import versions, writing
+from thumbloop.store import erasure, versions, writing
 from thumbloop.types import PolicyVersion, Round
 from trainer.dataset import Dataset
 from trainer.learning import Learned
@@ -167,6 +167,8 @@ def _superseded(connection: Connection, attempt: Attempt, number: int) -> str:
         return f"version {current} became current meanwhile"
     if versions.next_number(connection, attempt.policy) != number:
         return f"another trainer published version {number} meanwhile"
+    if not erasure.is_whole(connection, attempt.finished(number)):
+        return "data that it learned from was erased meanwhile"
     return ""
 
 

@@ -86,8 +86,3 @@ async def test_a_thumb_that_is_none_is_refused(server: Running, reply: str, chan
     error = await refused(server.feedback.SubmitFeedback(thumb(reply, **changes)))
     assert fields(error) == expected
     assert counts(server) == (0, 0)
-
-
-async def test_forgetting_a_user_is_not_served_yet(server: Running):
-    call = server.feedback.DeleteUserData(feedback_pb2.DeleteUserDataRequest(user_id="ann"))
-    assert (await refused(call)).code() is grpc.StatusCode.UNIMPLEMENTED

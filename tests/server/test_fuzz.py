@@ -27,7 +27,6 @@ DOCUMENTED = {
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.ALREADY_EXISTS,
-    grpc.StatusCode.UNIMPLEMENTED,
 }
 MOVES = (admin_pb2.PromotePolicyVersionRequest, admin_pb2.RollbackPolicyVersionRequest)
 

@@ -13,6 +13,7 @@ import time
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from typer.testing import CliRunner
 from server.engine import Sampled
 from tests.fakes import FakeEngine
 from tests.publishing import FakeSpeaker, Publisher
+from tests.rows import finished_round
 from tests.serving import Running, running
 from thumbloop import cli
 from thumbloop.client import AsyncClient, Client, GenerateOptions
@@ -32,6 +34,7 @@ from thumbloop.config import ServerConfig, State, Verdict, load
 from thumbloop.errors import PermissionDenied, Unauthenticated, Unavailable
 from thumbloop.rendering import verdict_tokens
 from thumbloop.store import feedback, interactions, reading
+from thumbloop.store import versions as store_versions
 from thumbloop.types import (
     DEFAULT_POLICY,
     FinishReason,
@@ -44,6 +47,7 @@ from thumbloop.types import (
     User,
 )
 
+SETTINGS = {"settings": {"ppo": {"kl_coef": 0.125}}}
 ROOT = Path(__file__).parents[2]
 
 
@@ -209,6 +213,79 @@ async def test_versions_are_shown_with_their_states(thumbloop: Any):
     assert done.exit_code == 0, done.output
     (row,) = [line for line in done.stdout.splitlines() if re.match(r"│ 0 ", line)]
     assert "current" in row
+
+
+async def test_where_a_version_comes_from_is_shown(
+    server: Running, tiny_model: Path, state: State, thumbloop: Any
+):
+    assert server.database is not None
+    reply = await server.generate("hello", user_id="ann")
+    thumb = await server.client.rate(reply.response_id, up=True, user_id="ann")
+    verdict = verdict_tokens(Verdict(), server.engine.tokenizer)
+    speaker = FakeSpeaker(server.engine)
+    publisher = Publisher(tiny_model, state.versions, server.database, verdict, speaker)
+    row = publisher.write(1, alter=lambda manifest: manifest.model_copy(update=SETTINGS))
+    row = replace(row, feedback_count=31, first_feedback_id=5, last_feedback_id=44)
+    assert row.round_id is not None
+    used = {"new_feedback": (thumb.feedback_id,), "rollouts": (reply.response_id,)}
+    with server.database.begin() as connection:
+        done = finished_round(1, round_id=row.round_id, **used)
+        store_versions.finish_round(connection, done, row)
+    await server.serves(1)
+    publisher.publish(2, 1)
+    await server.serves(2)
+
+    done = await thumbloop("lineage", "1")
+    assert done.exit_code == 0, done.output
+    rows = [re.split(r" *│ *", line)[1:-1] for line in done.stdout.splitlines() if "│" in line]
+    assert rows == [
+        ["1", "retired", "31", "5 to 44", "0", "1"],
+        ["0", "retired", "0", "", "0", "0"],
+    ]
+    assert "learned from 31 thumbs and preferences, thumbs with ids in 5 to 44" in done.stdout
+    assert '"kl_coef": 0.125' in done.stdout
+    done = await thumbloop("lineage")
+    assert re.search(r"│ 2 +│ current", done.stdout)
+    assert "tainted" not in (await thumbloop("versions")).stdout
+
+    done = await thumbloop("lineage", "--user", "ann")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"│ 1 +│ 1 +│ 0 +│ 1 +│", done.stdout)
+    assert "grown from them: 2\n" in done.stdout
+    done = await thumbloop("lineage", "--user", "ann", "--subject", "another")
+    assert done.stdout == "no version learned from this user\n"
+
+    done = await thumbloop("forget", "ann", "--yes")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "erased 1 replies and 1 thumbs and preferences\ntainted versions: 1, 2\n"
+    done = await thumbloop("versions")
+    assert done.stdout.count("tainted") == 2
+    done = await thumbloop("lineage")
+    assert re.search(r"│ 1 +│ retired, tainted", done.stdout)
+    assert not re.search(r"│ 0 +│ retired, tainted", done.stdout)
+
+
+async def test_nobody_is_forgotten_by_mistake(server: Running, thumbloop: Any):
+    await server.generate("hello", user_id="ann")
+    done = await thumbloop("forget", "ann")  # nobody says yes
+    assert done.exit_code == 1
+    assert len(replies(server)) == 1
+    assert (await thumbloop("forget")).exit_code == 2
+    done = await thumbloop("forget", "bob", "--yes")
+    assert done.stdout == "erased 0 replies and 0 thumbs and preferences\ntainted versions: none\n"
+    assert len(replies(server)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("1", "--user", "ann"), "not both"), (("--subject", "x"), "needs a --user")],
+)
+async def test_lineage_is_of_a_version_or_of_a_user(
+    thumbloop: Any, arguments: tuple[str, ...], words: str
+):
+    done = await thumbloop("lineage", *arguments)
+    assert done.exit_code == 2
+    assert words in done.stderr
 
 
 # Talking

@@ -23,7 +23,7 @@ from thumbloop.errors import (
 )
 from thumbloop.messages import GenerateOptions, generate_request, prompt_of
 from thumbloop.types import Message, Prompt, Role, Strategy, User
-from thumbloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2, policy_pb2_grpc
+from thumbloop.v1 import admin_pb2, feedback_pb2, feedback_pb2_grpc, policy_pb2, policy_pb2_grpc
 
 HELLO = (Message(Role.USER, "hello"),)
 
@@ -56,6 +56,8 @@ class Async:
         self.rate = self.client.rate
         self.prefer = self.client.prefer
         self.versions = self.client.versions
+        self.trace = self.client.trace
+        self.forget = self.client.forget
 
     async def stream(self, prompt: Any, **how: Any) -> tuple[list[str], Any]:
         stream = self.client.stream(prompt, **how)
@@ -83,6 +85,12 @@ class Threaded:
 
     async def versions(self) -> Any:
         return await asyncio.to_thread(self.client.versions)
+
+    async def trace(self, user_id: str, **how: Any) -> admin_pb2.GetUserLineageResponse:
+        return await asyncio.to_thread(self.client.trace, user_id, **how)
+
+    async def forget(self, user_id: str, **how: Any) -> feedback_pb2.DeleteUserDataResponse:
+        return await asyncio.to_thread(self.client.forget, user_id, **how)
 
     async def stream(self, prompt: Any, **how: Any) -> tuple[list[str], Any]:
         stream = self.client.stream(prompt, **how)
@@ -226,6 +234,16 @@ async def test_a_preference_is_stored(client: Talker):
     assert (await client.prefer(reply.response_id, **said)).duplicate
     with pytest.raises(NotFound):
         await client.prefer(reply.response_id, better=1, worse=0, user_id="bob")
+
+
+async def test_a_user_is_traced_and_forgotten(client: Talker):
+    await client.generate("hello", user_id="ann")
+    await client.generate("hello", user_id="bob")
+    traced = await client.trace("ann")
+    assert (len(traced.learned), len(traced.descendants)) == (0, 0)
+    assert (await client.forget("ann", subject="another")).interactions_erased == 0
+    assert (await client.forget("ann")).interactions_erased == 1
+    assert (await client.forget("ann")).interactions_erased == 0
 
 
 async def test_versions_are_listed(client: Talker):

@@ -279,6 +279,29 @@ def test_a_round_whose_parent_was_replaced_publishes_nothing_and_says_so(bench, 
     assert "published nothing: version 0 became current meanwhile" in bench.lines[-1]
 
 
+def test_a_round_whose_data_was_erased_meanwhile_publishes_nothing(bench, monkeypatch):
+    bench.rate(40)
+    describe = publishing.describe
+
+    def forget_somebody_meanwhile(*arguments):
+        assert bench.forget("user 3").interactions
+        return describe(*arguments)
+
+    monkeypatch.setattr(publishing, "describe", forget_somebody_meanwhile)
+    assert bench.loop.step()
+    assert bench.versions() == [0]
+    assert bench.rounds()[-1]["reason"] == (
+        "superseded: data that it learned from was erased meanwhile"
+    )
+    assert not (bench.config.state.versions / "default" / "000001").exists()
+    monkeypatch.setattr(publishing, "describe", describe)
+    left = bench.new_feedback(0)
+    assert 32 <= left < 40
+    bench.rate(40 + 16 - left)
+    assert bench.loop.step()
+    assert not bench.get(1).is_tainted  # nobody's data is in it who is gone
+
+
 def test_the_trainer_stops_after_the_set_number_of_rounds(tmp_path, model):
     bench = Bench(tmp_path, model)
     bench.config = bench.config.model_copy(

@@ -55,7 +55,7 @@ def open_store(state: State) -> Engine:
 def _connect(state: State) -> Engine:
     try:
         url = make_url(state.database_url)
-        engine = create_engine(url)
+        engine = create_engine(url, hide_parameters=True)  # errors go to logs, prompts do not
     except (ArgumentError, ImportError) as error:
         raise SettingsError(f"state.url: {error}") from None
     if engine.dialect.name == "sqlite":
@@ -81,8 +81,10 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 def _begin_sqlite(connection: Any) -> None:
     """Take the write lock at once: upgrading a read transaction can fail without waiting."""
-    read_only = connection.get_execution_options().get("read_only", False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if not options.get("no_transaction", False):
+        read_only = options.get("read_only", False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
 def is_unavailable(error: DBAPIError) -> bool:
@@ -125,6 +127,24 @@ def writing(engine: Engine) -> Iterator[Connection]:
     with _unavailable("the store cannot be written"), engine.begin() as connection:
         _lock_until_commit(connection, _WRITING_LOCK)
         yield connection
+
+
+@contextmanager
+def outside_transactions(engine: Engine) -> Iterator[Connection]:
+    """Open a connection of SQLite's for what it does in no transaction.
+
+    Raises StoreUnavailable: the database is locked or full, or cannot be reached.
+    """
+    with (
+        _unavailable("the store cannot be written"),
+        engine.connect().execution_options(no_transaction=True) as connection,
+    ):
+        yield connection
+
+
+def hold_off_trainer(connection: Connection) -> None:
+    """Wait for the trainer's transaction, and let it begin no other until this one has ended."""
+    _lock_until_commit(connection, _WRITING_LOCK)
 
 
 @contextmanager

@@ -113,7 +113,9 @@ thumbs = Table(  # the effective thumb: the last one of the reply's user
     Column(
         "response_id", ForeignKey("interactions.response_id", ondelete="CASCADE"), primary_key=True
     ),
-    Column("feedback_id", ForeignKey("feedback.id", ondelete="CASCADE"), nullable=False),
+    Column(
+        "feedback_id", ForeignKey("feedback.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
 )
 
 preferences = Table(

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, Select, func, insert, select
+from sqlalchemy import CTE, Connection, RowMapping, Select, func, insert, select
 
 from thumbloop.store.schema import (
     deployments,
@@ -15,30 +15,50 @@ from thumbloop.store.schema import (
 )
 from thumbloop.types import PolicyVersion, Round, VersionState
 
+TAINTED = "tainted"
+"""Kind of the event that a version's own round learned from data that was erased."""
+
 
 def list_versions(connection: Connection, policy: str) -> list[PolicyVersion]:
     """Return all versions of a policy with their state, oldest first."""
-    return [_version_of(row) for row in connection.execute(_versions_of(policy)).mappings()]
+    rows = connection.execute(_versions_of(policy)).mappings().all()
+    tainted = _tainted(connection, policy)
+    for row in rows:  # a parent comes before its children
+        if row["parent"] in tainted:
+            tainted.add(row["version"])
+    return [_version_of(row, is_tainted=row["version"] in tainted) for row in rows]
 
 
 def get(connection: Connection, policy: str, version: int) -> PolicyVersion | None:
     """Return one version, None when there is none."""
     query = _versions_of(policy).where(policy_versions.c.version == version)
     row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _version_of(row)
+    return None if row is None else _with_taint(connection, row)
 
 
 def current(connection: Connection, policy: str) -> PolicyVersion:
     """Return the version that answers; there is always exactly one."""
     query = _versions_of(policy).where(deployments.c.state == VersionState.CURRENT.value)
-    return _version_of(connection.execute(query).mappings().one())
+    return _with_taint(connection, connection.execute(query).mappings().one())
 
 
 def canary(connection: Connection, policy: str) -> PolicyVersion | None:
     """Return the version on trial; there is at most one."""
     query = _versions_of(policy).where(deployments.c.state == VersionState.CANARY.value)
     row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _version_of(row)
+    return None if row is None else _with_taint(connection, row)
+
+
+def _with_taint(connection: Connection, row: RowMapping) -> PolicyVersion:
+    """Return the version in a row; it is tainted where one of its line is."""
+    line = set(connection.scalars(select(_line(row["policy"], row["version"]).c.version)))
+    return _version_of(row, is_tainted=not line.isdisjoint(_tainted(connection, row["policy"])))
+
+
+def _tainted(connection: Connection, policy: str) -> set[int]:
+    """Return the versions whose own rounds learned from data that was erased."""
+    query = select(events.c.version).where(events.c.policy == policy, events.c.kind == TAINTED)
+    return {version for version in connection.scalars(query) if version is not None}
 
 
 def _versions_of(policy: str) -> Select[Any]:
@@ -74,15 +94,20 @@ def learned_by(connection: Connection, policy: str, version: int) -> list[str]:
 
 def rounds_behind(policy: str, version: int) -> Select[tuple[str]]:
     """Return the query for the same, to be a part of others: a line may be longer than a list that one may pass."""
+    line = _line(policy, version)
+    known = line.c.round_id.is_not(None)
+    return select(line.c.round_id).where(known).order_by(line.c.version.desc())
+
+
+def _line(policy: str, version: int) -> CTE:
+    """Return the query for a version and all its ancestors."""
     columns = policy_versions.c.version, policy_versions.c.parent, policy_versions.c.round_id
     of_policy = policy_versions.c.policy == policy
     itself = select(*columns).where(of_policy, policy_versions.c.version == version)
     line = itself.cte("line", recursive=True)
-    line = line.union_all(
+    return line.union_all(
         select(*columns).where(of_policy, policy_versions.c.version == line.c.parent)
     )
-    known = line.c.round_id.is_not(None)
-    return select(line.c.round_id).where(known).order_by(line.c.version.desc())
 
 
 def next_number(connection: Connection, policy: str) -> int:
@@ -165,10 +190,11 @@ def _version_row(version: PolicyVersion) -> dict[str, Any]:
     return {name: getattr(version, name) for name in _PUBLISHED}
 
 
-def _version_of(row: RowMapping) -> PolicyVersion:
+def _version_of(row: RowMapping, *, is_tainted: bool) -> PolicyVersion:
     return PolicyVersion(
         **{name: row[name] for name in _PUBLISHED},
         state=VersionState(row["state"] or VersionState.PUBLISHED),
         state_since=row["since"] or row["published_at"],
         reason=row["reason"] or "",
+        is_tainted=is_tainted,
     )

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,8 +20,11 @@ T = TypeVar("T")
 
 
 class _Write(NamedTuple):
-    change: Callable[[Connection], Any]
+    """A change for a connection, or what needs the database to itself."""
+
+    change: Callable[[Any], Any]
     result: Future[Any]
+    is_alone: bool = False
 
 
 class _Outcome(NamedTuple):
@@ -47,6 +50,7 @@ class GroupWriter:
         self._max_group = max_group
         self._on_commit = on_commit
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._next: _Write | None = None  # taken out of the queue, and not in the last group
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
@@ -61,10 +65,17 @@ class GroupWriter:
 
         The future raises what the change raises, or StoreUnavailable when the commit fails.
         """
+        return self._put(change, is_alone=False)
+
+    async def run_alone(self, job: Callable[[Engine], T]) -> T:
+        """Await what is done between two commits; it opens connections itself, and changes wait for its end."""
+        return await asyncio.shield(asyncio.wrap_future(self._put(job, is_alone=True)))
+
+    def _put(self, change: Callable[[Any], T], *, is_alone: bool) -> "Future[T]":
         if self._is_closed:
             raise StoreUnavailable("the store is closed")
         result: Future[T] = Future()
-        self._queue.put(_Write(change, result))
+        self._queue.put(_Write(change, result, is_alone))
         return result
 
     def start(self, change: Callable[[Connection], T]) -> "asyncio.Future[T]":
@@ -87,11 +98,14 @@ class GroupWriter:
 
     def _next_group(self) -> list[_Write]:
         """Wait for a write and take those that have queued behind it; empty when closed."""
-        first = self._queue.get()
+        first, self._next = self._next or self._queue.get(), None
         group: list[_Write] = []
         while first is not None:
+            if first.is_alone and group:
+                self._next = first
+                return group
             group.append(first)
-            if len(group) == self._max_group or self._queue.empty():
+            if first.is_alone or len(group) == self._max_group or self._queue.empty():
                 return group
             first = self._queue.get()
         self._queue.put(None)  # come back to it after this group
@@ -105,7 +119,8 @@ class GroupWriter:
             cause = getattr(error, "orig", None) or error
             failure = StoreUnavailable(f"the store did not take the write: {cause}")
             outcomes = [_Outcome(None, failure)] * len(group)
-        self._on_commit(len(group), time.perf_counter() - started)
+        if not group[0].is_alone:
+            self._on_commit(len(group), time.perf_counter() - started)
         for write, outcome in zip(group, outcomes, strict=True):
             if not write.result.set_running_or_notify_cancel():
                 continue  # nobody waits for it any more
@@ -116,6 +131,8 @@ class GroupWriter:
 
     def _apply(self, group: list[_Write]) -> list[_Outcome]:
         """Commit all changes but those that fail, whose failure costs the others nothing."""
+        if group[0].is_alone:
+            return [_attempt(partial(nullcontext, self._engine), group[0].change)]
         if len(group) == 1:  # the transaction itself is its savepoint
             return [_attempt(self._engine.begin, group[0].change)]
         with self._engine.begin() as connection:
@@ -133,7 +150,7 @@ class _ChangeFailed(Exception):
 
 
 def _attempt(
-    begin: Callable[[], AbstractContextManager[Connection]], change: Callable[[Connection], Any]
+    begin: Callable[[], AbstractContextManager[Any]], change: Callable[[Any], Any]
 ) -> _Outcome:
     """Run one change in a transaction or savepoint of its own, which its failure undoes.
 

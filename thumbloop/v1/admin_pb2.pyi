@@ -104,6 +104,7 @@ class PolicyVersion(_message.Message):
     FIRST_FEEDBACK_ID_FIELD_NUMBER: _builtins.int
     LAST_FEEDBACK_ID_FIELD_NUMBER: _builtins.int
     IS_AVAILABLE_FIELD_NUMBER: _builtins.int
+    IS_TAINTED_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Name of the policy."""
     policy_version: _builtins.int
@@ -126,6 +127,8 @@ class PolicyVersion(_message.Message):
     """See first_feedback_id."""
     is_available: _builtins.bool
     """True when a request may be pinned to it now."""
+    is_tainted: _builtins.bool
+    """True when it, or an ancestor, learned from a user's data that was erased since."""
     @_builtins.property
     def published_at(self) -> _timestamp_pb2.Timestamp:
         """When the trainer published it, UTC."""
@@ -155,10 +158,11 @@ class PolicyVersion(_message.Message):
         first_feedback_id: _builtins.int = ...,
         last_feedback_id: _builtins.int = ...,
         is_available: _builtins.bool = ...,
+        is_tainted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_parent_version", b"_parent_version", "parent_version", b"parent_version", "published_at", b"published_at", "state_since", b"state_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parent_version", b"_parent_version", "feedback_count", b"feedback_count", "first_feedback_id", b"first_feedback_id", "is_available", b"is_available", "last_feedback_id", b"last_feedback_id", "metrics", b"metrics", "parent_version", b"parent_version", "policy", b"policy", "policy_digest", b"policy_digest", "policy_version", b"policy_version", "published_at", b"published_at", "reason", b"reason", "reward_digest", b"reward_digest", "state", b"state", "state_since", b"state_since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parent_version", b"_parent_version", "feedback_count", b"feedback_count", "first_feedback_id", b"first_feedback_id", "is_available", b"is_available", "is_tainted", b"is_tainted", "last_feedback_id", b"last_feedback_id", "metrics", b"metrics", "parent_version", b"parent_version", "policy", b"policy", "policy_digest", b"policy_digest", "policy_version", b"policy_version", "published_at", b"published_at", "reason", b"reason", "reward_digest", b"reward_digest", "state", b"state", "state_since", b"state_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__parent_version: _TypeAlias = _typing.Literal["parent_version"]  # noqa: Y015
     _WhichOneofArgType__parent_version: _TypeAlias = _typing.Literal["_parent_version", b"_parent_version"]  # noqa: Y015
@@ -267,6 +271,7 @@ class GetPolicyVersionResponse(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     TRIAL_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def policy_version(self) -> Global___PolicyVersion:
         """The version."""
@@ -279,24 +284,227 @@ class GetPolicyVersionResponse(_message.Message):
     def trial(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrialMeasure]:
         """What its users say of it now, while it is the canary; by measure."""
 
+    @_builtins.property
+    def lineage(self) -> Global___Lineage:
+        """Where it comes from."""
+
     def __init__(
         self,
         *,
         policy_version: Global___PolicyVersion | None = ...,
         events: _abc.Iterable[Global___PolicyVersionEvent] | None = ...,
         trial: _abc.Iterable[Global___TrialMeasure] | None = ...,
+        lineage: Global___Lineage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["policy_version", b"policy_version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lineage", b"lineage", "policy_version", b"policy_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "policy_version", b"policy_version", "trial", b"trial"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "lineage", b"lineage", "policy_version", b"policy_version", "trial", b"trial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetPolicyVersionResponse: _TypeAlias = GetPolicyVersionResponse  # noqa: Y015
 
 @_typing.final
+class Lineage(_message.Message):
+    """What a version came from: everything that it and its ancestors learned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_FIELD_NUMBER: _builtins.int
+    FEEDBACK_COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_FEEDBACK_ID_FIELD_NUMBER: _builtins.int
+    LAST_FEEDBACK_ID_FIELD_NUMBER: _builtins.int
+    SETTINGS_JSON_FIELD_NUMBER: _builtins.int
+    feedback_count: _builtins.int
+    """New thumbs and preferences that all of them learned from."""
+    first_feedback_id: _builtins.int
+    """The first and last feedback id of thumbs among them; 0 when there were none."""
+    last_feedback_id: _builtins.int
+    """See first_feedback_id."""
+    settings_json: _builtins.str
+    """The trainer's settings of the version's round, JSON. Absent for version 0, and where its folder is gone."""
+    @_builtins.property
+    def line(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineageStep]:
+        """The version and its ancestors, nearest first, down to the base model."""
+
+    def __init__(
+        self,
+        *,
+        line: _abc.Iterable[Global___LineageStep] | None = ...,
+        feedback_count: _builtins.int = ...,
+        first_feedback_id: _builtins.int = ...,
+        last_feedback_id: _builtins.int = ...,
+        settings_json: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_settings_json", b"_settings_json", "settings_json", b"settings_json"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_settings_json", b"_settings_json", "feedback_count", b"feedback_count", "first_feedback_id", b"first_feedback_id", "last_feedback_id", b"last_feedback_id", "line", b"line", "settings_json", b"settings_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__settings_json: _TypeAlias = _typing.Literal["settings_json"]  # noqa: Y015
+    _WhichOneofArgType__settings_json: _TypeAlias = _typing.Literal["_settings_json", b"_settings_json"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__settings_json) -> _WhichOneofReturnType__settings_json | None: ...
+
+Global___Lineage: _TypeAlias = Lineage  # noqa: Y015
+
+@_typing.final
+class LineageStep(_message.Message):
+    """One version of a line, and what its round used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PUBLISHED_AT_FIELD_NUMBER: _builtins.int
+    IS_TAINTED_FIELD_NUMBER: _builtins.int
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    FEEDBACK_COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_FEEDBACK_ID_FIELD_NUMBER: _builtins.int
+    LAST_FEEDBACK_ID_FIELD_NUMBER: _builtins.int
+    REPLAYED_COUNT_FIELD_NUMBER: _builtins.int
+    REPLY_COUNT_FIELD_NUMBER: _builtins.int
+    policy_version: _builtins.int
+    """Its number."""
+    state: Global___PolicyVersionState.ValueType
+    """Where it is in its life."""
+    is_tainted: _builtins.bool
+    """True when it, or an ancestor, learned from a user's data that was erased since."""
+    round_id: _builtins.str
+    """The round that published it; empty for version 0."""
+    feedback_count: _builtins.int
+    """New thumbs and preferences its round learned from."""
+    first_feedback_id: _builtins.int
+    """The first and last feedback id of thumbs among them; 0 when there were none."""
+    last_feedback_id: _builtins.int
+    """See first_feedback_id."""
+    replayed_count: _builtins.int
+    """Thumbs and preferences of ancestors that its round learned from again."""
+    reply_count: _builtins.int
+    """Replies whose candidates its round trained the policy on."""
+    @_builtins.property
+    def published_at(self) -> _timestamp_pb2.Timestamp:
+        """When the trainer published it, UTC."""
+
+    def __init__(
+        self,
+        *,
+        policy_version: _builtins.int = ...,
+        state: Global___PolicyVersionState.ValueType = ...,
+        published_at: _timestamp_pb2.Timestamp | None = ...,
+        is_tainted: _builtins.bool = ...,
+        round_id: _builtins.str = ...,
+        feedback_count: _builtins.int = ...,
+        first_feedback_id: _builtins.int = ...,
+        last_feedback_id: _builtins.int = ...,
+        replayed_count: _builtins.int = ...,
+        reply_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["published_at", b"published_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feedback_count", b"feedback_count", "first_feedback_id", b"first_feedback_id", "is_tainted", b"is_tainted", "last_feedback_id", b"last_feedback_id", "policy_version", b"policy_version", "published_at", b"published_at", "replayed_count", b"replayed_count", "reply_count", b"reply_count", "round_id", b"round_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LineageStep: _TypeAlias = LineageStep  # noqa: Y015
+
+@_typing.final
+class GetUserLineageRequest(_message.Message):
+    """Which user to look for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """Name of the policy; empty means "default"."""
+    user_id: _builtins.str
+    """The user; at most 256 characters."""
+    subject: _builtins.str
+    """Subject of the token that names this user; absent means the caller's own."""
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        subject: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_subject", b"_subject", "subject", b"subject"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_subject", b"_subject", "policy", b"policy", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__subject: _TypeAlias = _typing.Literal["subject"]  # noqa: Y015
+    _WhichOneofArgType__subject: _TypeAlias = _typing.Literal["_subject", b"_subject"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__subject) -> _WhichOneofReturnType__subject | None: ...
+
+Global___GetUserLineageRequest: _TypeAlias = GetUserLineageRequest  # noqa: Y015
+
+@_typing.final
+class GetUserLineageResponse(_message.Message):
+    """The versions that learned from a user, as far as the user's data is still there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEARNED_FIELD_NUMBER: _builtins.int
+    DESCENDANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def learned(self) -> _containers.RepeatedCompositeFieldContainer[Global___UserInfluence]:
+        """Those whose own rounds used it, oldest first."""
+
+    @_builtins.property
+    def descendants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Those that grew from them, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        learned: _abc.Iterable[Global___UserInfluence] | None = ...,
+        descendants: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descendants", b"descendants", "learned", b"learned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUserLineageResponse: _TypeAlias = GetUserLineageResponse  # noqa: Y015
+
+@_typing.final
+class UserInfluence(_message.Message):
+    """What a version's round used of a user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    THUMBS_FIELD_NUMBER: _builtins.int
+    PREFERENCES_FIELD_NUMBER: _builtins.int
+    REPLIES_FIELD_NUMBER: _builtins.int
+    policy_version: _builtins.int
+    """The version."""
+    thumbs: _builtins.int
+    """Thumbs, new and replayed."""
+    preferences: _builtins.int
+    """Preferences, new and replayed."""
+    replies: _builtins.int
+    """Replies whose candidates trained the policy."""
+    def __init__(
+        self,
+        *,
+        policy_version: _builtins.int = ...,
+        thumbs: _builtins.int = ...,
+        preferences: _builtins.int = ...,
+        replies: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy_version", b"policy_version", "preferences", b"preferences", "replies", b"replies", "thumbs", b"thumbs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UserInfluence: _TypeAlias = UserInfluence  # noqa: Y015
+
+@_typing.final
 class PolicyVersionEvent(_message.Message):
-    """A version came into a state."""
+    """Something happened to a version: it came into a state, or was found to be tainted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -306,9 +514,11 @@ class PolicyVersionEvent(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
     state: Global___PolicyVersionState.ValueType
-    """The state."""
+    """The state it came into; unspecified when it was found to be tainted."""
     actor: _builtins.str
-    """Who decided: "server", or the subject of the token, "operator" where there is none."""
+    """Who decided: "server", or the subject of the token, "operator" where there is none; "user" for
+    somebody who had their own data erased.
+    """
     reason: _builtins.str
     """Why, in words; empty when there is nothing to say."""
     @_builtins.property

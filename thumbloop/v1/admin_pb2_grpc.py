@@ -45,6 +45,11 @@ class AdminServiceStub:
                 request_serializer=thumbloop_dot_v1_dot_admin__pb2.GetPolicyVersionRequest.SerializeToString,
                 response_deserializer=thumbloop_dot_v1_dot_admin__pb2.GetPolicyVersionResponse.FromString,
                 _registered_method=True)
+        self.GetUserLineage = channel.unary_unary(
+                '/thumbloop.v1.AdminService/GetUserLineage',
+                request_serializer=thumbloop_dot_v1_dot_admin__pb2.GetUserLineageRequest.SerializeToString,
+                response_deserializer=thumbloop_dot_v1_dot_admin__pb2.GetUserLineageResponse.FromString,
+                _registered_method=True)
         self.PromotePolicyVersion = channel.unary_unary(
                 '/thumbloop.v1.AdminService/PromotePolicyVersion',
                 request_serializer=thumbloop_dot_v1_dot_admin__pb2.PromotePolicyVersionRequest.SerializeToString,
@@ -69,7 +74,14 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPolicyVersion(self, request, context):
-        """One version. Errors: NOT_FOUND.
+        """One version, what became of it and where it comes from. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUserLineage(self, request, context):
+        """Which versions learned from a user. Errors: NOT_FOUND (policy).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,6 +118,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetPolicyVersion,
                     request_deserializer=thumbloop_dot_v1_dot_admin__pb2.GetPolicyVersionRequest.FromString,
                     response_serializer=thumbloop_dot_v1_dot_admin__pb2.GetPolicyVersionResponse.SerializeToString,
+            ),
+            'GetUserLineage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUserLineage,
+                    request_deserializer=thumbloop_dot_v1_dot_admin__pb2.GetUserLineageRequest.FromString,
+                    response_serializer=thumbloop_dot_v1_dot_admin__pb2.GetUserLineageResponse.SerializeToString,
             ),
             'PromotePolicyVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.PromotePolicyVersion,
@@ -173,6 +190,33 @@ class AdminService:
             '/thumbloop.v1.AdminService/GetPolicyVersion',
             thumbloop_dot_v1_dot_admin__pb2.GetPolicyVersionRequest.SerializeToString,
             thumbloop_dot_v1_dot_admin__pb2.GetPolicyVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUserLineage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thumbloop.v1.AdminService/GetUserLineage',
+            thumbloop_dot_v1_dot_admin__pb2.GetUserLineageRequest.SerializeToString,
+            thumbloop_dot_v1_dot_admin__pb2.GetUserLineageResponse.FromString,
             options,
             channel_credentials,
             insecure,

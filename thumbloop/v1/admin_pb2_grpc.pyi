@@ -36,7 +36,9 @@ class AdminServiceStub:
     ListPolicyVersions: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListPolicyVersionsRequest, _admin_pb2.ListPolicyVersionsResponse]
     """All versions of a policy, newest first."""
     GetPolicyVersion: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetPolicyVersionRequest, _admin_pb2.GetPolicyVersionResponse]
-    """One version. Errors: NOT_FOUND."""
+    """One version, what became of it and where it comes from. Errors: NOT_FOUND."""
+    GetUserLineage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetUserLineageRequest, _admin_pb2.GetUserLineageResponse]
+    """Which versions learned from a user. Errors: NOT_FOUND (policy)."""
     PromotePolicyVersion: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PromotePolicyVersionRequest, _admin_pb2.PromotePolicyVersionResponse]
     """Makes a version current; new requests go there when this returns. A trial that runs is over.
     Errors: ABORTED when the current version is not the expected one. NOT_FOUND. FAILED_PRECONDITION when
@@ -57,7 +59,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListPolicyVersions: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListPolicyVersionsRequest, _admin_pb2.ListPolicyVersionsResponse]  # type: ignore[assignment]
     """All versions of a policy, newest first."""
     GetPolicyVersion: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetPolicyVersionRequest, _admin_pb2.GetPolicyVersionResponse]  # type: ignore[assignment]
-    """One version. Errors: NOT_FOUND."""
+    """One version, what became of it and where it comes from. Errors: NOT_FOUND."""
+    GetUserLineage: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetUserLineageRequest, _admin_pb2.GetUserLineageResponse]  # type: ignore[assignment]
+    """Which versions learned from a user. Errors: NOT_FOUND (policy)."""
     PromotePolicyVersion: _aio.UnaryUnaryMultiCallable[_admin_pb2.PromotePolicyVersionRequest, _admin_pb2.PromotePolicyVersionResponse]  # type: ignore[assignment]
     """Makes a version current; new requests go there when this returns. A trial that runs is over.
     Errors: ABORTED when the current version is not the expected one. NOT_FOUND. FAILED_PRECONDITION when
@@ -87,7 +91,15 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.GetPolicyVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetPolicyVersionResponse, _abc.Awaitable[_admin_pb2.GetPolicyVersionResponse]]:
-        """One version. Errors: NOT_FOUND."""
+        """One version, what became of it and where it comes from. Errors: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def GetUserLineage(
+        self,
+        request: _admin_pb2.GetUserLineageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetUserLineageResponse, _abc.Awaitable[_admin_pb2.GetUserLineageResponse]]:
+        """Which versions learned from a user. Errors: NOT_FOUND (policy)."""
 
     @_abc_1.abstractmethod
     def PromotePolicyVersion(

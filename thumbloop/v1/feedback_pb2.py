@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bthumbloop/v1/feedback.proto\x12\x0cthumbloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x01\n\x15SubmitFeedbackRequest\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\"\n\x05thumb\x18\x02 \x01(\x0e\x32\x13.thumbloop.v1.Thumb\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"X\n\x16SubmitFeedbackResponse\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"~\n\x17SubmitPreferenceRequest\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x14\n\x0c\x62\x65tter_index\x18\x02 \x01(\r\x12\x13\n\x0bworse_index\x18\x03 \x01(\r\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"D\n\x18SubmitPreferenceResponse\x12\x15\n\rpreference_id\x18\x01 \x01(\x03\x12\x11\n\tduplicate\x18\x02 \x01(\x08\"(\n\x15\x44\x65leteUserDataRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"\x9e\x01\n\x16\x44\x65leteUserDataResponse\x12\x1b\n\x13interactions_erased\x18\x01 \x01(\x03\x12\x17\n\x0f\x66\x65\x65\x64\x62\x61\x63k_erased\x18\x02 \x01(\x03\x12\x1f\n\x17tainted_policy_versions\x18\x03 \x03(\x03\x12-\n\terased_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*<\n\x05Thumb\x12\x15\n\x11THUMB_UNSPECIFIED\x10\x00\x12\x0c\n\x08THUMB_UP\x10\x01\x12\x0e\n\nTHUMB_DOWN\x10\x02\x32\xae\x02\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12[\n\x0eSubmitFeedback\x12#.thumbloop.v1.SubmitFeedbackRequest\x1a$.thumbloop.v1.SubmitFeedbackResponse\x12\x61\n\x10SubmitPreference\x12%.thumbloop.v1.SubmitPreferenceRequest\x1a&.thumbloop.v1.SubmitPreferenceResponse\x12[\n\x0e\x44\x65leteUserData\x12#.thumbloop.v1.DeleteUserDataRequest\x1a$.thumbloop.v1.DeleteUserDataResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bthumbloop/v1/feedback.proto\x12\x0cthumbloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x01\n\x15SubmitFeedbackRequest\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\"\n\x05thumb\x18\x02 \x01(\x0e\x32\x13.thumbloop.v1.Thumb\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"X\n\x16SubmitFeedbackResponse\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"~\n\x17SubmitPreferenceRequest\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x14\n\x0c\x62\x65tter_index\x18\x02 \x01(\r\x12\x13\n\x0bworse_index\x18\x03 \x01(\r\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"D\n\x18SubmitPreferenceResponse\x12\x15\n\rpreference_id\x18\x01 \x01(\x03\x12\x11\n\tduplicate\x18\x02 \x01(\x08\"[\n\x15\x44\x65leteUserDataRequest\x12\x14\n\x07user_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x14\n\x07subject\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\n\n\x08_user_idB\n\n\x08_subject\"\x9e\x01\n\x16\x44\x65leteUserDataResponse\x12\x1b\n\x13interactions_erased\x18\x01 \x01(\x03\x12\x17\n\x0f\x66\x65\x65\x64\x62\x61\x63k_erased\x18\x02 \x01(\x03\x12\x1f\n\x17tainted_policy_versions\x18\x03 \x03(\x03\x12-\n\terased_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*<\n\x05Thumb\x12\x15\n\x11THUMB_UNSPECIFIED\x10\x00\x12\x0c\n\x08THUMB_UP\x10\x01\x12\x0e\n\nTHUMB_DOWN\x10\x02\x32\xae\x02\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12[\n\x0eSubmitFeedback\x12#.thumbloop.v1.SubmitFeedbackRequest\x1a$.thumbloop.v1.SubmitFeedbackResponse\x12\x61\n\x10SubmitPreference\x12%.thumbloop.v1.SubmitPreferenceRequest\x1a&.thumbloop.v1.SubmitPreferenceResponse\x12[\n\x0e\x44\x65leteUserData\x12#.thumbloop.v1.DeleteUserDataRequest\x1a$.thumbloop.v1.DeleteUserDataResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'thumbloop.v1.feedback_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_THUMB']._serialized_start=706
-  _globals['_THUMB']._serialized_end=766
+  _globals['_THUMB']._serialized_start=757
+  _globals['_THUMB']._serialized_end=817
   _globals['_SUBMITFEEDBACKREQUEST']._serialized_start=79
   _globals['_SUBMITFEEDBACKREQUEST']._serialized_end=213
   _globals['_SUBMITFEEDBACKRESPONSE']._serialized_start=215
@@ -43,9 +43,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMITPREFERENCERESPONSE']._serialized_start=433
   _globals['_SUBMITPREFERENCERESPONSE']._serialized_end=501
   _globals['_DELETEUSERDATAREQUEST']._serialized_start=503
-  _globals['_DELETEUSERDATAREQUEST']._serialized_end=543
-  _globals['_DELETEUSERDATARESPONSE']._serialized_start=546
-  _globals['_DELETEUSERDATARESPONSE']._serialized_end=704
-  _globals['_FEEDBACKSERVICE']._serialized_start=769
-  _globals['_FEEDBACKSERVICE']._serialized_end=1071
+  _globals['_DELETEUSERDATAREQUEST']._serialized_end=594
+  _globals['_DELETEUSERDATARESPONSE']._serialized_start=597
+  _globals['_DELETEUSERDATARESPONSE']._serialized_end=755
+  _globals['_FEEDBACKSERVICE']._serialized_start=820
+  _globals['_FEEDBACKSERVICE']._serialized_end=1122
 # @@protoc_insertion_point(module_scope)

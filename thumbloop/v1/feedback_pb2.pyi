@@ -183,18 +183,29 @@ class DeleteUserDataRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_ID_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user to forget; at most 256 characters."""
+    """The user to forget; required, at most 256 characters. Empty is whoever the token's subject itself is."""
+    subject: _builtins.str
+    """Subject of the token that names this user; absent means the caller's own, another needs the scope admin."""
     def __init__(
         self,
         *,
-        user_id: _builtins.str = ...,
+        user_id: _builtins.str | None = ...,
+        subject: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_subject", b"_subject", "_user_id", b"_user_id", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_subject", b"_subject", "_user_id", b"_user_id", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__subject: _TypeAlias = _typing.Literal["subject"]  # noqa: Y015
+    _WhichOneofArgType__subject: _TypeAlias = _typing.Literal["_subject", b"_subject"]  # noqa: Y015
+    _WhichOneofReturnType__user_id: _TypeAlias = _typing.Literal["user_id"]  # noqa: Y015
+    _WhichOneofArgType__user_id: _TypeAlias = _typing.Literal["_user_id", b"_user_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__subject) -> _WhichOneofReturnType__subject | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__user_id) -> _WhichOneofReturnType__user_id | None: ...
 
 Global___DeleteUserDataRequest: _TypeAlias = DeleteUserDataRequest  # noqa: Y015
 
@@ -211,10 +222,10 @@ class DeleteUserDataResponse(_message.Message):
     interactions_erased: _builtins.int
     """Replies erased."""
     feedback_erased: _builtins.int
-    """Feedback events erased."""
+    """Thumbs and preferences erased, those that others had replaced included."""
     @_builtins.property
     def tainted_policy_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Versions whose training used the user's data, and their descendants."""
+        """Versions whose training used the user's data, and their descendants, oldest first."""
 
     @_builtins.property
     def erased_at(self) -> _timestamp_pb2.Timestamp:

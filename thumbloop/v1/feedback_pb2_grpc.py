@@ -75,7 +75,9 @@ class FeedbackServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteUserData(self, request, context):
-        """Erases a user's prompts, replies and feedback, and names the versions that learned from them.
+        """Erases a user's prompts, replies and feedback, and names the versions that learned from them, which are
+        tainted from then on. Durable before the answer; done again, it finds nothing. What comes later, of a
+        request under way too, is stored as ever. Errors: INVALID_ARGUMENT, PERMISSION_DENIED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

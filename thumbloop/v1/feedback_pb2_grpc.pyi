@@ -44,7 +44,10 @@ class FeedbackServiceStub:
     candidate that the reply has not, or that was aborted.
     """
     DeleteUserData: _grpc.UnaryUnaryMultiCallable[_feedback_pb2.DeleteUserDataRequest, _feedback_pb2.DeleteUserDataResponse]
-    """Erases a user's prompts, replies and feedback, and names the versions that learned from them."""
+    """Erases a user's prompts, replies and feedback, and names the versions that learned from them, which are
+    tainted from then on. Durable before the answer; done again, it finds nothing. What comes later, of a
+    request under way too, is stored as ever. Errors: INVALID_ARGUMENT, PERMISSION_DENIED.
+    """
 
 @_typing.type_check_only
 class FeedbackServiceAsyncStub(FeedbackServiceStub):
@@ -62,7 +65,10 @@ class FeedbackServiceAsyncStub(FeedbackServiceStub):
     candidate that the reply has not, or that was aborted.
     """
     DeleteUserData: _aio.UnaryUnaryMultiCallable[_feedback_pb2.DeleteUserDataRequest, _feedback_pb2.DeleteUserDataResponse]  # type: ignore[assignment]
-    """Erases a user's prompts, replies and feedback, and names the versions that learned from them."""
+    """Erases a user's prompts, replies and feedback, and names the versions that learned from them, which are
+    tainted from then on. Durable before the answer; done again, it finds nothing. What comes later, of a
+    request under way too, is stored as ever. Errors: INVALID_ARGUMENT, PERMISSION_DENIED.
+    """
 
 class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
     """Takes thumbs and preferences for replies, and forgets users."""
@@ -95,6 +101,9 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _feedback_pb2.DeleteUserDataRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_feedback_pb2.DeleteUserDataResponse, _abc.Awaitable[_feedback_pb2.DeleteUserDataResponse]]:
-        """Erases a user's prompts, replies and feedback, and names the versions that learned from them."""
+        """Erases a user's prompts, replies and feedback, and names the versions that learned from them, which are
+        tainted from then on. Durable before the answer; done again, it finds nothing. What comes later, of a
+        request under way too, is stored as ever. Errors: INVALID_ARGUMENT, PERMISSION_DENIED.
+        """
 
 def add_FeedbackServiceServicer_to_server(servicer: FeedbackServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

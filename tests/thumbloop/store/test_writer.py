@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -321,3 +321,59 @@ def test_kill_9_loses_no_thumb_that_was_acknowledged(state: State, store: Engine
     assert len(rated) == len(set(rated))
     assert set(acknowledged) <= set(rated)
     assert len(set(rated) - set(acknowledged)) <= 1  # one was durable, its answer was not yet out
+
+
+async def test_who_needs_the_database_alone_gets_it_between_commits(store: Engine):
+    commits, order = Commits(), list[str]()
+    writer = GroupWriter(store, on_commit=commits)
+    may_go = threading.Event()
+
+    def change(name: str) -> Callable[[Connection], None]:
+        def write(connection: Connection) -> None:
+            assert connection.in_transaction()
+            may_go.wait()
+            order.append(name)
+
+        return write
+
+    def job(engine: Engine) -> str:
+        assert engine is store
+        with engine.begin() as connection:  # nobody else is in a transaction that writes
+            connection.execute(text("UPDATE deployments SET reason = 'alone'"))
+        order.append("alone")
+        return "done"
+
+    before = [writer.start(change("1")), writer.start(change("2"))]
+    alone = asyncio.create_task(writer.run_alone(job))
+    await asyncio.sleep(0)
+    after = [writer.start(change("3")), writer.start(change("4"))]
+    may_go.set()
+    assert await alone == "done"
+    await asyncio.gather(*before, *after)
+    assert order == ["1", "2", "alone", "3", "4"]
+    assert sum(commits.sizes) == 4  # a job is no commit
+    writer.close()
+
+
+async def test_what_a_lone_job_raises_reaches_whoever_waits_and_nobody_else(store: Engine):
+    writer = GroupWriter(store)
+
+    def fails(_engine: Engine) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await writer.run_alone(fails)
+    await writer.run(lambda connection: interactions.append(connection, interaction()))
+    writer.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await writer.run_alone(fails)
+
+
+def test_a_writer_that_is_closed_does_what_is_queued_alone_too(store: Engine):
+    writer = GroupWriter(store)
+    done: list[int] = []
+    for number in range(3):
+        writer.submit(lambda _connection, n=number: done.append(n))
+        writer._put(lambda _engine, n=number: done.append(10 + n), is_alone=True)
+    writer.close()
+    assert done == [0, 10, 1, 11, 2, 12]

@@ -31,7 +31,7 @@ from tests.serving import Running, running
 from thumbloop import cli
 from thumbloop.client import AsyncClient, Client, GenerateOptions
 from thumbloop.config import ServerConfig, State, Verdict, load
-from thumbloop.errors import PermissionDenied, Unauthenticated, Unavailable
+from thumbloop.errors import Overloaded, PermissionDenied, Unauthenticated
 from thumbloop.rendering import verdict_tokens
 from thumbloop.store import feedback, interactions, reading
 from thumbloop.store import versions as store_versions
@@ -365,8 +365,8 @@ async def test_a_key_is_a_thumb(
 
 
 async def test_an_error_ends_a_conversation(server: Running):
-    server.engine.is_dead = True
-    with pytest.raises(Unavailable):
+    server.engine.is_full = True
+    with pytest.raises(Overloaded):
         await converse(server, Person(("How was it?", "+")))
 
 

@@ -107,6 +107,7 @@ def version_of(version: PolicyVersion, *, is_available: bool) -> admin_pb2.Polic
         first_feedback_id=version.first_feedback_id,
         last_feedback_id=version.last_feedback_id,
         is_available=is_available,
+        collected_at=None if version.collected_at is None else _timestamp(version.collected_at),
     )
 
 
@@ -115,7 +116,7 @@ def event_of(row: RowMapping) -> admin_pb2.PolicyVersionEvent:
     detail = row["detail"]
     return admin_pb2.PolicyVersionEvent(
         at=_timestamp(row["at"]),
-        state=_STATES[VersionState(row["kind"])],
+        state=_STATES.get(row["kind"], admin_pb2.POLICY_VERSION_STATE_UNSPECIFIED),
         actor=row["actor"],
         reason=detail["reason"],
         evidence=measures_of(detail.get("evidence", {})),

@@ -18,6 +18,7 @@ from sqlalchemy import Engine as Database
 from server.access import Doorkeeper, credentials_of, refuse_strangers
 from server.admission import Admission, Quota
 from server.calibration import Calibration
+from server.collecting import Collector
 from server.concurrency import end_all
 from server.engine import Engine
 from server.evidence import Look
@@ -149,10 +150,19 @@ class Application:
         expected = Expected(identity, verdict, engine.lora_shapes, self._config.engine.max_rank)
         folder, delivery = self._config.state.versions, self._config.delivery
         max_versions = self._config.engine.max_versions
+        loader = Loader(engine, self._routes, folder, expected, delivery, max_versions=max_versions)
+        ledger = Ledger(database, writer)
+        collector = Collector(
+            ledger,
+            lambda: loader.held,
+            folder,
+            delivery.keep_versions,
+            on_collected=self._metrics.observe_collected,
+        )
         swapper = Swapper(
-            Loader(engine, self._routes, folder, expected, delivery, max_versions=max_versions),
+            loader,
             self._routes,
-            Ledger(database, writer),
+            ledger,
             folder,
             delivery,
             max_versions=max_versions,
@@ -186,6 +196,7 @@ class Application:
         self._lifecycle.serve(pipeline)
         self._tasks = [
             asyncio.create_task(swapper.watch(), name="watch versions"),
+            asyncio.create_task(collector.watch(), name="collect folders"),
             asyncio.create_task(self._watch_engine(engine), name="watch engine"),
         ]
 

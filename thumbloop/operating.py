@@ -40,7 +40,7 @@ def versions(
         state = admin_pb2.PolicyVersionState.Name(version.state).removeprefix(_STATE).lower()
         table.add_row(
             str(version.policy_version),
-            state,
+            f"{state}, deleted" if version.HasField("collected_at") else state,
             str(version.parent_version) if version.HasField("parent_version") else "",
             str(version.feedback_count),
             version.published_at.ToDatetime().strftime("%Y-%m-%d %H:%M:%S"),

@@ -300,6 +300,8 @@ class PolicyVersion:
     state: VersionState = VersionState.PUBLISHED
     state_since: float = 0.0
     reason: str = ""
+    collected_at: float | None = None
+    """When its folder was deleted; None while it is there."""
 
 
 @dataclass(frozen=True, slots=True)

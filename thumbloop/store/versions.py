@@ -43,7 +43,13 @@ def canary(connection: Connection, policy: str) -> PolicyVersion | None:
 
 def _versions_of(policy: str) -> Select[Any]:
     return (
-        select(policy_versions, deployments.c.state, deployments.c.since, deployments.c.reason)
+        select(
+            policy_versions,
+            deployments.c.state,
+            deployments.c.since,
+            deployments.c.reason,
+            deployments.c.collected_at,
+        )
         .outerjoin(
             deployments,
             (deployments.c.policy == policy_versions.c.policy)
@@ -171,4 +177,5 @@ def _version_of(row: RowMapping) -> PolicyVersion:
         state=VersionState(row["state"] or VersionState.PUBLISHED),
         state_since=row["since"] or row["published_at"],
         reason=row["reason"] or "",
+        collected_at=row["collected_at"],
     )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18thumbloop/v1/admin.proto\x12\x0cthumbloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x04\n\rPolicyVersion\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x1b\n\x0eparent_version\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12/\n\x05state\x18\x04 \x01(\x0e\x32 .thumbloop.v1.PolicyVersionState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x30\n\x0cpublished_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bstate_since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rpolicy_digest\x18\x08 \x01(\t\x12\x15\n\rreward_digest\x18\t \x01(\t\x12\x39\n\x07metrics\x18\n \x03(\x0b\x32(.thumbloop.v1.PolicyVersion.MetricsEntry\x12\x16\n\x0e\x66\x65\x65\x64\x62\x61\x63k_count\x18\x0b \x01(\x03\x12\x19\n\x11\x66irst_feedback_id\x18\x0c \x01(\x03\x12\x18\n\x10last_feedback_id\x18\r \x01(\x03\x12\x14\n\x0cis_available\x18\x0e \x01(\x08\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x11\n\x0f_parent_version\"e\n\x19ListPolicyVersionsRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x16\n\tpage_size\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x03 \x01(\tB\x0c\n\n_page_size\"\x84\x01\n\x1aListPolicyVersionsResponse\x12\x34\n\x0fpolicy_versions\x18\x01 \x03(\x0b\x32\x1b.thumbloop.v1.PolicyVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x17\n\x0f\x63urrent_version\x18\x03 \x01(\x03\"Y\n\x17GetPolicyVersionRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1b\n\x0epolicy_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_policy_version\"\xac\x01\n\x18GetPolicyVersionResponse\x12\x33\n\x0epolicy_version\x18\x01 \x01(\x0b\x32\x1b.thumbloop.v1.PolicyVersion\x12\x30\n\x06\x65vents\x18\x02 \x03(\x0b\x32 .thumbloop.v1.PolicyVersionEvent\x12)\n\x05trial\x18\x03 \x03(\x0b\x32\x1a.thumbloop.v1.TrialMeasure\"\xba\x01\n\x12PolicyVersionEvent\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .thumbloop.v1.PolicyVersionState\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\x08\x65vidence\x18\x05 \x03(\x0b\x32\x1a.thumbloop.v1.TrialMeasure\"\xc6\x01\n\x0cTrialMeasure\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x61nary_users\x18\x02 \x01(\x03\x12\x15\n\rcurrent_users\x18\x03 \x01(\x03\x12\x18\n\x0b\x63\x61nary_mean\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0c\x63urrent_mean\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nlog_higher\x18\x06 \x01(\x01\x12\x11\n\tlog_lower\x18\x07 \x01(\x01\x42\x0e\n\x0c_canary_meanB\x0f\n\r_current_mean\"\xb1\x01\n\x1bPromotePolicyVersionRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1b\n\x0epolicy_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12%\n\x18\x65xpected_current_version\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x11\n\x0f_policy_versionB\x1b\n\x19_expected_current_version\"S\n\x1cPromotePolicyVersionResponse\x12\x33\n\x0epolicy_version\x18\x01 \x01(\x0b\x32\x1b.thumbloop.v1.PolicyVersion\"\xb2\x01\n\x1cRollbackPolicyVersionRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1b\n\x0epolicy_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12%\n\x18\x65xpected_current_version\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x11\n\x0f_policy_versionB\x1b\n\x19_expected_current_version\"T\n\x1dRollbackPolicyVersionResponse\x12\x33\n\x0epolicy_version\x18\x01 \x01(\x0b\x32\x1b.thumbloop.v1.PolicyVersion*\xaf\x02\n\x12PolicyVersionState\x12$\n POLICY_VERSION_STATE_UNSPECIFIED\x10\x00\x12\"\n\x1ePOLICY_VERSION_STATE_PUBLISHED\x10\x01\x12!\n\x1dPOLICY_VERSION_STATE_ATTESTED\x10\x02\x12\x1f\n\x1bPOLICY_VERSION_STATE_CANARY\x10\x03\x12 \n\x1cPOLICY_VERSION_STATE_CURRENT\x10\x04\x12 \n\x1cPOLICY_VERSION_STATE_RETIRED\x10\x05\x12!\n\x1dPOLICY_VERSION_STATE_REJECTED\x10\x06\x12$\n POLICY_VERSION_STATE_ROLLED_BACK\x10\x07\x32\xbb\x03\n\x0c\x41\x64minService\x12g\n\x12ListPolicyVersions\x12\'.thumbloop.v1.ListPolicyVersionsRequest\x1a(.thumbloop.v1.ListPolicyVersionsResponse\x12\x61\n\x10GetPolicyVersion\x12%.thumbloop.v1.GetPolicyVersionRequest\x1a&.thumbloop.v1.GetPolicyVersionResponse\x12m\n\x14PromotePolicyVersion\x12).thumbloop.v1.PromotePolicyVersionRequest\x1a*.thumbloop.v1.PromotePolicyVersionResponse\x12p\n\x15RollbackPolicyVersion\x12*.thumbloop.v1.RollbackPolicyVersionRequest\x1a+.thumbloop.v1.RollbackPolicyVersionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18thumbloop/v1/admin.proto\x12\x0cthumbloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x04\n\rPolicyVersion\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x1b\n\x0eparent_version\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12/\n\x05state\x18\x04 \x01(\x0e\x32 .thumbloop.v1.PolicyVersionState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x30\n\x0cpublished_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bstate_since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rpolicy_digest\x18\x08 \x01(\t\x12\x15\n\rreward_digest\x18\t \x01(\t\x12\x39\n\x07metrics\x18\n \x03(\x0b\x32(.thumbloop.v1.PolicyVersion.MetricsEntry\x12\x16\n\x0e\x66\x65\x65\x64\x62\x61\x63k_count\x18\x0b \x01(\x03\x12\x19\n\x11\x66irst_feedback_id\x18\x0c \x01(\x03\x12\x18\n\x10last_feedback_id\x18\r \x01(\x03\x12\x14\n\x0cis_available\x18\x0e \x01(\x08\x12\x30\n\x0c\x63ollected_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x11\n\x0f_parent_version\"e\n\x19ListPolicyVersionsRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x16\n\tpage_size\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x03 \x01(\tB\x0c\n\n_page_size\"\x84\x01\n\x1aListPolicyVersionsResponse\x12\x34\n\x0fpolicy_versions\x18\x01 \x03(\x0b\x32\x1b.thumbloop.v1.PolicyVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x17\n\x0f\x63urrent_version\x18\x03 \x01(\x03\"Y\n\x17GetPolicyVersionRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1b\n\x0epolicy_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_policy_version\"\xac\x01\n\x18GetPolicyVersionResponse\x12\x33\n\x0epolicy_version\x18\x01 \x01(\x0b\x32\x1b.thumbloop.v1.PolicyVersion\x12\x30\n\x06\x65vents\x18\x02 \x03(\x0b\x32 .thumbloop.v1.PolicyVersionEvent\x12)\n\x05trial\x18\x03 \x03(\x0b\x32\x1a.thumbloop.v1.TrialMeasure\"\xba\x01\n\x12PolicyVersionEvent\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .thumbloop.v1.PolicyVersionState\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\x08\x65vidence\x18\x05 \x03(\x0b\x32\x1a.thumbloop.v1.TrialMeasure\"\xc6\x01\n\x0cTrialMeasure\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x61nary_users\x18\x02 \x01(\x03\x12\x15\n\rcurrent_users\x18\x03 \x01(\x03\x12\x18\n\x0b\x63\x61nary_mean\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0c\x63urrent_mean\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nlog_higher\x18\x06 \x01(\x01\x12\x11\n\tlog_lower\x18\x07 \x01(\x01\x42\x0e\n\x0c_canary_meanB\x0f\n\r_current_mean\"\xb1\x01\n\x1bPromotePolicyVersionRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1b\n\x0epolicy_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12%\n\x18\x65xpected_current_version\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x11\n\x0f_policy_versionB\x1b\n\x19_expected_current_version\"S\n\x1cPromotePolicyVersionResponse\x12\x33\n\x0epolicy_version\x18\x01 \x01(\x0b\x32\x1b.thumbloop.v1.PolicyVersion\"\xb2\x01\n\x1cRollbackPolicyVersionRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1b\n\x0epolicy_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12%\n\x18\x65xpected_current_version\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x11\n\x0f_policy_versionB\x1b\n\x19_expected_current_version\"T\n\x1dRollbackPolicyVersionResponse\x12\x33\n\x0epolicy_version\x18\x01 \x01(\x0b\x32\x1b.thumbloop.v1.PolicyVersion*\xaf\x02\n\x12PolicyVersionState\x12$\n POLICY_VERSION_STATE_UNSPECIFIED\x10\x00\x12\"\n\x1ePOLICY_VERSION_STATE_PUBLISHED\x10\x01\x12!\n\x1dPOLICY_VERSION_STATE_ATTESTED\x10\x02\x12\x1f\n\x1bPOLICY_VERSION_STATE_CANARY\x10\x03\x12 \n\x1cPOLICY_VERSION_STATE_CURRENT\x10\x04\x12 \n\x1cPOLICY_VERSION_STATE_RETIRED\x10\x05\x12!\n\x1dPOLICY_VERSION_STATE_REJECTED\x10\x06\x12$\n POLICY_VERSION_STATE_ROLLED_BACK\x10\x07\x32\xbb\x03\n\x0c\x41\x64minService\x12g\n\x12ListPolicyVersions\x12\'.thumbloop.v1.ListPolicyVersionsRequest\x1a(.thumbloop.v1.ListPolicyVersionsResponse\x12\x61\n\x10GetPolicyVersion\x12%.thumbloop.v1.GetPolicyVersionRequest\x1a&.thumbloop.v1.GetPolicyVersionResponse\x12m\n\x14PromotePolicyVersion\x12).thumbloop.v1.PromotePolicyVersionRequest\x1a*.thumbloop.v1.PromotePolicyVersionResponse\x12p\n\x15RollbackPolicyVersion\x12*.thumbloop.v1.RollbackPolicyVersionRequest\x1a+.thumbloop.v1.RollbackPolicyVersionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,32 +34,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_POLICYVERSION_METRICSENTRY']._loaded_options = None
   _globals['_POLICYVERSION_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_POLICYVERSIONSTATE']._serialized_start=2024
-  _globals['_POLICYVERSIONSTATE']._serialized_end=2327
+  _globals['_POLICYVERSIONSTATE']._serialized_start=2074
+  _globals['_POLICYVERSIONSTATE']._serialized_end=2377
   _globals['_POLICYVERSION']._serialized_start=76
-  _globals['_POLICYVERSION']._serialized_end=595
-  _globals['_POLICYVERSION_METRICSENTRY']._serialized_start=530
-  _globals['_POLICYVERSION_METRICSENTRY']._serialized_end=576
-  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_start=597
-  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_end=698
-  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_start=701
-  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_end=833
-  _globals['_GETPOLICYVERSIONREQUEST']._serialized_start=835
-  _globals['_GETPOLICYVERSIONREQUEST']._serialized_end=924
-  _globals['_GETPOLICYVERSIONRESPONSE']._serialized_start=927
-  _globals['_GETPOLICYVERSIONRESPONSE']._serialized_end=1099
-  _globals['_POLICYVERSIONEVENT']._serialized_start=1102
-  _globals['_POLICYVERSIONEVENT']._serialized_end=1288
-  _globals['_TRIALMEASURE']._serialized_start=1291
-  _globals['_TRIALMEASURE']._serialized_end=1489
-  _globals['_PROMOTEPOLICYVERSIONREQUEST']._serialized_start=1492
-  _globals['_PROMOTEPOLICYVERSIONREQUEST']._serialized_end=1669
-  _globals['_PROMOTEPOLICYVERSIONRESPONSE']._serialized_start=1671
-  _globals['_PROMOTEPOLICYVERSIONRESPONSE']._serialized_end=1754
-  _globals['_ROLLBACKPOLICYVERSIONREQUEST']._serialized_start=1757
-  _globals['_ROLLBACKPOLICYVERSIONREQUEST']._serialized_end=1935
-  _globals['_ROLLBACKPOLICYVERSIONRESPONSE']._serialized_start=1937
-  _globals['_ROLLBACKPOLICYVERSIONRESPONSE']._serialized_end=2021
-  _globals['_ADMINSERVICE']._serialized_start=2330
-  _globals['_ADMINSERVICE']._serialized_end=2773
+  _globals['_POLICYVERSION']._serialized_end=645
+  _globals['_POLICYVERSION_METRICSENTRY']._serialized_start=580
+  _globals['_POLICYVERSION_METRICSENTRY']._serialized_end=626
+  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_start=647
+  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_end=748
+  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_start=751
+  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_end=883
+  _globals['_GETPOLICYVERSIONREQUEST']._serialized_start=885
+  _globals['_GETPOLICYVERSIONREQUEST']._serialized_end=974
+  _globals['_GETPOLICYVERSIONRESPONSE']._serialized_start=977
+  _globals['_GETPOLICYVERSIONRESPONSE']._serialized_end=1149
+  _globals['_POLICYVERSIONEVENT']._serialized_start=1152
+  _globals['_POLICYVERSIONEVENT']._serialized_end=1338
+  _globals['_TRIALMEASURE']._serialized_start=1341
+  _globals['_TRIALMEASURE']._serialized_end=1539
+  _globals['_PROMOTEPOLICYVERSIONREQUEST']._serialized_start=1542
+  _globals['_PROMOTEPOLICYVERSIONREQUEST']._serialized_end=1719
+  _globals['_PROMOTEPOLICYVERSIONRESPONSE']._serialized_start=1721
+  _globals['_PROMOTEPOLICYVERSIONRESPONSE']._serialized_end=1804
+  _globals['_ROLLBACKPOLICYVERSIONREQUEST']._serialized_start=1807
+  _globals['_ROLLBACKPOLICYVERSIONREQUEST']._serialized_end=1985
+  _globals['_ROLLBACKPOLICYVERSIONRESPONSE']._serialized_start=1987
+  _globals['_ROLLBACKPOLICYVERSIONRESPONSE']._serialized_end=2071
+  _globals['_ADMINSERVICE']._serialized_start=2380
+  _globals['_ADMINSERVICE']._serialized_end=2823
 # @@protoc_insertion_point(module_scope)

@@ -16,7 +16,7 @@ from thumbloop import artifacts
 from thumbloop.config import State
 from thumbloop.errors import BadPolicyVersion
 from thumbloop.store import feedback, open_store, preferences, reading, schema, versions
-from thumbloop.types import BASE_VERSION, DEFAULT_POLICY, PolicyVersion, VersionState
+from thumbloop.types import BASE_VERSION, DEFAULT_POLICY, WAITING, PolicyVersion, VersionState
 
 Inputs = Mapping[str, Sequence[str]]
 """Rows that a round used, by their role."""
@@ -170,6 +170,7 @@ def violations(stored: Stored, folder: Path) -> list[str]:
     """
     return [
         *_of_current(stored),
+        *_of_collected(stored),
         *_of_rounds(stored),
         *_of_inputs(stored),
         *_of_folders(stored, folder),
@@ -177,10 +178,18 @@ def violations(stored: Stored, folder: Path) -> list[str]:
 
 
 def leftovers(stored: Stored, folder: Path, policy: str) -> list[str]:
-    """Return the folders that no row names: a killed trainer's, which the next one has to remove."""
+    """Return the folders that no row names: a killed trainer's or server's, which the next one has to remove."""
     named = {version.folder for version in stored.versions.values()}
     found = [p for p in (folder / policy).glob("*") if f"{policy}/{p.name}" not in named]
     return sorted(f"{p.name} is there, and no row names it" for p in found)
+
+
+def _of_collected(stored: Stored) -> Iterator[str]:
+    """A folder that was deleted is nobody's who answers or may."""
+    for number, version in stored.versions.items():
+        is_needed = version.state in (*WAITING, VersionState.CANARY, VersionState.CURRENT)
+        if version.collected_at is not None and (is_needed or number == BASE_VERSION):
+            yield f"version {number} is {version.state.value}, and its folder was deleted"
 
 
 def _of_current(stored: Stored) -> Iterator[str]:
@@ -260,6 +269,8 @@ def _of_folders(stored: Stored, folder: Path) -> Iterator[str]:
         place = folder / version.folder
         if number == BASE_VERSION and not place.exists():
             continue  # nobody trained it; whoever starts writes it
+        if version.collected_at is not None and not place.exists():
+            continue
         try:
             manifest = artifacts.read_manifest(place, version.manifest_digest or None)
             artifacts.verify_files(place, manifest)

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import shutil
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from time import time
 from types import TracebackType
@@ -20,6 +20,8 @@ from thumbloop.artifacts import (
     write_version,
 )
 from thumbloop.config import State
+from thumbloop.errors import BadPolicyVersion
+from thumbloop.leases import hold
 from thumbloop.store import open_store, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion, Round, VersionState
 
@@ -38,6 +40,7 @@ class Swapping:
     def __init__(self, state: State) -> None:
         self._state = state
         self._database = open_store(state)
+        self._leases = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -48,13 +51,21 @@ class Swapping:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
+        self._leases.close()
         self._database.dispose()
 
     def trained(self) -> list[Path]:
-        """Return the folders of the versions that learned something, oldest first."""
+        """Return the folders of the versions that learned something and are there still, oldest first; they stay."""
         with reading(self._database) as connection:
             known = versions.list_versions(connection, DEFAULT_POLICY)
-        return [self._state.versions / v.folder for v in known if v.policy_digest]
+        found = []
+        for version in known:
+            folder = self._state.versions / version.folder
+            if version.policy_digest:
+                with suppress(BadPolicyVersion):
+                    self._leases.enter_context(hold(folder))
+                    found.append(folder)
+        return found
 
     def publish(self, source: Path) -> int:
         """Publish a copy of the version folder `source` as a child of the current version.

@@ -9,7 +9,6 @@ from sqlalchemy import RowMapping
 from server.trial import THUMBS
 from thumbloop.store.erasure import Erasure
 from thumbloop.store.lineage import Inputs
-from thumbloop.store.versions import TAINTED
 from thumbloop.types import (
     Candidate,
     Extent,
@@ -34,8 +33,6 @@ _STATES = {
     state: admin_pb2.PolicyVersionState.Value(f"POLICY_VERSION_STATE_{state.name}")
     for state in VersionState
 }
-
-_NO_STATE = admin_pb2.POLICY_VERSION_STATE_UNSPECIFIED
 
 
 def response_of(
@@ -123,6 +120,7 @@ def version_of(version: PolicyVersion, *, is_available: bool) -> admin_pb2.Polic
         last_feedback_id=version.last_feedback_id,
         is_available=is_available,
         is_tainted=version.is_tainted,
+        collected_at=None if version.collected_at is None else timestamp_of(version.collected_at),
     )
 
 
@@ -144,10 +142,10 @@ def step_of(version: PolicyVersion, used: Inputs) -> admin_pb2.LineageStep:
 
 def event_of(row: RowMapping) -> admin_pb2.PolicyVersionEvent:
     """Return what happened to a version as callers see it."""
-    detail, is_taint = row["detail"], row["kind"] == TAINTED
+    detail = row["detail"]
     return admin_pb2.PolicyVersionEvent(
         at=timestamp_of(row["at"]),
-        state=_NO_STATE if is_taint else _STATES[VersionState(row["kind"])],
+        state=_STATES.get(row["kind"], admin_pb2.POLICY_VERSION_STATE_UNSPECIFIED),
         actor=row["actor"],
         reason=detail["reason"],
         evidence=measures_of(detail.get("evidence", {})),

@@ -19,6 +19,7 @@ from sqlalchemy import Engine as Database
 from server.access import Doorkeeper, credentials_of, refuse_strangers
 from server.admission import Admission, Quota
 from server.calibration import Calibration
+from server.collecting import Collector
 from server.concurrency import end_all
 from server.engine import Engine
 from server.engine.supervised import SupervisedEngine
@@ -131,6 +132,7 @@ class Application:
         self._tasks = [
             asyncio.create_task(supervisor.run(), name="supervise engine"),
             asyncio.create_task(erasures.watch(), name="scrub files"),
+            asyncio.create_task(self._collector.watch(), name="collect folders"),
         ]
         await self._say(health_pb2.HealthCheckResponse.SERVING)
 
@@ -158,10 +160,19 @@ class Application:
         expected = Expected(identity, verdict, engine.lora_shapes, self._config.engine.max_rank)
         folder, delivery = self._config.state.versions, self._config.delivery
         max_versions = self._config.engine.max_versions
+        loader = Loader(engine, self._routes, folder, expected, delivery, max_versions=max_versions)
+        ledger = Ledger(database, writer)
+        self._collector = Collector(
+            ledger,
+            lambda: loader.held,
+            folder,
+            delivery.keep_versions,
+            on_collected=self._metrics.observe_collected,
+        )
         swapper = Swapper(
-            Loader(engine, self._routes, folder, expected, delivery, max_versions=max_versions),
+            loader,
             self._routes,
-            Ledger(database, writer),
+            ledger,
             folder,
             delivery,
             max_versions=max_versions,

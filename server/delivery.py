@@ -4,7 +4,7 @@ It decides, `hotswap` acts, and asks again; so a crash between any two actions i
 next plan.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -221,7 +221,8 @@ def destination(versions: Sequence[PolicyVersion], move: Move) -> PolicyVersion:
 
     Raises VersionConflict: another than the expected one is current. UnknownPolicyVersion.
     InvalidRequest: it is current already, and a rollback has no canary to take back.
-    PolicyVersionUnavailable: it was rejected; or a rollback leads to one that never served or was taken back, or there is nothing to go back to.
+    PolicyVersionUnavailable: it was rejected, or its folder was deleted; or a rollback leads to one that
+    never served or was taken back, or there is nothing to go back to.
     """
     current, canary = current_of(versions), canary_of(versions)
     if current.version != move.expected:
@@ -230,7 +231,11 @@ def destination(versions: Sequence[PolicyVersion], move: Move) -> PolicyVersion:
         )
     by_number = {v.version: v for v in versions}
     if move.to is None:
-        return _ancestor(current, by_number)
+        if (target := rollback_target(versions)) is None:
+            raise PolicyVersionUnavailable(
+                f"there is nothing to go back to from version {current.version}"
+            )
+        return target
     if move.to not in by_number:
         raise UnknownPolicyVersion(f"there is no version {move.to}")
     found = by_number[move.to]
@@ -242,15 +247,21 @@ def destination(versions: Sequence[PolicyVersion], move: Move) -> PolicyVersion:
     if is_barred or (move.is_rollback and found.state is not VersionState.RETIRED):
         why = f" ({found.reason})" if found.reason else ""
         raise PolicyVersionUnavailable(f"version {move.to} is {found.state.value}{why}")
+    if found.collected_at is not None:
+        raise PolicyVersionUnavailable(
+            f"version {move.to} is {found.state.value}, and its folder was deleted"
+            " (delivery.keep_versions)"
+        )
     return found
 
 
-def _ancestor(version: PolicyVersion, by_number: Mapping[int, PolicyVersion]) -> PolicyVersion:
-    """Return the nearest ancestor that served and was not taken back."""
-    parent = version.parent
+def rollback_target(versions: Sequence[PolicyVersion]) -> PolicyVersion | None:
+    """Return the nearest ancestor of the current version that served, was not taken back and is there still."""
+    by_number = {v.version: v for v in versions}
+    parent = current_of(versions).parent
     while parent is not None:
         found = by_number[parent]
-        if found.state is VersionState.RETIRED:
+        if found.state is VersionState.RETIRED and found.collected_at is None:
             return found
         parent = found.parent
-    raise PolicyVersionUnavailable(f"there is nothing to go back to from version {version.version}")
+    return None

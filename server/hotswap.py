@@ -68,8 +68,9 @@ class Swapper:
     async def forget(self) -> None:
         """Forget what the engine held, as it died; `start` takes up what answers anew."""
         self._is_away = True
-        self._routes.clear()
-        await self._loader.forget()
+        async with self._loading:  # whatever is being loaded into it fails
+            self._routes.clear()
+            await self._loader.forget()
 
     async def end_trial(self, canary: int, reason: str) -> None:
         """Take back a canary, if it is on trial still. Raises StoreUnavailable."""

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection
@@ -11,8 +11,10 @@ from sqlalchemy import Engine as Database
 
 from server.delivery import Move, canary_of, current_of, destination
 from server.guards import GUARDS
+from server.references import collectable
 from server.trial import Evidence, Terms
 from thumbloop.config.delivery import Canary as Settings
+from thumbloop.errors import VersionConflict
 from thumbloop.store import GroupWriter, deployments, reading, trials, versions
 from thumbloop.types import DEFAULT_POLICY, WAITING, PolicyVersion, VersionState
 
@@ -151,6 +153,24 @@ class Ledger:
                 reason=reason,
                 detail=_detail(evidence),
             )
+
+        await self._writer.run(change)
+
+    async def collect(self, version: PolicyVersion, *, held: Collection[int], keep: int) -> None:
+        """Say that a version's folder is deleted, before it is.
+
+        Raises VersionConflict: it may not be any more; see references.collectable.
+        """
+        now = time.time()
+
+        def change(connection: Connection) -> None:
+            policy, rows = version.policy, versions.list_versions(connection, version.policy)
+            deployments.expect_current(connection, policy, current_of(rows).version)
+            rows = versions.list_versions(connection, policy)  # as nobody can change them by now
+            if version.version not in {v.version for v in collectable(rows, held=held, keep=keep)}:
+                raise VersionConflict(f"version {version.version} is needed again")
+            reason = f"its folder is deleted: delivery.keep_versions is {keep}"
+            deployments.collect(connection, policy, version.version, at=now, reason=reason)
 
         await self._writer.run(change)
 

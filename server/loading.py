@@ -14,10 +14,11 @@ from server.attestation import attest
 from server.concurrency import end_all
 from server.engine import Adapter, Engine
 from server.routes import LoadedVersion, Routes
-from server.verification import Expected, verify
+from server.verification import Expected, find_folder, verify
 from thumbloop import artifacts
 from thumbloop.config.delivery import Delivery
 from thumbloop.errors import EngineUnavailable, Overloaded, ThumbloopError
+from thumbloop.leases import Lease, hold
 from thumbloop.types import BASE_VERSION, WAITING, PolicyVersion
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,12 @@ class Loader:
         self._settings = settings
         self._max_versions = max_versions
         self._draining: dict[int, _Draining] = {}
+        self._leases: dict[int, Lease] = {}
+
+    @property
+    def held(self) -> frozenset[int]:
+        """Return the numbers of the versions whose folders are in use: being loaded, loaded, or draining."""
+        return frozenset(self._leases)
 
     async def load(
         self, version: PolicyVersion, rows: Mapping[int, PolicyVersion]
@@ -73,6 +80,18 @@ class Loader:
         name = f"{version.policy}-{version.version:06d}"
         if version.version == BASE_VERSION:
             return LoadedVersion(version, await self._engine.load_zero(f"{name}-policy"), None)
+        folder = find_folder(self._folder, version)
+        self._leases[version.version] = await asyncio.to_thread(hold, folder)
+        try:
+            return await self._load(name, folder, version, rows)
+        except BaseException:
+            self._leases.pop(version.version).close()
+            raise
+
+    async def _load(
+        self, name: str, folder: Path, version: PolicyVersion, rows: Mapping[int, PolicyVersion]
+    ) -> LoadedVersion:
+        """Verify, load and attest a version whose folder is held."""
         parent = rows[version.parent] if version.parent and version.state in WAITING else None
         manifest = await asyncio.to_thread(
             verify, self._folder, version, parent, self._expected, self._settings
@@ -80,12 +99,12 @@ class Loader:
         held: list[Adapter] = []
         try:
             for role in (artifacts.POLICY, artifacts.REWARD):
-                folder = self._folder / version.folder / role
-                held.append(await self._engine.load(f"{name}-{role}", folder))
+                adapter = await self._engine.load(f"{name}-{role}", folder / role)
+                held.append(adapter)
             loaded = LoadedVersion(version, *held)
             result = await attest(self._engine, self._expected.verdict, loaded, manifest)
         except ThumbloopError:
-            await self.unload(held)
+            await self._unload(held)
             raise
         log.info("version %d is attested: %s", version.version, result)
         return loaded
@@ -98,8 +117,10 @@ class Loader:
         task.add_done_callback(lambda _done: self._draining.pop(loaded.number))
 
     async def forget(self) -> None:
-        """Forget what drains: the engine that held it is gone."""
+        """Forget what was loaded and what drains: the engine that held it is gone."""
         await end_all([draining.task for draining in self._draining.values()])
+        for number in [*self._leases]:
+            self._leases.pop(number).close()
 
     async def _make_room(self) -> None:
         """Wait until the engine has two adapter slots free; beyond them it would evict one in use."""
@@ -115,9 +136,16 @@ class Loader:
             await self._routes.drain(loaded.number, float("inf"))
         self._draining[loaded.number].is_leaving = True
         with suppress(EngineUnavailable):  # an engine that died has forgotten everything
-            await self.unload(loaded.adapters)
+            await self.unload(loaded)
 
-    async def unload(self, adapters: Iterable[Adapter]) -> None:
-        """Take adapters out of the engine that no request uses."""
+    async def unload(self, loaded: LoadedVersion) -> None:
+        """Take a version out of the engine that no request uses, and let its folder go."""
+        try:
+            await self._unload(loaded.adapters)
+        finally:
+            if loaded.number in self._leases:  # all but the base model's
+                self._leases.pop(loaded.number).close()
+
+    async def _unload(self, adapters: Iterable[Adapter]) -> None:
         for adapter in adapters:
             await self._engine.unload(adapter)

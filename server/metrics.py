@@ -151,6 +151,12 @@ class ServerMetrics:
         self.engine_restarts = Counter(
             "thumbloop_engine_restarts", "Engines started in place of one that died.", registry=r
         )
+        self._collected = Counter(
+            "thumbloop_collected_versions", "Versions whose folders were deleted.", registry=r
+        )
+        self._collected_bytes = Counter(
+            "thumbloop_collected_bytes", "Size of what was deleted of them.", registry=r
+        )
         self.version = Gauge("thumbloop_policy_version", "The version that answers.", registry=r)
         self.store_queue = Gauge(
             "thumbloop_store_queue_changes", "Changes waiting for a commit.", registry=r
@@ -224,6 +230,11 @@ class ServerMetrics:
         self._swaps.labels(swap.result.value).inc()
         if swap.published_to_serving_s is not None:
             self._swap_seconds.observe(swap.published_to_serving_s)
+
+    def observe_collected(self, size_bytes: int) -> None:
+        """Count a version's folder that was deleted."""
+        self._collected.inc()
+        self._collected_bytes.inc(size_bytes)
 
     def observe_commit(self, _changes: int, seconds: float) -> None:
         """Count a commit of the store's writer."""

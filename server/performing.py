@@ -21,6 +21,7 @@ from server.delivery import (
     Try,
     Unload,
     current_of,
+    rollback_target,
 )
 from server.evidence import Look
 from server.ledger import Ledger
@@ -28,13 +29,13 @@ from server.loading import Loader
 from server.routes import Routes
 from thumbloop.config.delivery import Delivery
 from thumbloop.errors import BadPolicyVersion, SettingsError, ThumbloopError
-from thumbloop.types import PolicyVersion, VersionState
+from thumbloop.types import BASE_VERSION, PolicyVersion, VersionState
 
 log = logging.getLogger(__name__)
 
 Rows = Mapping[int, PolicyVersion]
 
-_OF_THE_SERVER = frozenset(
+OF_THE_SERVER = frozenset(
     {
         "engine_refused",
         "file_unreadable",
@@ -136,7 +137,7 @@ class Performer:
             if version.parent is None:
                 raise
             log.warning("version %d cannot be served again: %s", version.version, error)
-            await self._fall_back(version, version.parent, f"at start: {error}")
+            await self._fall_back(version, view.rows, f"at start: {error}")
             return True
         self._routes.add(loaded)
         is_canary = version.state is VersionState.CANARY
@@ -147,19 +148,24 @@ class Performer:
     def _blame(self, version: PolicyVersion, error: BadPolicyVersion) -> None:
         """Raise SettingsError where the fault is not the version's."""
         is_away = not (self._folder / version.policy).is_dir()
-        if error.reason in _OF_THE_SERVER or is_away:
+        if error.reason in OF_THE_SERVER or is_away:
             raise SettingsError(
                 f"version {version.version} is {version.state}, but this server cannot take it up"
                 f" ({error}); start with the settings and folders that it was served with"
             ) from None
 
-    async def _fall_back(self, version: PolicyVersion, parent: int, reason: str) -> None:
-        """Make the parent answer everybody, in the transaction that takes the version back."""
+    async def _fall_back(self, version: PolicyVersion, rows: Rows, reason: str) -> None:
+        """Take a damaged version back, in the transaction that lets another answer: of a canary its parent,
+        of the current version what a rollback leads to, else the base model."""
         if version.state is VersionState.CANARY:
-            await self._ledger.end_trial(version.version, expected=parent, reason=reason)
+            await self._ledger.end_trial(version.version, expected=_parent(version), reason=reason)
             return
+        target = rollback_target(list(rows.values()))
         await self._ledger.make_current(
-            parent, expected=version.version, leaves_as=VersionState.ROLLED_BACK, reason=reason
+            target.version if target else BASE_VERSION,
+            expected=version.version,
+            leaves_as=VersionState.ROLLED_BACK,
+            reason=reason,
         )
 
     async def _try(self, version: PolicyVersion, view: View, *, is_canary: bool) -> None:
@@ -182,7 +188,7 @@ class Performer:
                     reason=DIRECT,
                 )
         except ThumbloopError:
-            await self._loader.unload(loaded.adapters)  # the next step says what becomes of it
+            await self._loader.unload(loaded)  # the next step says what becomes of it
             raise
         self._routes.add(loaded)
         if is_canary:

@@ -12,6 +12,7 @@ from thumbloop import artifacts
 from thumbloop.artifacts import AdapterFacts, BaseModelIdentity, Manifest
 from thumbloop.config.delivery import Delivery
 from thumbloop.errors import BadPolicyVersion
+from thumbloop.leases import hold
 from thumbloop.rendering import VerdictTokens
 from thumbloop.types import PolicyVersion
 
@@ -44,7 +45,7 @@ def verify(
     before: its bytes, as the manifest's digest says, were compared with the parent's then.
     Raises BadPolicyVersion with a stable reason word.
     """
-    folder = _folder(versions, version)
+    folder = find_folder(versions, version)
     manifest = artifacts.read_manifest(folder, version.manifest_digest)
     artifacts.verify_files(folder, manifest)
     _check_files(manifest)
@@ -59,8 +60,8 @@ def verify(
     return manifest
 
 
-def _folder(versions: Path, version: PolicyVersion) -> Path:
-    """Return the folder that the row names, which nothing leads out of."""
+def find_folder(versions: Path, version: PolicyVersion) -> Path:
+    """Return the folder that the row names, which nothing leads out of. Raises BadPolicyVersion."""
     folder = versions / version.folder
     if ".." in folder.parts or not folder.is_relative_to(versions):
         raise BadPolicyVersion("wrong_folder", f"{version.folder} leads out of the versions")
@@ -116,9 +117,10 @@ def _check_identity(version: PolicyVersion, manifest: Manifest, expected: Expect
 
 def _norms_of_parent(versions: Path, parent: PolicyVersion) -> dict[str, Norms]:
     """Return the norms of each role, of what was published as the parent and nothing else."""
-    folder = _folder(versions, parent)
+    folder = find_folder(versions, parent)
     try:
-        artifacts.verify_files(folder, artifacts.read_manifest(folder, parent.manifest_digest))
-        return {r: adapters.norms(folder / r) for r in (artifacts.POLICY, artifacts.REWARD)}
+        with hold(folder):
+            artifacts.verify_files(folder, artifacts.read_manifest(folder, parent.manifest_digest))
+            return {r: adapters.norms(folder / r) for r in (artifacts.POLICY, artifacts.REWARD)}
     except BadPolicyVersion as error:
         raise BadPolicyVersion("parent_damaged", f"version {parent.version}: {error}") from None

@@ -37,13 +37,14 @@ class Server:
         self.swaps: list[Swap] = []
         self.writer = writer
         self._database = database
-        loader = Loader(
+        self.ledger = Ledger(database, writer)
+        self.loader = Loader(
             engine, self.routes, state.versions, expected, QUICK, max_versions=max_versions
         )
         self.swapper = Swapper(
-            loader,
+            self.loader,
             self.routes,
-            Ledger(database, writer),
+            self.ledger,
             state.versions,
             settings,
             max_versions=max_versions,

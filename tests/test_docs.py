@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from server.metrics import ServerMetrics
+from server.performing import OF_THE_SERVER
 from thumbloop.config import ServerConfig
 from thumbloop.config.reference import reference
 from thumbloop.v1 import admin_pb2, feedback_pb2, policy_pb2
@@ -39,6 +40,22 @@ def test_every_metric_is_explained(tmp_path):
     }
     assert len(families) > 15
     assert [name for name in families if f"`{name}" not in page] == []
+
+
+def test_every_reason_for_which_a_version_is_refused_says_what_to_do():
+    page = (DOCS / "operations.md").read_text()
+    table = page.partition("## Why a version was rejected")[2].partition("\n## ")[0]
+    rows = [line.partition("|")[2].partition("|")[0] for line in table.splitlines()]
+    explained = set(re.findall(r"`([a-z_]+)`", " ".join(rows)))
+    raised = {
+        reason
+        for package in ("server", "thumbloop")
+        for path in (ROOT / package).rglob("*.py")
+        for reason in re.findall(r'BadPolicyVersion\(\s*"([a-z_]+)"', path.read_text())
+    }
+    assert len(raised) > 25
+    assert explained == raised | {"superseded", "parent"}
+    assert set(re.findall(r"`([a-z_]+)`\*", " ".join(rows))) == OF_THE_SERVER
 
 
 @pytest.mark.parametrize("file", [policy_pb2, feedback_pb2, admin_pb2])

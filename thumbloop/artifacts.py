@@ -31,6 +31,7 @@ VALUE = "value"
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
+_COLLECTED = re.compile(r"\.\d{6,}\.collected")
 _OURS = re.compile(r"\d{6,}|\.\d{6,}\.\d+\.tmp")
 """Names that a writer gives, before and after the rename; whatever else lies there is somebody's."""
 
@@ -270,6 +271,27 @@ def remove_unpublished(versions: Path, policy: str, published: Iterable[int]) ->
     for orphan in orphans:
         shutil.rmtree(orphan)
     return sorted(orphan.name for orphan in orphans)
+
+
+def set_aside(versions: Path, policy: str, version: int) -> int:
+    """Take a version's folder out of everybody's sight, for sweep() to remove; return its size in bytes.
+
+    It goes at once, and for good before any of it is removed. Raises OSError.
+    """
+    folder = versions / folder_of(policy, version)
+    if not folder.exists():
+        return 0
+    size_bytes = sum(path.lstat().st_size for path in folder.rglob("*"))
+    folder.rename(folder.with_name(f".{folder.name}.collected"))
+    sync(folder.parent)
+    return size_bytes
+
+
+def sweep(versions: Path, policy: str) -> None:
+    """Remove what was set aside, now or before a crash; what does not go stays for the next time."""
+    for path in (versions / policy).glob(".*"):
+        if _COLLECTED.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def file_digest(path: Path) -> str:

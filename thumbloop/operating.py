@@ -37,7 +37,11 @@ def versions(
     for version in listed.policy_versions:
         table.add_row(
             str(version.policy_version),
-            state_in_words(version.state, is_tainted=version.is_tainted),
+            state_in_words(
+                version.state,
+                is_tainted=version.is_tainted,
+                is_deleted=version.HasField("collected_at"),
+            ),
             str(version.parent_version) if version.HasField("parent_version") else "",
             str(version.feedback_count),
             version.published_at.ToDatetime().strftime("%Y-%m-%d %H:%M:%S"),

@@ -21,10 +21,13 @@ Subject = Annotated[
 ]
 
 
-def state_in_words(state: "admin_pb2.PolicyVersionState.ValueType", *, is_tainted: bool) -> str:
-    """Return a version's state, and whether it is tainted."""
+def state_in_words(
+    state: "admin_pb2.PolicyVersionState.ValueType", *, is_tainted: bool, is_deleted: bool = False
+) -> str:
+    """Return a version's state, whether its folder was deleted, and whether it is tainted."""
     name = admin_pb2.PolicyVersionState.Name(state).removeprefix(_STATE).lower()
-    return f"{name}, tainted" if is_tainted else name
+    found = (name, "deleted" if is_deleted else "", "tainted" if is_tainted else "")
+    return ", ".join(filter(None, found))
 
 
 @app.command()

@@ -302,6 +302,8 @@ class PolicyVersion:
     reason: str = ""
     is_tainted: bool = False
     """It, or an ancestor, learned from a user's data that was erased since."""
+    collected_at: float | None = None
+    """When its folder was deleted; None while it is there."""
 
 
 @dataclass(frozen=True, slots=True)

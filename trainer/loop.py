@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter, sleep, time
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from sqlalchemy import Engine
 
 from thumbloop.artifacts import BaseModelIdentity
 from thumbloop.config import TrainerConfig
-from thumbloop.errors import StoreUnavailable
+from thumbloop.errors import BadPolicyVersion, StoreUnavailable
+from thumbloop.leases import hold
 from thumbloop.store import feedback, preferences, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion
 from trainer import components, dataset, probes, publishing
@@ -98,11 +100,28 @@ class Loop:
             return False
         self._waiting_for = ""
         try:
-            self._round(due, data)
+            with self._hold(due.parent):
+                self._round(due, data)
         except StoreUnavailable as error:
             self._drop(due, error)
             return False
         return True
+
+    def _hold(self, parent: PolicyVersion) -> AbstractContextManager[object]:
+        """Keep the parent's folder from being deleted; none of our processes has to do the same.
+
+        Raises StoreUnavailable: it was deleted, as others are current by now. BadPolicyVersion: it is gone otherwise.
+        """
+        if not parent.policy_digest:
+            return nullcontext()
+        try:
+            return hold(self._config.state.versions / parent.folder)
+        except BadPolicyVersion:
+            with reading(self._engine) as connection:
+                found = versions.get(connection, parent.policy, parent.version)
+            if found is None or found.collected_at is None:
+                raise
+            raise StoreUnavailable(f"version {parent.version} is not current any more") from None
 
     def _due(self) -> Due | None:
         """Return what the next round is about, once there is feedback for it."""

@@ -10,8 +10,9 @@ from sqlalchemy import Connection, delete, insert, select, text, update
 from experiments.consistency import look
 from tests.bench import Bench
 from tests.rows import finished_round, interaction, rated, version
+from thumbloop import artifacts
 from thumbloop.artifacts import MANIFEST
-from thumbloop.store import feedback, interactions, preferences, schema, versions
+from thumbloop.store import deployments, feedback, interactions, preferences, schema, versions
 from thumbloop.types import VersionState
 
 
@@ -45,6 +46,22 @@ def test_nothing_is_wrong_with_what_a_trainer_leaves(bench: Bench):
     first, second = (inputs for *_, inputs in found.outcome.rounds)
     assert (len(first["preference"]), len(second["preference"])) == (8, 8)
     assert set(second["old_preference"]) <= set(first["preference"])
+
+
+def test_a_folder_that_was_deleted_is_missed_only_where_somebody_needs_it(bench: Bench):
+    artifacts.set_aside(bench.config.state.versions, "default", 2)
+    assert [words.partition(":")[0] for words in look(bench.config.state.folder).wrong] == [
+        "version 2 is visible and does not verify"
+    ]
+    with bench.engine.begin() as connection:
+        deployments.collect(connection, "default", 2, at=3.0, reason="")
+    found = look(bench.config.state.folder)
+    assert found.wrong == []
+    assert found.leftovers == [".000002.collected is there, and no row names it"]
+    with bench.engine.begin() as connection:
+        deployments.collect(connection, "default", 1, at=3.0, reason="")
+    wrong = look(bench.config.state.folder).wrong
+    assert wrong == ["version 1 is current, and its folder was deleted"]
 
 
 Change = Callable[[Connection], object]

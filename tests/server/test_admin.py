@@ -5,10 +5,12 @@ from pathlib import Path
 import grpc
 import pytest
 
+from server import collecting
 from tests.publishing import Publisher
 from tests.refusals import fields, refused
 from tests.rows import finished_round, version
-from tests.serving import Running
+from tests.serving import Running, running, until
+from thumbloop.config import State
 from thumbloop.store import deployments, versions
 from thumbloop.types import DEFAULT_POLICY, VersionState
 from thumbloop.v1 import admin_pb2
@@ -120,6 +122,35 @@ async def test_a_rollback_and_a_promotion_reach_the_next_request(
     shown = await server.client.promote(1, expected_current=0)
     assert (shown.policy_version, shown.reason) == (1, "promoted")
     assert (await server.generate("hello")).policy_version == 1
+
+
+async def test_a_version_whose_folder_was_deleted_says_so_and_is_not_promoted(
+    tiny_model: Path, state: State, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(collecting, "_INTERVAL_S", 0.02)
+    settings = {"poll_interval_s": 0.02, "keep_versions": 1}
+    async with running(tiny_model, state, delivery=settings, engine={"max_versions": 3}) as server:
+        for number in (1, 2, 3, 4):
+            publisher.publish(number, number - 1)
+            await server.serves(number)
+        folder = state.versions / DEFAULT_POLICY
+        left = {"000000", "000003", "000004"}
+        await until(lambda: {p.name for p in folder.iterdir()} == left)
+        answer = await server.admin.GetPolicyVersion(Get(policy_version=1))
+        shown, event = answer.policy_version, answer.events[-1]
+        assert shown.state == admin_pb2.POLICY_VERSION_STATE_RETIRED
+        assert shown.collected_at == event.at
+        assert event.state == admin_pb2.POLICY_VERSION_STATE_UNSPECIFIED
+        assert event.reason == "its folder is deleted: delivery.keep_versions is 1"
+        there = (await server.admin.GetPolicyVersion(Get(policy_version=3))).policy_version
+        assert not there.HasField("collected_at")
+        promoting = Promote(policy_version=2, expected_current_version=4)
+        error = await refused(server.admin.PromotePolicyVersion(promoting))
+        assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "its folder was deleted" in error.details()
+        value = server.application._metrics.registry.get_sample_value
+        assert value("thumbloop_collected_versions_total") == 2
+        assert value("thumbloop_collected_bytes_total") > 50_000
 
 
 async def test_a_move_from_another_version_than_the_caller_saw_is_aborted(server: Running):

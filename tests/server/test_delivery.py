@@ -15,6 +15,7 @@ from server.delivery import (
     Unload,
     destination,
     plan,
+    rollback_target,
 )
 from server.trial import Ruling, Verdict
 from tests.rows import version
@@ -247,6 +248,19 @@ def test_a_rollback_to_the_current_version_takes_back_the_canary():
     assert destination(ON_TRIAL, move(2, 1, is_rollback=False)).version == 2
     with pytest.raises(PolicyVersionUnavailable, match="version 2 is canary"):
         destination(ON_TRIAL, move(2, 1))
+
+
+def test_what_was_deleted_is_not_moved_to_and_a_rollback_passes_it_by():
+    versions = [*LINE[:2], replace(LINE[2], collected_at=9.0), *LINE[3:]]
+    for is_rollback in (True, False):
+        with pytest.raises(
+            PolicyVersionUnavailable, match="version 2 is retired, and its folder was deleted"
+        ):
+            destination(versions, move(2, 4, is_rollback=is_rollback))
+    assert destination(versions, move(None, 4)).version == 0
+    assert rollback_target(LINE) == LINE[2]
+    assert rollback_target(rows(CURRENT)) is None
+    assert rollback_target(rows(ROLLED_BACK, CURRENT)) is None
 
 
 def test_from_the_base_model_there_is_no_way_back():

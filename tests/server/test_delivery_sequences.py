@@ -1,4 +1,5 @@
-"""Whatever happens in whatever order, on one server or two, the planner's actions are sound."""
+"""Whatever happens in whatever order, on one server or two, the planner's actions are sound, and no folder is
+deleted that somebody needs."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from server.delivery import (
     destination,
     plan,
 )
+from server.references import collectable
 from server.trial import Ruling, Verdict
 from tests.rows import version
 from thumbloop.errors import InvalidRequest, PolicyVersionUnavailable, VersionConflict
@@ -50,7 +52,7 @@ class Store:
 
     def publish(self, parent: int) -> None:
         number = len(self.versions)
-        self.versions.append(version(number, parent % number, state_since=float(number)))
+        self.versions.append(version(number, parent, state_since=float(number)))
 
     def decide(self, number: int, state: VersionState) -> None:
         _expect(self.versions[number].state in WAITING)
@@ -69,7 +71,28 @@ class Store:
         _expect(self.current == expected and self.canary == number)
         self._set(number, VersionState.ROLLED_BACK)
 
+    def collect(self, number: int) -> None:
+        self.versions[number] = replace(self.versions[number], collected_at=self._clock)
+
+    @property
+    def there(self) -> set[int]:
+        """Return the versions whose folders are there."""
+        return {v.version for v in self.versions if v.collected_at is None}
+
+    def needed(self) -> set[int]:
+        """Return what the rows need, said in other words than the code's."""
+        needed = {0, self.current, self.canary or 0}
+        for each in self.versions:
+            if each.state in WAITING:
+                needed |= {each.version, each.parent or 0}
+        try:
+            back = Move(None, self.current, is_rollback=True, reason="", actor="")
+            return needed | {destination(self.versions, back).version}
+        except PolicyVersionUnavailable:
+            return needed
+
     def _set(self, number: int, state: VersionState) -> None:
+        assert number in self.there, "what was deleted never serves again"
         self._clock += 1
         self.versions[number] = replace(self.versions[number], state=state, state_since=self._clock)
 
@@ -90,9 +113,10 @@ class Server:
         self.routed = Routed()
         self._pending: list[Action] = []
         self._seen: list[PolicyVersion] = []
+        self._idle: list[int] = []
 
     def restart(self) -> None:
-        self.loaded, self.routed, self._pending = set(), Routed(), []
+        self.loaded, self.routed, self._pending, self._idle = set(), Routed(), [], []
 
     def plan(self, *, has_trials: bool, verdict: Verdict | None) -> list[Action]:
         self._seen = list(self.store.versions)
@@ -174,7 +198,27 @@ class Server:
         self.routed = Routed(found.version)
         self._pending = []
 
+    def look(self, keep: int) -> None:
+        """See which folders may go."""
+        self._idle = [v.version for v in self._collectable(keep)]
+
+    def collect(self, keep: int, others: set[int]) -> None:
+        """Delete the next of them, where no lock of another server's is on it and the store agrees still."""
+        number = self._idle.pop(0) if self._idle else None
+        if number in {v.version for v in self._collectable(keep)} - others:
+            assert number is not None
+            before = self.store.needed()
+            self.store.collect(number)
+            assert number not in before
+            assert before <= self.store.there, "nobody's way back was taken away"
+
+    def _collectable(self, keep: int) -> list[PolicyVersion]:
+        return collectable(self.store.versions, held=self.loaded, keep=keep)
+
     def _load(self, number: int) -> None:
+        if number not in self.store.there:
+            assert number not in self.store.needed()
+            raise VersionConflict("it was deleted since that was planned")
         self.loaded.add(number)
         assert len(self.loaded) <= self.room
 
@@ -183,11 +227,17 @@ class Server:
 
 
 Event = tuple[str, int]
-NAMES = ("publish", "child", "plan", "act", "act", "act", "restart", "promote", "roll back", "mode")
+NAMES = (
+    *("publish", "child", "plan", "act", "act", "act", "restart", "promote", "roll back", "mode"),
+    *("look", "collect", "collect"),
+)
 
 
-def play(keep: int, events: list[Event]) -> None:
-    """Let events happen to two servers on one store, then let these come to rest."""
+def play(keep: int, events: list[Event], folders: int = 1) -> None:
+    """Let events happen to two servers on one store, then let these come to rest.
+
+    `keep` is how many versions an engine holds beyond its need, `folders` how many the folder does.
+    """
     store = Store()
     servers = [Server(store, keep), Server(store, keep)]
     has_trials = True
@@ -196,7 +246,8 @@ def play(keep: int, events: list[Event]) -> None:
         server = servers[number % 2]
         match name:
             case "publish":
-                store.publish(number)
+                parents = sorted(store.there)  # a trainer's was current a moment ago
+                store.publish(parents[number % len(parents)])
             case "child":
                 store.publish(store.current)
             case "plan":
@@ -209,11 +260,28 @@ def play(keep: int, events: list[Event]) -> None:
                 server.move(number, is_rollback=name == "roll back")
             case "mode":
                 has_trials = not has_trials
+            case "look":
+                server.look(folders)
+            case "collect":
+                server.collect(folders, servers[1 - number % 2].loaded)
         assert store.current is not None  # exactly one, and at most one canary: else it raises
         assert store.canary is None or store.canary != store.current
+        assert store.needed() <= store.there
         for each in servers:
             each.check()
+            assert each.loaded <= store.there
     _rest(store, servers)
+    _collect_all(store, servers, folders)
+
+
+def _collect_all(store: Store, servers: list[Server], folders: int) -> None:
+    """Whatever may go goes, and what is left is bounded."""
+    loaded = set[int]().union(*(server.loaded for server in servers))
+    for server, other in zip(servers, reversed(servers), strict=True):
+        server.look(folders)
+        for _ in store.versions:
+            server.collect(folders, other.loaded)
+    assert len(store.there) <= folders + len(store.needed() | loaded)
 
 
 def _rest(store: Store, servers: list[Server]) -> None:
@@ -238,9 +306,9 @@ def _rest(store: Store, servers: list[Server]) -> None:
 EVENTS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 29)), max_size=60)
 
 
-@given(st.integers(0, 3), EVENTS)
-def test_whatever_happens_the_plan_is_sound(keep: int, events: list[Event]):
-    play(keep, events)
+@given(st.integers(0, 3), EVENTS, st.integers(1, 3))
+def test_whatever_happens_the_plan_is_sound(keep: int, events: list[Event], folders: int):
+    play(keep, events, folders)
 
 
 def test_ten_thousand_sequences_of_events_are_sound():
@@ -249,7 +317,7 @@ def test_ten_thousand_sequences_of_events_are_sound():
     for _ in range(SEQUENCES):
         events = [(rng.choice(NAMES), rng.randrange(30)) for _ in range(rng.randrange(80))]
         seen.update(name for name, _ in events)
-        play(rng.randrange(4), events)
+        play(rng.randrange(4), events, rng.randrange(1, 4))
     assert seen == set(NAMES)
 
 
@@ -267,5 +335,41 @@ def test_a_planner_that_leaves_something_out_is_found_out(
 ):
     sound = plan
     monkeypatch.setitem(globals(), "plan", lambda *rows, **options: breaks(sound(*rows, **options)))
+    with pytest.raises(AssertionError):
+        test_ten_thousand_sequences_of_events_are_sound()
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    [
+        pytest.param(lambda _found, rows, _held: rows[1:], id="anything"),
+        pytest.param(lambda _found, _rows, _held: [], id="nothing"),
+        pytest.param(
+            lambda _found, rows, held: [
+                v for v in rows[1:] if v.version not in held and v.state is VersionState.RETIRED
+            ],
+            id="where a rollback leads",
+        ),
+        pytest.param(
+            lambda found, rows, _held: found or [v for v in rows[1:] if v.state in WAITING],
+            id="what waits",
+        ),
+        pytest.param(
+            lambda found, rows, held: (
+                found or [v for v in rows if v.version in held and v.state is VersionState.RETIRED]
+            ),
+            id="what is loaded",
+        ),
+    ],
+)
+def test_a_collector_that_takes_too_much_or_nothing_is_found_out(
+    breaks: Callable[..., list[PolicyVersion]], monkeypatch: pytest.MonkeyPatch
+):
+    sound = collectable
+
+    def broken(rows: list[PolicyVersion], *, held: set[int], keep: int) -> list[PolicyVersion]:
+        return breaks(sound(rows, held=held, keep=keep), rows, held)
+
+    monkeypatch.setitem(globals(), "collectable", broken)
     with pytest.raises(AssertionError):
         test_ten_thousand_sequences_of_events_are_sound()

@@ -36,6 +36,8 @@ OURS = {
     "thumbloop_reward",
     "thumbloop_feedback",
     "thumbloop_swaps",
+    "thumbloop_collected_versions",
+    "thumbloop_collected_bytes",
     "thumbloop_published_to_serving_seconds",
     "thumbloop_engine_restarts",
     "thumbloop_policy_version",

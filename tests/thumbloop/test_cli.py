@@ -26,14 +26,14 @@ from typer.testing import CliRunner
 from server.engine import Sampled
 from tests.fakes import FakeEngine
 from tests.publishing import FakeSpeaker, Publisher
-from tests.rows import finished_round
+from tests.rows import finished_round, version
 from tests.serving import Running, running
 from thumbloop import cli
 from thumbloop.client import AsyncClient, Client, GenerateOptions
 from thumbloop.config import ServerConfig, State, Verdict, load
 from thumbloop.errors import Overloaded, PermissionDenied, Unauthenticated
 from thumbloop.rendering import verdict_tokens
-from thumbloop.store import feedback, interactions, reading
+from thumbloop.store import deployments, feedback, interactions, reading
 from thumbloop.store import versions as store_versions
 from thumbloop.types import (
     DEFAULT_POLICY,
@@ -45,6 +45,7 @@ from thumbloop.types import (
     Role,
     Strategy,
     User,
+    VersionState,
 )
 
 SETTINGS = {"settings": {"ppo": {"kl_coef": 0.125}}}
@@ -286,6 +287,18 @@ async def test_lineage_is_of_a_version_or_of_a_user(
     done = await thumbloop("lineage", *arguments)
     assert done.exit_code == 2
     assert words in done.stderr
+
+
+async def test_a_version_whose_folder_was_deleted_is_shown_as_such(server: Running, thumbloop: Any):
+    assert server.database is not None
+    with server.database.begin() as connection:
+        store_versions.finish_round(connection, finished_round(1), version(1))
+        deployments.set_state(connection, "default", 1, VersionState.REJECTED, at=1.0)
+        deployments.collect(connection, "default", 1, at=2.0, reason="")
+    done = await thumbloop("versions")
+    first, second = done.stdout.partition("│ 1 ")[2].splitlines()[:2]  # it is wrapped
+    assert "rejected," in first
+    assert "deleted" in second
 
 
 # Talking

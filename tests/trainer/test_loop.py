@@ -12,10 +12,11 @@ from thumbloop.config import TrainerConfig
 from thumbloop.config.shared import RewardComponent
 from thumbloop.config.trainer import Gate, RewardFit, Round, Supervised
 from thumbloop.errors import BadPolicyVersion, StoreUnavailable
-from thumbloop.store import interactions, preferences, reading
+from thumbloop.leases import claim
+from thumbloop.store import deployments, interactions, preferences, reading
 from thumbloop.store.schema import round_inputs
 from thumbloop.types import VersionState
-from trainer import dataset, publishing, reward
+from trainer import dataset, probes, publishing, reward
 from trainer.learning import Lesson
 from trainer.loop import LONGEST_REST_S, RESTS_PER_LOOK
 from trainer.ppo import NotFinite
@@ -406,6 +407,49 @@ def test_nothing_is_trained_from_a_version_of_another_base_model(bench):
     with pytest.raises(BadPolicyVersion, match="wrong_base_model"):
         bench.new_loop().step()
     assert (len(bench.rounds()), bench.versions()) == (1, [0, 1])
+
+
+def test_nobody_deletes_the_parent_of_a_round_that_is_under_way(bench, monkeypatch):
+    bench.rate(40)
+    bench.loop.step()
+    bench.adopt(1)
+    bench.rate(40, version=1)
+    folder = bench.config.state.versions / bench.get(1).folder
+    claimed: list[bool] = []
+    make = probes.make
+
+    def look(*arguments, **options):
+        with claim(folder) as is_ours:
+            claimed.append(is_ours)
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(probes, "make", look)  # the last step before the version is written
+    bench.loop.step()
+    with claim(folder) as is_ours:
+        assert (claimed, is_ours) == ([False], True)
+
+
+def test_a_round_whose_parent_was_deleted_meanwhile_is_dropped(bench, monkeypatch):
+    """Others came and were current between the look into the store and the round's beginning."""
+    bench.rate(40)
+    bench.loop.step()
+    bench.adopt(1)
+    bench.rate(40, version=1)
+    read = bench.loop._read
+
+    def late(due):
+        data = read(due)
+        bench.adopt(0)
+        with bench.engine.begin() as connection:
+            deployments.collect(connection, "default", 1, at=2.0, reason="")
+        artifacts.set_aside(bench.config.state.versions, "default", 1)
+        return data
+
+    monkeypatch.setattr(bench.loop, "_read", late)
+    assert not bench.loop.step()
+    assert "dropped, as version 1 is not current any more" in bench.lines[-1]
+    assert (len(bench.rounds()), bench.versions()) == (1, [0, 1])
+    assert bench.new_feedback(0) == 80
 
 
 def test_it_rests_from_the_whole_round_once_the_version_is_published(bench, monkeypatch):

@@ -84,3 +84,6 @@ class Delivery(Section):
     """Update norms below this count as this for max_norm_factor: a young adapter may grow."""
     max_update_norm: float = Field(1e3, gt=0)
     """Largest Frobenius norm of any module's update."""
+    keep_versions: int = Field(10, ge=1)
+    """Versions that nobody needs whose folders are kept, the last ones that served first; beside those that
+    answer, wait, are loaded or that a rollback leads to. Of several servers the smallest number holds."""

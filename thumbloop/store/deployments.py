@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, insert, select
+from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
 from thumbloop.errors import VersionConflict
 from thumbloop.store import versions
 from thumbloop.store.schema import deployments, events
 from thumbloop.types import WAITING, VersionState
+
+COLLECTED = "collected"
+"""The kind of event that says that a version's folder was deleted."""
 
 
 def set_state(
@@ -69,9 +72,12 @@ def make_current(
     """Make a version current in the place of the expected one, which goes into another state.
 
     `reason` is why the one came, or why the other was taken back. Raises VersionConflict: another one
-    is current; nothing is changed then.
+    is current, or its folder was deleted; nothing is changed then.
     """
-    _expect_current(connection, policy, expected)
+    expect_current(connection, policy, expected)
+    found = versions.get(connection, policy, version)
+    if found is not None and found.collected_at is not None:
+        raise VersionConflict(f"the folder of version {version} was deleted meanwhile")
     if leaves_as is not VersionState.RETIRED:
         set_state(connection, policy, expected, leaves_as, at=at, reason=reason, actor=actor)
         reason = f"version {expected} was taken back: {reason}"
@@ -100,7 +106,7 @@ def begin_trial(
 
     Raises VersionConflict: another one is current, or there is a canary; nothing is changed then.
     """
-    _expect_current(connection, policy, expected)
+    expect_current(connection, policy, expected)
     if (other := versions.canary(connection, policy)) is not None:
         raise VersionConflict(f"version {other.version} is on trial already")
     set_state(
@@ -123,7 +129,7 @@ def end_trial(
 
     Raises VersionConflict: another one than the expected is current, or it is no canary any more.
     """
-    _expect_current(connection, policy, expected)
+    expect_current(connection, policy, expected)
     found = versions.canary(connection, policy)
     if found is None or found.version != version:
         raise VersionConflict(f"version {version} is not on trial")
@@ -136,6 +142,25 @@ def end_trial(
         reason=reason,
         actor=actor,
         detail=detail,
+    )
+
+
+def collect(connection: Connection, policy: str, version: int, *, at: float, reason: str) -> None:
+    """Say that a version's folder is deleted: it never serves again. Its state stays what it is."""
+    connection.execute(
+        update(deployments)
+        .where(deployments.c.policy == policy, deployments.c.version == version)
+        .values(collected_at=at)
+    )
+    connection.execute(
+        insert(events).values(
+            at=at,
+            kind=COLLECTED,
+            policy=policy,
+            version=version,
+            actor="server",
+            detail={"reason": reason},
+        )
     )
 
 
@@ -155,7 +180,7 @@ def terms_of_trial(connection: Connection, policy: str, version: int) -> Mapping
     return terms
 
 
-def _expect_current(connection: Connection, policy: str, expected: int) -> None:
+def expect_current(connection: Connection, policy: str, expected: int) -> None:
     """Raise VersionConflict where another version is current; hold on to it until the transaction ends."""
     of_current = select(deployments.c.version).where(
         deployments.c.policy == policy, deployments.c.state == VersionState.CURRENT.value

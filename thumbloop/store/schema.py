@@ -141,6 +141,7 @@ deployments = Table(  # what the server made of a version; no row: not looked at
     Column("state", String(16), nullable=False),
     Column("since", Double, nullable=False),
     Column("reason", Text, nullable=False),
+    Column("collected_at", Double),  # null: its folder is there
 )
 
 events = Table(

@@ -63,7 +63,13 @@ def _tainted(connection: Connection, policy: str) -> set[int]:
 
 def _versions_of(policy: str) -> Select[Any]:
     return (
-        select(policy_versions, deployments.c.state, deployments.c.since, deployments.c.reason)
+        select(
+            policy_versions,
+            deployments.c.state,
+            deployments.c.since,
+            deployments.c.reason,
+            deployments.c.collected_at,
+        )
         .outerjoin(
             deployments,
             (deployments.c.policy == policy_versions.c.policy)
@@ -197,4 +203,5 @@ def _version_of(row: RowMapping, *, is_tainted: bool) -> PolicyVersion:
         state_since=row["since"] or row["published_at"],
         reason=row["reason"] or "",
         is_tainted=is_tainted,
+        collected_at=row["collected_at"],
     )

@@ -105,6 +105,7 @@ class PolicyVersion(_message.Message):
     LAST_FEEDBACK_ID_FIELD_NUMBER: _builtins.int
     IS_AVAILABLE_FIELD_NUMBER: _builtins.int
     IS_TAINTED_FIELD_NUMBER: _builtins.int
+    COLLECTED_AT_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Name of the policy."""
     policy_version: _builtins.int
@@ -141,6 +142,10 @@ class PolicyVersion(_message.Message):
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """What the trainer measured, by name; units in the names."""
 
+    @_builtins.property
+    def collected_at(self) -> _timestamp_pb2.Timestamp:
+        """When its folder was deleted to save space, UTC; absent while it is there. It cannot serve any more."""
+
     def __init__(
         self,
         *,
@@ -159,10 +164,11 @@ class PolicyVersion(_message.Message):
         last_feedback_id: _builtins.int = ...,
         is_available: _builtins.bool = ...,
         is_tainted: _builtins.bool = ...,
+        collected_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_parent_version", b"_parent_version", "parent_version", b"parent_version", "published_at", b"published_at", "state_since", b"state_since"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_parent_version", b"_parent_version", "collected_at", b"collected_at", "parent_version", b"parent_version", "published_at", b"published_at", "state_since", b"state_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parent_version", b"_parent_version", "feedback_count", b"feedback_count", "first_feedback_id", b"first_feedback_id", "is_available", b"is_available", "is_tainted", b"is_tainted", "last_feedback_id", b"last_feedback_id", "metrics", b"metrics", "parent_version", b"parent_version", "policy", b"policy", "policy_digest", b"policy_digest", "policy_version", b"policy_version", "published_at", b"published_at", "reason", b"reason", "reward_digest", b"reward_digest", "state", b"state", "state_since", b"state_since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parent_version", b"_parent_version", "collected_at", b"collected_at", "feedback_count", b"feedback_count", "first_feedback_id", b"first_feedback_id", "is_available", b"is_available", "is_tainted", b"is_tainted", "last_feedback_id", b"last_feedback_id", "metrics", b"metrics", "parent_version", b"parent_version", "policy", b"policy", "policy_digest", b"policy_digest", "policy_version", b"policy_version", "published_at", b"published_at", "reason", b"reason", "reward_digest", b"reward_digest", "state", b"state", "state_since", b"state_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__parent_version: _TypeAlias = _typing.Literal["parent_version"]  # noqa: Y015
     _WhichOneofArgType__parent_version: _TypeAlias = _typing.Literal["_parent_version", b"_parent_version"]  # noqa: Y015
@@ -504,7 +510,7 @@ Global___UserInfluence: _TypeAlias = UserInfluence  # noqa: Y015
 
 @_typing.final
 class PolicyVersionEvent(_message.Message):
-    """Something happened to a version: it came into a state, or was found to be tainted."""
+    """Something happened to a version: it came into a state, was found to be tainted, or its folder was deleted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -514,7 +520,7 @@ class PolicyVersionEvent(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
     state: Global___PolicyVersionState.ValueType
-    """The state it came into; unspecified when it was found to be tainted."""
+    """The state it came into; unspecified where something else happened to it, as the reason says."""
     actor: _builtins.str
     """Who decided: "server", or the subject of the token, "operator" where there is none; "user" for
     somebody who had their own data erased.

@@ -90,7 +90,7 @@ class AdminServiceServicer:
     def PromotePolicyVersion(self, request, context):
         """Makes a version current; new requests go there when this returns. A trial that runs is over.
         Errors: ABORTED when the current version is not the expected one. NOT_FOUND. FAILED_PRECONDITION when
-        the version was rejected or fails its checks now. INVALID_ARGUMENT when it is current already.
+        the version was rejected, its folder was deleted, or it fails its checks now. INVALID_ARGUMENT when it is current already.
         RESOURCE_EXHAUSTED when the engine has no room for it yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

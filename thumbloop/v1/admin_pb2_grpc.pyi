@@ -42,7 +42,7 @@ class AdminServiceStub:
     PromotePolicyVersion: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PromotePolicyVersionRequest, _admin_pb2.PromotePolicyVersionResponse]
     """Makes a version current; new requests go there when this returns. A trial that runs is over.
     Errors: ABORTED when the current version is not the expected one. NOT_FOUND. FAILED_PRECONDITION when
-    the version was rejected or fails its checks now. INVALID_ARGUMENT when it is current already.
+    the version was rejected, its folder was deleted, or it fails its checks now. INVALID_ARGUMENT when it is current already.
     RESOURCE_EXHAUSTED when the engine has no room for it yet.
     """
     RollbackPolicyVersion: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RollbackPolicyVersionRequest, _admin_pb2.RollbackPolicyVersionResponse]
@@ -65,7 +65,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     PromotePolicyVersion: _aio.UnaryUnaryMultiCallable[_admin_pb2.PromotePolicyVersionRequest, _admin_pb2.PromotePolicyVersionResponse]  # type: ignore[assignment]
     """Makes a version current; new requests go there when this returns. A trial that runs is over.
     Errors: ABORTED when the current version is not the expected one. NOT_FOUND. FAILED_PRECONDITION when
-    the version was rejected or fails its checks now. INVALID_ARGUMENT when it is current already.
+    the version was rejected, its folder was deleted, or it fails its checks now. INVALID_ARGUMENT when it is current already.
     RESOURCE_EXHAUSTED when the engine has no room for it yet.
     """
     RollbackPolicyVersion: _aio.UnaryUnaryMultiCallable[_admin_pb2.RollbackPolicyVersionRequest, _admin_pb2.RollbackPolicyVersionResponse]  # type: ignore[assignment]
@@ -109,7 +109,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.PromotePolicyVersionResponse, _abc.Awaitable[_admin_pb2.PromotePolicyVersionResponse]]:
         """Makes a version current; new requests go there when this returns. A trial that runs is over.
         Errors: ABORTED when the current version is not the expected one. NOT_FOUND. FAILED_PRECONDITION when
-        the version was rejected or fails its checks now. INVALID_ARGUMENT when it is current already.
+        the version was rejected, its folder was deleted, or it fails its checks now. INVALID_ARGUMENT when it is current already.
         RESOURCE_EXHAUSTED when the engine has no room for it yet.
         """
 

@@ -41,10 +41,10 @@ class Observer:
         self._ledger = ledger
         self._measured: dict[str, dict[str, float]] = {}
 
-    async def look(self, canary: PolicyVersion, terms: Terms) -> Look:
-        """Return what there is to say. Raises StoreUnavailable."""
+    async def look(self, canary: PolicyVersion, current: PolicyVersion, terms: Terms) -> Look:
+        """Return what there is to say of a canary beside the current version. Raises StoreUnavailable."""
         began = time.perf_counter()
-        records = await self._ledger.trial(canary)
+        records = await self._ledger.trial(canary, current)
         group = Canary(canary.version, terms.share)
         votes = votes_of_replies(records.replies, group, terms, self._measured)
         votes |= votes_of_thumbs(records.thumbs, group)

@@ -41,6 +41,7 @@ OURS = {
     "thumbloop_policy_version_info",
     "thumbloop_store_queue_changes",
     "thumbloop_store_commit_seconds",
+    "thumbloop_store_unscrubbed",
     "thumbloop_requests_in_flight",
     "thumbloop_candidates_in_flight",
     "thumbloop_candidates_queued",

@@ -16,6 +16,7 @@ from thumbloop.errors import (
     UnknownPolicyVersion,
     VersionConflict,
 )
+from thumbloop.lines import line, may_follow
 from thumbloop.types import BASE_VERSION, WAITING, PolicyVersion, VersionState
 
 DIRECT = "attested; delivery is direct"
@@ -108,7 +109,9 @@ def plan(
     surplus = partial(_surplus, versions, loaded, keep)
     if current.version not in loaded:
         return [*surplus(routed), Restore(current.version)]
-    ending = _ending(canary, current, has_trials=has_trials, ruling=ruling) if canary else None
+    ending = None
+    if canary:
+        ending = _ending(versions, canary, current, has_trials=has_trials, ruling=ruling)
     if isinstance(ending, TakeBack):
         return [*_switch(routed, current, None), ending]
     if canary and canary.version not in loaded:
@@ -120,7 +123,7 @@ def plan(
     actions += surplus((current.version, canary.version if canary else None))
     waiting = [v for v in versions if v.state in WAITING and v.version != BASE_VERSION]
     for version in waiting:
-        if reason := _refusal(version, newest=waiting[-1], current=current):
+        if reason := _refusal(versions, version, newest=waiting[-1], current=current):
             actions.append(Reject(version.version, reason))
         elif not canary:  # else it waits for the end of the trial
             actions.append(Try(version.version, is_canary=has_trials))
@@ -146,11 +149,26 @@ def _switch(routed: Routed, current: PolicyVersion, canary: PolicyVersion | None
     return [] if routed == (current.version, there) else [Switch(current.version, there)]
 
 
+def is_beside(
+    versions: Sequence[PolicyVersion], canary: PolicyVersion, current: PolicyVersion
+) -> bool:
+    """Say whether a canary is tried beside this current version, and may come in its place."""
+    if canary.parent == current.version:
+        return True
+    has_begun_beside_it = current.state_since <= canary.state_since
+    return has_begun_beside_it and may_follow(versions, canary, current)
+
+
 def _ending(
-    canary: PolicyVersion, current: PolicyVersion, *, has_trials: bool, ruling: Ruling | None
+    versions: Sequence[PolicyVersion],
+    canary: PolicyVersion,
+    current: PolicyVersion,
+    *,
+    has_trials: bool,
+    ruling: Ruling | None,
 ) -> Promote | TakeBack | None:
     """Return how a trial ends, None while it goes on."""
-    if canary.parent != current.version:
+    if not is_beside(versions, canary, current):
         reason = f"parent: version {current.version} came in the place of version {canary.parent}"
         return TakeBack(canary.version, reason)
     if ruling is not None and ruling.verdict in (Verdict.ROLL_BACK, Verdict.UNDECIDED):
@@ -161,12 +179,16 @@ def _ending(
 
 
 def _refusal(
-    version: PolicyVersion, *, newest: PolicyVersion, current: PolicyVersion
+    versions: Sequence[PolicyVersion],
+    version: PolicyVersion,
+    *,
+    newest: PolicyVersion,
+    current: PolicyVersion,
 ) -> str | None:
-    """Return why a version that waits is not tried; None for the newest, if it grew from the current one."""
+    """Return why a version that waits is not tried; None for the newest, if it may follow the current one."""
     if version is not newest:
         return f"superseded: version {newest.version} is newer"
-    if version.parent != current.version:
+    if not may_follow(versions, version, current):
         return (
             f"parent: it was trained from version {version.parent},"
             f" but version {current.version} is current"
@@ -257,11 +279,7 @@ def destination(versions: Sequence[PolicyVersion], move: Move) -> PolicyVersion:
 
 def rollback_target(versions: Sequence[PolicyVersion]) -> PolicyVersion | None:
     """Return the nearest ancestor of the current version that served, was not taken back and is there still."""
-    by_number = {v.version: v for v in versions}
-    parent = current_of(versions).parent
-    while parent is not None:
-        found = by_number[parent]
+    for found in line(versions, current_of(versions)):
         if found.state is VersionState.RETIRED and found.collected_at is None:
             return found
-        parent = found.parent
     return None

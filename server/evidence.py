@@ -43,12 +43,12 @@ class Observer:
         self._on_trial: int | None = None
         self._measured: dict[str, dict[str, float]] = {}
 
-    async def look(self, canary: PolicyVersion, terms: Terms) -> Look:
-        """Return what there is to say. Raises StoreUnavailable."""
+    async def look(self, canary: PolicyVersion, current: PolicyVersion, terms: Terms) -> Look:
+        """Return what there is to say of a canary beside the current version. Raises StoreUnavailable."""
         began = time.perf_counter()
         if canary.version != self._on_trial:
             self._on_trial, self._measured = canary.version, {}
-        records = await self._ledger.trial(canary)
+        records = await self._ledger.trial(canary, current)
         # Thousands of users are weighed beside the event loop, which answers people.
         evidence, ruling = await asyncio.to_thread(self._weigh, records, canary, terms)
         return Look(canary.version, evidence, ruling, time.perf_counter() - began)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from server.delivery import Action, Move, canary_of, current_of, destination, plan
+from server.delivery import Action, Move, canary_of, current_of, destination, is_beside, plan
 from server.evidence import Look, Observer
 from server.ledger import Ledger
 from server.loading import Loader
@@ -152,10 +152,11 @@ class Swapper:
 
     async def _look(self, rows: list[PolicyVersion]) -> Look | None:
         """Look at the trial that runs, if one does."""
-        canary = canary_of(rows)
-        if canary is None or canary.parent != current_of(rows).version:
+        canary, current = canary_of(rows), current_of(rows)
+        if canary is None or not is_beside(rows, canary, current):
             return None
-        return await self._observer.look(canary, await self._ledger.terms(canary.version))
+        terms = await self._ledger.terms(canary.version)
+        return await self._observer.look(canary, current, terms)
 
     async def move(self, move: Move) -> PolicyVersion:
         """Make another version current, because an operator says so; return it.

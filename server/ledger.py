@@ -59,11 +59,10 @@ class Ledger:
             )
         )
 
-    async def trial(self, canary: PolicyVersion) -> Records:
-        """Return what users got and said since the canary's trial began."""
-        assert canary.parent is not None, "the base model is never tried"
+    async def trial(self, canary: PolicyVersion, current: PolicyVersion) -> Records:
+        """Return what users got and said since the canary's trial beside the current version began."""
         policy, number, since = canary.policy, canary.version, canary.state_since
-        sides = (number, canary.parent)
+        sides = (number, current.version)
 
         def read(connection: Connection) -> Records:
             return Records(
@@ -114,18 +113,19 @@ class Ledger:
 
         await self._writer.run(change)
 
-    async def begin_trial(self, version: PolicyVersion, settings: Settings) -> None:
-        """Make a version the canary beside its parent, by these terms. Raises VersionConflict."""
-        now, parent = time.time(), version.parent
-        assert parent is not None, "the base model is never tried"
+    async def begin_trial(
+        self, version: PolicyVersion, settings: Settings, *, expected: int
+    ) -> None:
+        """Make a version the canary beside the expected current one, by these terms. Raises VersionConflict."""
+        now = time.time()
 
         def change(connection: Connection) -> None:
-            terms = terms_of(settings, trials.typical(connection, DEFAULT_POLICY, parent))
+            terms = terms_of(settings, trials.typical(connection, DEFAULT_POLICY, expected))
             deployments.begin_trial(
                 connection,
                 DEFAULT_POLICY,
                 version.version,
-                expected=parent,
+                expected=expected,
                 at=now,
                 terms=dataclasses.asdict(terms),
             )

@@ -70,6 +70,11 @@ class View:
     is_old: Callable[[], bool]
     is_start: bool
 
+    @property
+    def current(self) -> int:
+        """Return the number of the version that is current."""
+        return current_of(list(self.rows.values())).version
+
 
 class Performer:
     """Carries out one action at a time. All raise VersionConflict: the store says otherwise by now."""
@@ -137,12 +142,11 @@ class Performer:
             if version.parent is None:
                 raise
             log.warning("version %d cannot be served again: %s", version.version, error)
-            await self._fall_back(version, view.rows, f"at start: {error}")
+            await self._fall_back(version, view, f"at start: {error}")
             return True
         self._routes.add(loaded)
         is_canary = version.state is VersionState.CANARY
-        current = _parent(version) if is_canary else version.version
-        await self._route(current, version.version if is_canary else None, view)
+        await self._route(view.current, version.version if is_canary else None, view)
         return True
 
     def _blame(self, version: PolicyVersion, error: BadPolicyVersion) -> None:
@@ -154,13 +158,13 @@ class Performer:
                 f" ({error}); start with the settings and folders that it was served with"
             ) from None
 
-    async def _fall_back(self, version: PolicyVersion, rows: Rows, reason: str) -> None:
-        """Take a damaged version back, in the transaction that lets another answer: of a canary its parent,
-        of the current version what a rollback leads to, else the base model."""
+    async def _fall_back(self, version: PolicyVersion, view: View, reason: str) -> None:
+        """Take a damaged version back, in the transaction that lets another answer: of a canary the current
+        version, of the current version what a rollback leads to, else the base model."""
         if version.state is VersionState.CANARY:
-            await self._ledger.end_trial(version.version, expected=_parent(version), reason=reason)
+            await self._ledger.end_trial(version.version, expected=view.current, reason=reason)
             return
-        target = rollback_target(list(rows.values()))
+        target = rollback_target(list(view.rows.values()))
         await self._ledger.make_current(
             target.version if target else BASE_VERSION,
             expected=version.version,
@@ -179,11 +183,13 @@ class Performer:
         try:
             await self._ledger.decide(version, VersionState.ATTESTED, "")
             if is_canary:
-                await self._ledger.begin_trial(version, self._settings.canary)
+                await self._ledger.begin_trial(
+                    version, self._settings.canary, expected=view.current
+                )
             else:
                 await self._ledger.make_current(
                     version.version,
-                    expected=_parent(version),
+                    expected=view.current,
                     leaves_as=VersionState.RETIRED,
                     reason=DIRECT,
                 )
@@ -192,7 +198,7 @@ class Performer:
             raise
         self._routes.add(loaded)
         if is_canary:
-            await self._route(_parent(version), version.version, view)
+            await self._route(view.current, version.version, view)
         else:
             await self._route(version.version, None, view)
         result = VersionState.CANARY if is_canary else VersionState.CURRENT
@@ -203,10 +209,10 @@ class Performer:
         self._on_swap(Swap(version, result, seconds))
 
     async def _promote(self, version: PolicyVersion, reason: str, view: View) -> None:
-        """Make the canary current in its parent's place."""
+        """Make the canary current in the place of the one that is."""
         await self._ledger.make_current(
             version.version,
-            expected=_parent(version),
+            expected=view.current,
             leaves_as=VersionState.RETIRED,
             reason=reason,
             evidence=view.look.evidence if view.look else None,
@@ -219,14 +225,9 @@ class Performer:
         """End the canary's trial, which gets no requests any more."""
         await self._ledger.end_trial(
             version.version,
-            expected=current_of(list(view.rows.values())).version,
+            expected=view.current,
             reason=reason,
             evidence=view.look.evidence if view.look else None,
         )
         log.warning("version %d is taken back: %s", version.version, reason)
         self._on_swap(Swap(version, VersionState.ROLLED_BACK))
-
-
-def _parent(version: PolicyVersion) -> int:
-    assert version.parent is not None, "the base model is never tried"
-    return version.parent

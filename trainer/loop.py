@@ -15,12 +15,13 @@ from thumbloop.config import TrainerConfig
 from thumbloop.errors import BadPolicyVersion, StoreUnavailable
 from thumbloop.leases import hold
 from thumbloop.store import feedback, preferences, reading, versions
-from thumbloop.types import DEFAULT_POLICY, PolicyVersion
+from thumbloop.types import DEFAULT_POLICY, PolicyVersion, VersionState
 from trainer import components, dataset, probes, publishing
 from trainer.dataset import Dataset
 from trainer.learning import Learner, Lesson
 from trainer.metrics import TrainerMetrics
 from trainer.models import ADAPTERS, Trunk
+from trainer.parents import next_parent
 from trainer.publishing import Attempt, Ended
 from trainer.schedule import awaited, looks, needed_feedback
 
@@ -128,8 +129,8 @@ class Loop:
         now = time()
         oldest = self._config.round.oldest_feedback(now)
         with reading(self._engine) as connection:
-            parent = versions.current(connection, self._policy)
             known = versions.list_versions(connection, self._policy)
+            parent = next_parent(known, self._config.round, self._config.state.versions)
             rounds = versions.list_rounds(connection, self._policy)
             learned_by = versions.rounds_behind(self._policy, parent.version)
             new = feedback.count_new(connection, self._policy, learned_by, oldest)
@@ -140,9 +141,13 @@ class Loop:
         if child := awaited(known, parent):
             self._wait(f"waiting for the server to try version {child.version}")
             return None
-        needed = needed_feedback(rounds, parent, self._config.round, now=now)
+        tainted = {v.version for v in known if v.is_tainted}
+        tried = [r for r in rounds if r["version"] not in tainted]  # with what is gone
+        needed = needed_feedback(tried, parent, self._config.round, now=now)
         if new.usable < needed:
-            words = f"waiting for {needed} new thumbs; version {parent.version} is current"
+            words = (
+                f"waiting for {needed} new thumbs; version {parent.version} {_what_it_is(parent)}"
+            )
             if new.left_out and new.total >= needed:
                 words += f"; there are {new.usable}, left out {dict(new.left_out)}"
             self._wait(words)
@@ -233,3 +238,8 @@ class Loop:
         if what != self._waiting_for:
             self._waiting_for = what
             self._metrics.say(words)
+
+
+def _what_it_is(parent: PolicyVersion) -> str:
+    is_current = parent.state is VersionState.CURRENT
+    return "is current" if is_current else "is learned from, as the current one is tainted"

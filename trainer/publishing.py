@@ -27,10 +27,11 @@ from thumbloop.artifacts import (
 from thumbloop.config import TrainerConfig
 from thumbloop.errors import BadPolicyVersion, StoreUnavailable
 from thumbloop.store import erasure, versions, writing
-from thumbloop.types import PolicyVersion, Round
+from thumbloop.types import PolicyVersion, Round, VersionState
 from trainer.dataset import Dataset
 from trainer.learning import Learned
 from trainer.models import Trunk
+from trainer.parents import next_parent
 from trainer.probes import Probes
 from trainer.rollouts import Comparison, Judgement, Thumb
 
@@ -134,17 +135,19 @@ def publish(
         written = write_version(config.state.versions, attempt.policy, number, fill)
     except OSError as error:
         raise StoreUnavailable(f"the version cannot be written: {error}") from None
-    ended = _make_visible(engine, attempt, written, config.state.versions)
+    ended = _make_visible(engine, attempt, written, config)
     if ended.outcome != "published":
         artifacts.discard(config.state.versions, written)
     return ended
 
 
-def _make_visible(engine: Engine, attempt: Attempt, written: WrittenVersion, folder: Path) -> Ended:
+def _make_visible(
+    engine: Engine, attempt: Attempt, written: WrittenVersion, config: TrainerConfig
+) -> Ended:
     """Record the round, with its version unless that came too late."""
-    number = written.manifest.version
+    number, folder = written.manifest.version, config.state.versions
     with writing(engine) as connection:
-        reason = _superseded(connection, attempt, number)
+        reason = _superseded(connection, attempt, number, config)
         if reason:
             done = replace(attempt.finished(None), reason=f"superseded: {reason}")
             versions.finish_round(connection, done, None)
@@ -160,11 +163,16 @@ def _make_visible(engine: Engine, attempt: Attempt, written: WrittenVersion, fol
         return Ended("published", f"published version {number}")
 
 
-def _superseded(connection: Connection, attempt: Attempt, number: int) -> str:
+def _superseded(
+    connection: Connection, attempt: Attempt, number: int, config: TrainerConfig
+) -> str:
     """Return what happened while the round learned that its version cannot follow; empty: nothing."""
-    current = versions.current(connection, attempt.policy).version
-    if current != attempt.parent.version:
-        return f"version {current} became current meanwhile"
+    known = versions.list_versions(connection, attempt.policy)
+    parent = next_parent(known, config.round, config.state.versions)
+    if parent.version != attempt.parent.version:
+        if parent.state is VersionState.CURRENT:
+            return f"version {parent.version} became current meanwhile"
+        return f"the current version is tainted, the next one grows from version {parent.version}"
     if versions.next_number(connection, attempt.policy) != number:
         return f"another trainer published version {number} meanwhile"
     if not erasure.is_whole(connection, attempt.finished(number)):

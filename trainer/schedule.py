@@ -8,37 +8,37 @@ from thumbloop.config.trainer import Round
 from thumbloop.types import WAITING, PolicyVersion, VersionState
 
 
-def awaited(known: Iterable[PolicyVersion], current: PolicyVersion) -> PolicyVersion | None:
-    """Return the newest child of the current version that the server is about to try.
+def awaited(known: Iterable[PolicyVersion], parent: PolicyVersion) -> PolicyVersion | None:
+    """Return the newest child of the version that is learned from, if the server is about to try it.
 
     While a canary is on trial there is none: what comes meanwhile waits for its end, or for a newer one.
     """
-    children = [v for v in known if v.parent == current.version]
-    if any(v.state is VersionState.CANARY for v in children):
+    known = list(known)
+    if any(v.state is VersionState.CANARY for v in known):
         return None
-    waiting = (v for v in children if v.state in WAITING)
+    waiting = (v for v in known if v.parent == parent.version and v.state in WAITING)
     return max(waiting, key=lambda v: v.version, default=None)
 
 
 def needed_feedback(
     rounds: Iterable[Mapping[Any, Any]],
-    current: PolicyVersion,
+    parent: PolicyVersion,
     settings: Round,
     *,
     now: float,
 ) -> int:
-    """Return how much new feedback starts the next round; `now` in unix seconds.
+    """Return how much new feedback starts the next round on a parent; `now` in unix seconds.
 
     A round that was blocked, or whose version did not come to serve, gives its thumbs back; trying
     the same ones again would end the same way, so half a round's worth has to join them. What was tried
     longer ago than feedback may be old is there no more.
     """
     oldest = settings.oldest_feedback(now)
-    enough = settings.min_feedback if current.reward_digest else settings.first_feedback
+    enough = settings.min_feedback if parent.reward_digest else settings.first_feedback
     tried = [
         int(r["metrics"].get("feedback_new", r["metrics"].get("feedback_used", 0)))
         for r in rounds
-        if r["parent"] == current.version and r["finished_at"] >= oldest
+        if r["parent"] == parent.version and r["finished_at"] >= oldest
     ]
     return max(tried) + math.ceil(enough / 2) if tried else enough
 

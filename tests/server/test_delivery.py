@@ -25,6 +25,7 @@ from thumbloop.errors import (
     UnknownPolicyVersion,
     VersionConflict,
 )
+from thumbloop.lines import descendants
 from thumbloop.types import PolicyVersion, VersionState
 
 PUBLISHED, ATTESTED, CANARY = VersionState.PUBLISHED, VersionState.ATTESTED, VersionState.CANARY
@@ -46,7 +47,50 @@ def rows(*states: VersionState, parents: dict[int, int] | None = None) -> list[P
     ]
 
 
+def tainted(versions: list[PolicyVersion], *learned: int) -> list[PolicyVersion]:
+    """Return the versions with these and what grew from them tainted."""
+    marked = {*learned, *descendants(versions, learned)}
+    return [replace(v, is_tainted=v.version in marked) for v in versions]
+
+
+# 0 <- 1 <- 2 is current and tainted, 3 was learned anew from 1.
+_REBUILT = tainted(rows(RETIRED, RETIRED, CURRENT, PUBLISHED, parents={3: 1}), 2)
+_ON_TRIAL = tainted(rows(RETIRED, RETIRED, CURRENT, CANARY, parents={3: 1}), 2)
+_NOT_CURRENT = "parent: it was trained from version 1, but version 2 is current"
+
 TABLE = {
+    "what was learned anew takes a tainted version's place": (_REBUILT, {2}, [Try(3)]),
+    "from any clean ancestor": (
+        tainted(rows(RETIRED, RETIRED, CURRENT, PUBLISHED, parents={3: 0}), 2),
+        {2},
+        [Try(3)],
+    ),
+    "but only a tainted one's": (
+        rows(RETIRED, RETIRED, CURRENT, PUBLISHED, parents={3: 1}),
+        {2},
+        [Reject(3, _NOT_CURRENT)],
+    ),
+    "and not if it is tainted itself": (
+        tainted(rows(RETIRED, RETIRED, CURRENT, PUBLISHED, parents={3: 1}), 1, 2),
+        {2},
+        [Reject(3, _NOT_CURRENT)],
+    ),
+    "nor from another line": (
+        tainted(rows(RETIRED, ROLLED_BACK, CURRENT, PUBLISHED, parents={2: 0, 3: 1}), 2),
+        {2},
+        [Reject(3, _NOT_CURRENT)],
+    ),
+    "what grew from a tainted version may follow it": (
+        tainted(rows(RETIRED, CURRENT, PUBLISHED), 1),
+        {1},
+        [Try(2)],
+    ),
+    "what was learned anew is loaded after a start on trial": (_ON_TRIAL, {2}, [Restore(3)]),
+    "its trial ends where another version came since": (
+        [*_ON_TRIAL[:2], replace(_ON_TRIAL[2], state_since=4.0), _ON_TRIAL[3]],
+        {2, 3},
+        [TakeBack(3, "parent: version 2 came in the place of version 1")],
+    ),
     "nothing to do": (rows(CURRENT), {0}, []),
     "a start loads what is current": (rows(CURRENT), set(), [Restore(0)]),
     "a restart comes back on the same version": (rows(RETIRED, CURRENT), set(), [Restore(1)]),

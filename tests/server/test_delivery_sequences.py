@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server import delivery
 from server.delivery import (
     Action,
     Move,
@@ -23,11 +24,13 @@ from server.delivery import (
     canary_of,
     current_of,
     destination,
+    is_beside,
     plan,
 )
 from server.references import collectable
 from server.trial import Ruling, Verdict
 from tests.rows import version
+from thumbloop import lines
 from thumbloop.errors import InvalidRequest, PolicyVersionUnavailable, VersionConflict
 from thumbloop.types import WAITING, PolicyVersion, VersionState
 
@@ -39,6 +42,8 @@ class Store:
 
     def __init__(self) -> None:
         self.versions = [version(0, None, state=VersionState.CURRENT)]
+        self.rebuilt = 0  # versions that came in a tainted one's place without having grown from it
+        self._learned_from_erased: set[int] = set()
         self._clock = 100.0
 
     @property
@@ -53,6 +58,23 @@ class Store:
     def publish(self, parent: int) -> None:
         number = len(self.versions)
         self.versions.append(version(number, parent, state_since=float(number)))
+        self._mark()
+
+    def rebuild(self) -> None:
+        """Publish what the trainer learns from the last clean version behind the current one."""
+        line = lines.line(self.versions, self.versions[self.current])
+        self.publish(next(v.version for v in line if not v.is_tainted))
+
+    def taint(self, number: int) -> None:
+        """Find that a version's own round learned from data that was erased; the base model learned nothing."""
+        self._learned_from_erased |= {number % len(self.versions)} - {0}
+        self._mark()
+
+    def _mark(self) -> None:
+        for number, row in enumerate(self.versions):
+            of_parent = row.parent is not None and self.versions[row.parent].is_tainted
+            is_tainted = of_parent or number in self._learned_from_erased
+            self.versions[number] = replace(row, is_tainted=is_tainted)
 
     def decide(self, number: int, state: VersionState) -> None:
         _expect(self.versions[number].state in WAITING)
@@ -63,8 +85,8 @@ class Store:
         self._set(expected, leaves_as)
         self._set(number, VersionState.CURRENT)
 
-    def begin_trial(self, number: int) -> None:
-        _expect(self.current == self.versions[number].parent and self.canary is None)
+    def begin_trial(self, number: int, expected: int) -> None:
+        _expect(self.current == expected and self.canary is None)
         self._set(number, VersionState.CANARY)
 
     def end_trial(self, number: int, expected: int) -> None:
@@ -146,7 +168,7 @@ class Server:
 
     def _perform(self, action: Action, *, passes: bool) -> None:
         store, number = self.store, action.version
-        parent = store.versions[number].parent
+        current = current_of(self._seen).version
         match action:
             case Restore():
                 self._load(number)
@@ -155,28 +177,37 @@ class Server:
                 self.routed = Routed(number, canary)
             case Try(is_canary=is_canary):
                 assert number not in self.loaded
+                self._check_origin(number, current)
                 store.decide(number, VersionState.ATTESTED if passes else VersionState.REJECTED)
                 if passes and is_canary:
-                    store.begin_trial(number)
+                    store.begin_trial(number, current)
                     self._load(number)
                 elif passes:
-                    assert parent is not None
-                    store.make_current(number, parent, VersionState.RETIRED)
+                    store.make_current(number, current, VersionState.RETIRED)
                     self._load(number)
                     self.routed = Routed(number)
             case Promote():
                 assert number in self.loaded
-                assert parent is not None
-                store.make_current(number, parent, VersionState.RETIRED)
+                self._check_origin(number, current)
+                store.make_current(number, current, VersionState.RETIRED)
                 self.routed = Routed(number)
             case TakeBack():
                 assert self.routed.canary is None
-                store.end_trial(number, current_of(self._seen).version)
+                store.end_trial(number, current)
             case Reject():
                 store.decide(number, VersionState.REJECTED)
             case Unload():
                 assert number not in self.routed
                 self.loaded.remove(number)
+
+    def _check_origin(self, number: int, current: int) -> None:
+        """See that a version that comes grew from the current one, or is clean where that is not, and of its line."""
+        came, was = self._seen[number], self._seen[current]
+        if came.parent != current:
+            assert was.is_tainted
+            assert not came.is_tainted
+            assert came.parent in {v.version for v in lines.line(self._seen, was)}
+            self.store.rebuilt += 1
 
     def move(self, to: int, *, is_rollback: bool) -> None:
         """Do what an operator asks this server for."""
@@ -228,13 +259,14 @@ class Server:
 
 Event = tuple[str, int]
 NAMES = (
-    *("publish", "child", "plan", "act", "act", "act", "restart", "promote", "roll back", "mode"),
+    *("publish", "child", "rebuild", "taint"),
+    *("plan", "act", "act", "act", "restart", "promote", "roll back", "mode"),
     *("look", "collect", "collect"),
 )
 
 
-def play(keep: int, events: list[Event], folders: int = 1) -> None:
-    """Let events happen to two servers on one store, then let these come to rest.
+def play(keep: int, events: list[Event], folders: int = 1) -> Store:
+    """Let events happen to two servers on one store, then let these come to rest; return the store.
 
     `keep` is how many versions an engine holds beyond its need, `folders` how many the folder does.
     """
@@ -250,6 +282,10 @@ def play(keep: int, events: list[Event], folders: int = 1) -> None:
                 store.publish(parents[number % len(parents)])
             case "child":
                 store.publish(store.current)
+            case "rebuild":
+                store.rebuild()
+            case "taint":
+                store.taint(number)
             case "plan":
                 server.begin(has_trials=has_trials, verdict=verdicts[number % len(verdicts)])
             case "act":
@@ -272,6 +308,7 @@ def play(keep: int, events: list[Event], folders: int = 1) -> None:
             assert each.loaded <= store.there
     _rest(store, servers)
     _collect_all(store, servers, folders)
+    return store
 
 
 def _collect_all(store: Store, servers: list[Server], folders: int) -> None:
@@ -299,7 +336,9 @@ def _rest(store: Store, servers: list[Server]) -> None:
     if store.canary is None:
         assert all(v.state not in WAITING for v in store.versions)
     else:
-        assert store.versions[store.canary].parent == store.current
+        assert is_beside(
+            store.versions, store.versions[store.canary], store.versions[store.current]
+        )
         assert sum(v.state in WAITING for v in store.versions) <= 1
 
 
@@ -313,12 +352,13 @@ def test_whatever_happens_the_plan_is_sound(keep: int, events: list[Event], fold
 
 def test_ten_thousand_sequences_of_events_are_sound():
     rng = Random(20261128)
-    seen = set()
+    seen, rebuilt = set(), 0
     for _ in range(SEQUENCES):
         events = [(rng.choice(NAMES), rng.randrange(30)) for _ in range(rng.randrange(80))]
         seen.update(name for name, _ in events)
-        play(rng.randrange(4), events, rng.randrange(1, 4))
+        rebuilt += play(rng.randrange(4), events, rng.randrange(1, 4)).rebuilt
     assert seen == set(NAMES)
+    assert rebuilt > SEQUENCES / 20
 
 
 @pytest.mark.parametrize(
@@ -371,5 +411,11 @@ def test_a_collector_that_takes_too_much_or_nothing_is_found_out(
         return breaks(sound(rows, held=held, keep=keep), rows, held)
 
     monkeypatch.setitem(globals(), "collectable", broken)
+    with pytest.raises(AssertionError):
+        test_ten_thousand_sequences_of_events_are_sound()
+
+
+def test_a_planner_that_takes_versions_of_any_line_is_found_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(delivery, "may_follow", lambda *_versions: True)
     with pytest.raises(AssertionError):
         test_ten_thousand_sequences_of_events_are_sound()

@@ -6,6 +6,7 @@ import torch
 from sqlalchemy import select
 
 from tests.bench import VERDICT, Bench
+from tests.finding import found
 from tests.tiny_model import build_tiny_model
 from thumbloop import artifacts
 from thumbloop.config import TrainerConfig
@@ -301,6 +302,15 @@ def test_a_round_whose_data_was_erased_meanwhile_publishes_nothing(bench, monkey
     bench.rate(40 + 16 - left)
     assert bench.loop.step()
     assert not bench.get(1).is_tainted  # nobody's data is in it who is gone
+
+
+def test_nothing_that_users_said_is_written_anywhere_but_into_the_store(bench, tmp_path):
+    bench.rate(40)
+    assert bench.loop.step()
+    said = ("How was the film", "reply 0", "reply 1", "user 3", "a session")
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert set(found(tmp_path, *said)) <= {"thumbloop.db", "thumbloop.db-wal"}
+    assert not any(words in line for words in said for line in bench.lines)
 
 
 def test_the_trainer_stops_after_the_set_number_of_rounds(tmp_path, model):

@@ -48,6 +48,11 @@ def test_while_a_child_is_on_trial_the_trainer_goes_on():
     current = version(3, 2, state=VersionState.CURRENT)
     canary = version(4, 3, state=VersionState.CANARY)
     assert awaited([current, canary], current) is None
+    rebuilt = version(6, 1, state=VersionState.PUBLISHED)
+    assert awaited([version(1), current, rebuilt], version(1)) == rebuilt
+    assert (
+        awaited([version(1), current, canary, rebuilt], version(1)) is None
+    )  # it waits for the end
     assert awaited([current, canary, version(5, 3)], current) is None  # a newer one supersedes it
 
 

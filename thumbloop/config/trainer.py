@@ -48,6 +48,9 @@ class Round(Section):
     60 for that."""
     retry_interval_s: float = Field(30.0, gt=0)
     """Seconds from a round that could not be recorded, as disk or database did not take it, to the next try."""
+    rebuild_tainted: bool = False
+    """Where the current version, or an ancestor, learned from a user's data that was erased since: learn the next one
+    anew, from the last version before those and from all that is left since; else from the current one, as ever."""
     max_rounds: int | None = Field(None, ge=1)
     """Rounds after which the trainer stops; absent: it goes on."""
 

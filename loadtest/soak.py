@@ -39,7 +39,11 @@ def is_clean(report: dict[str, Any]) -> bool:
     """Say whether the judge found nothing wrong."""
     wrong = ("mixed_replies", "unstored_replies", "lost_thumbs", "thumbs_learned_twice")
     failed = report.get("swaps", {}).get("failed", 0)
-    return not failed and not any(part[name] for part in report.values() for name in wrong)
+    has_learned = (
+        report.get("kills", {}).get("versions_published", 1) > 0
+    )  # else kills proved little
+    is_wrong = any(part[name] for part in report.values() for name in wrong)
+    return has_learned and not failed and not is_wrong
 
 
 def main(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from server.concurrency import end_all
 from server.delivery import Action, Move, canary_of, current_of, destination, is_beside, plan
 from server.evidence import Look, Observer
 from server.ledger import Ledger
@@ -13,14 +14,17 @@ from server.loading import Loader
 from server.performing import Performer, Swap, View
 from server.routes import Routes
 from thumbloop.config.delivery import Delivery
-from thumbloop.errors import Overloaded, StoreUnavailable, VersionConflict
+from thumbloop.errors import EngineUnavailable, Overloaded, StoreUnavailable, VersionConflict
 from thumbloop.store import versions
-from thumbloop.types import PolicyVersion, VersionState
+from thumbloop.types import WAITING, PolicyVersion, VersionState
 
 log = logging.getLogger(__name__)
 
 _IN_MOTION = 3  # the current version, a canary or incoming one, and one that drains; the rest is kept for pins
 _LOOK_AGAIN_S = 10.0
+_MOVE_PATIENCE_S = 30.0
+_START_AGAIN_S = 0.2
+_SERVED = (VersionState.RETIRED, VersionState.CANARY, VersionState.CURRENT)
 _RESTS_PER_LOOK = 20  # a look at a trial takes at most this part of the time
 
 
@@ -53,6 +57,7 @@ class Swapper:
         self._is_settled = False
         self._has_started = False
         self._is_away = False  # the engine, or what it should hold
+        self._fetching: asyncio.Task[None] | None = None
         self.latest_look: Look | None = None
         """What the running trial said last, None while there is none."""
 
@@ -62,21 +67,32 @@ class Swapper:
         Raises SettingsError, BadPolicyVersion, EngineUnavailable, StoreUnavailable.
         """
         while not self._is_restored(await self._ledger.rows()):
-            await self.step()
+            if not await self.step():
+                await asyncio.sleep(_START_AGAIN_S)
         self._is_away = False
 
     async def forget(self) -> None:
         """Forget what the engine held, as it died; `start` takes up what answers anew."""
-        self._is_away = True
-        async with self._loading:  # whatever is being loaded into it fails
+        self._is_away, self._has_started = True, False
+        if self._fetching is not None:  # it might wait for ever for an answer of the dead
+            self._fetching.cancel()
+        async with self._loading:
             self._routes.clear()
             await self._loader.forget()
 
-    async def end_trial(self, canary: int, reason: str) -> None:
-        """Take back a canary, if it is on trial still. Raises StoreUnavailable."""
-        current = current_of(await self._ledger.rows())
+    async def blame(self, number: int, reason: str) -> None:
+        """Take a version out that the engine died of: of trial, or of waiting. Raises StoreUnavailable."""
+        rows = {row.version: row for row in await self._ledger.rows()}
+        version, current = rows[number], current_of(list(rows.values()))
         with suppress(VersionConflict):
-            await self._ledger.end_trial(canary, expected=current.version, reason=reason)
+            if version.state is VersionState.CANARY:
+                await self._ledger.end_trial(number, expected=current.version, reason=reason)
+            elif version.state in WAITING:
+                await self._ledger.decide(version, VersionState.REJECTED, reason)
+
+    def suspect(self) -> int | None:
+        """Return the version that the engine may have died of: the one that is loaded, or else the canary."""
+        return self._loader.loading or self._routes.routed.canary
 
     def _is_restored(self, rows: list[PolicyVersion]) -> bool:
         current, canary = current_of(rows), canary_of(rows)
@@ -178,18 +194,40 @@ class Swapper:
             log.warning("a move came to nothing: %s", error)
 
     async def finish_moves(self) -> None:
-        """Wait for the moves that are under way."""
+        """Wait for the moves that are under way, for a while."""
         if self._moving:
-            await asyncio.wait(self._moving)
+            await asyncio.wait(self._moving, timeout=_MOVE_PATIENCE_S)
+            await end_all([*self._moving])
 
     async def _move(self, move: Move) -> PolicyVersion:
         to = destination(await self._ledger.rows(), move)
-        if self._is_away or to.version in self._routes.loaded:
+        if self._is_away:
+            if to.state not in _SERVED:
+                raise EngineUnavailable(
+                    f"version {to.version} has to be checked first, and the engine is being restarted"
+                )
+            return await self._point(move)
+        if to.version in self._routes.loaded or await self._take_back(to):
             return await self._point(move)
         async with self._loading:
             self._is_settled = False
-            await self._fetch(move)
+            self._fetching = asyncio.ensure_future(self._fetch(move))
+            try:
+                await self._fetching
+            except asyncio.CancelledError:
+                if not self._is_away:
+                    raise
+                raise EngineUnavailable("the engine died meanwhile; try again") from None
+            finally:
+                self._fetching = None
             return await self._point(move)
+
+    async def _take_back(self, version: PolicyVersion) -> bool:
+        """Let a version that drains answer again, as it is; say whether it does."""
+        loaded = await self._loader.take_back(version.version)
+        if loaded is not None:
+            self._routes.add(loaded)
+        return loaded is not None
 
     async def _fetch(self, move: Move) -> None:
         """Take up the version that a move leads to, unless it is loaded by now."""
@@ -214,5 +252,6 @@ class Swapper:
             self._moves += 1
             self._is_settled = False
         log.info("version %d is current: %s", moved.version, move.why)
-        self._on_swap(Swap(moved, VersionState.CURRENT))
+        if moved.version != move.expected:  # else a canary was taken back, no more
+            self._on_swap(Swap(moved, VersionState.CURRENT))
         return moved

@@ -94,9 +94,13 @@ class Ledger:
         expected: int,
         leaves_as: VersionState,
         reason: str,
+        was: Collection[VersionState] | None = None,
         evidence: Mapping[str, Evidence] | None = None,
     ) -> None:
-        """Make a version current in the place of the expected one. Raises VersionConflict."""
+        """Make a version current in the place of the expected one, if it is in one of these states still.
+
+        Raises VersionConflict.
+        """
         now = time.time()
 
         def change(connection: Connection) -> None:
@@ -108,6 +112,7 @@ class Ledger:
                 leaves_as=leaves_as,
                 at=now,
                 reason=reason,
+                was=was,
                 detail=_detail(evidence),
             )
 

@@ -56,6 +56,8 @@ class Loader:
         self._max_versions = max_versions
         self._draining: dict[int, _Draining] = {}
         self._leases: dict[int, Lease] = {}
+        self.loading: int | None = None
+        """The version that is being loaded and attested."""
 
     @property
     def held(self) -> frozenset[int]:
@@ -69,23 +71,23 @@ class Loader:
 
         Raises BadPolicyVersion, EngineUnavailable, Overloaded: nothing is loaded then.
         """
-        if version.version in self._draining:
-            draining = self._draining[version.version]
-            if not draining.is_leaving:
-                draining.task.cancel()
-                await asyncio.wait((draining.task,))
-                return draining.loaded
-            await asyncio.wait((draining.task,))
+        if (taken_back := await self.take_back(version.version)) is not None:
+            return taken_back
         await self._make_room()
         name = f"{version.policy}-{version.version:06d}"
         if version.version == BASE_VERSION:
             return LoadedVersion(version, await self._engine.load_zero(f"{name}-policy"), None)
         folder = find_folder(self._folder, version)
         self._leases[version.version] = await asyncio.to_thread(hold, folder)
+        self.loading = version.version
         try:
             return await self._load(name, folder, version, rows)
+        except (EngineUnavailable, asyncio.CancelledError):
+            self._release(version.version)
+            raise  # it stays the one that was loaded: whoever asks why the engine died hears of it
         except BaseException:
-            self._leases.pop(version.version).close()
+            self.loading = None
+            self._release(version.version)
             raise
 
     async def _load(
@@ -107,7 +109,23 @@ class Loader:
             await self._unload(held)
             raise
         log.info("version %d is attested: %s", version.version, result)
+        self.loading = None
         return loaded
+
+    async def take_back(self, number: int) -> LoadedVersion | None:
+        """Return a version that drains, which it no longer does; None: it does not, or not any more."""
+        if (draining := self._draining.get(number)) is None:
+            return None
+        if draining.is_leaving:
+            await asyncio.wait((draining.task,))
+            return None
+        draining.task.cancel()
+        await asyncio.wait((draining.task,))
+        return draining.loaded
+
+    def _release(self, number: int) -> None:
+        if (lease := self._leases.pop(number, None)) is not None:  # the base model has none
+            lease.close()
 
     def unload_later(self, version: PolicyVersion) -> None:
         """Take a version out of reach at once, and out of the engine when its requests are done."""
@@ -120,7 +138,8 @@ class Loader:
         """Forget what was loaded and what drains: the engine that held it is gone."""
         await end_all([draining.task for draining in self._draining.values()])
         for number in [*self._leases]:
-            self._leases.pop(number).close()
+            self._release(number)
+        self.loading = None
 
     async def _make_room(self) -> None:
         """Wait until the engine has two adapter slots free; beyond them it would evict one in use."""
@@ -143,8 +162,7 @@ class Loader:
         try:
             await self._unload(loaded.adapters)
         finally:
-            if loaded.number in self._leases:  # all but the base model's
-                self._leases.pop(loaded.number).close()
+            self._release(loaded.number)
 
     async def _unload(self, adapters: Iterable[Adapter]) -> None:
         for adapter in adapters:

@@ -29,7 +29,7 @@ from server.loading import Loader
 from server.routes import Routes
 from thumbloop.config.delivery import Delivery
 from thumbloop.errors import BadPolicyVersion, SettingsError, ThumbloopError
-from thumbloop.types import BASE_VERSION, PolicyVersion, VersionState
+from thumbloop.types import BASE_VERSION, WAITING, PolicyVersion, VersionState
 
 log = logging.getLogger(__name__)
 
@@ -192,6 +192,7 @@ class Performer:
                     expected=view.current,
                     leaves_as=VersionState.RETIRED,
                     reason=DIRECT,
+                    was=WAITING,
                 )
         except ThumbloopError:
             await self._loader.unload(loaded)  # the next step says what becomes of it
@@ -215,6 +216,7 @@ class Performer:
             expected=view.current,
             leaves_as=VersionState.RETIRED,
             reason=reason,
+            was=(VersionState.CANARY,),
             evidence=view.look.evidence if view.look else None,
         )
         await self._route(version.version, None, view)

@@ -249,5 +249,6 @@ class _Row(NamedTuple):
             reward_digest=version.facts.reward_digest,
             created_at=time.time(),
             duration_s=time.perf_counter() - self.began,
+            pinned=request.policy_version is not None,
             **outcome,
         )

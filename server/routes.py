@@ -51,11 +51,13 @@ class Routes:
     @property
     def routed(self) -> Routed:
         """Return the numbers of the versions that answer."""
-        return Routed(self._current, self._canary.version if self._canary else None)
+        canary = self._canary  # once: other threads ask, too
+        return Routed(self._current, canary.version if canary else None)
 
     def current_or_nan(self) -> float:
         """Return the current version's number for a gauge; NaN while there is none."""
-        return float("nan") if self._current is None else self._current
+        current = self._current
+        return float("nan") if current is None else current
 
     @property
     def loaded(self) -> tuple[int, ...]:

@@ -6,19 +6,20 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from server.concurrency import gather_or_cancel
+from server.concurrency import gather_or_cancel, under_way
 from server.engine.supervised import SupervisedEngine
 from server.hotswap import Swapper
 from server.lifecycle import Lifecycle
 from server.pipeline import Pipeline
 from server.routes import Routes
-from thumbloop.errors import EngineUnavailable, SettingsError
+from thumbloop.errors import EngineUnavailable, Overloaded, SettingsError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
 _CHECK_INTERVAL_S = 0.25
 _HOUR_S = 3600.0
-_MOST_DEATHS_ON_TRIAL = 1  # of one engine may be chance; of the next it is the canary
+_MOST_DEATHS = 1  # of one engine may be chance; of the next it is the version
+_STORE_PATIENCE_S = 0.5
 
 
 class Supervisor:
@@ -45,7 +46,7 @@ class Supervisor:
         self._say_serving = say_serving
         self._on_restart = on_restart
         self._deaths: list[float] = []
-        self._deaths_on_trial: Counter[int] = Counter()
+        self._deaths_of: Counter[int] = Counter()
 
     async def begin(self) -> None:
         """Let calls in, once the versions that answer are loaded and the engine is warm.
@@ -80,37 +81,50 @@ class Supervisor:
         """Turn calls away until another engine serves what the store says is served."""
         self._lifecycle.suspend("the engine is being restarted; try again in a moment")
         await self._say_serving(False)
+        blamed = self._mourn(death)
+        await self.swapper.forget()
+        needs_engine = True
         while True:
-            self._count(death)
-            log.error("%s; starting it again", death)
-            blamed = self._blamed()
-            await self.swapper.forget()
             try:
-                await self._engine.restart()
-                if blamed is not None:
-                    reason = f"the engine died {self._deaths_on_trial[blamed]} times beside it"
-                    await self.swapper.end_trial(blamed, reason)
-                await self.begin()
-            except (EngineUnavailable, SettingsError) as error:
-                death = error
-            else:
+                if needs_engine:
+                    await self._engine.restart()
+                needs_engine = False
+                for version in blamed:
+                    reason = f"the engine died {self._deaths_of[version]} times beside it"
+                    await self.swapper.blame(version, reason)
+                await self._begin_while_it_lives()
                 break
+            except (EngineUnavailable, SettingsError) as error:
+                blamed |= self._mourn(error)
+                await self.swapper.forget()
+                needs_engine = True
+            except (StoreUnavailable, Overloaded) as error:
+                log.warning("%s; trying again", error)
+                await asyncio.sleep(_STORE_PATIENCE_S)
         self._on_restart()
         await self._say_serving(True)
         log.warning("the engine was restarted")
 
-    def _count(self, death: Exception) -> None:
-        """Raise the error where there were too many of them."""
+    async def _begin_while_it_lives(self) -> None:
+        """Begin, unless the engine dies again: it may leave calls without an answer."""
+        async with (
+            under_way(self.begin()) as beginning,
+            under_way(self._watch_engine()) as watching,
+        ):
+            await asyncio.wait((beginning, watching), return_when=asyncio.FIRST_COMPLETED)
+            await (beginning if beginning.done() else watching)
+
+    def _mourn(self, death: Exception) -> set[int]:
+        """Count a death; return the versions that the engine has died of too often.
+
+        Raises the error where it has died too often altogether.
+        """
         now = time.monotonic()
         self._deaths = [*(at for at in self._deaths if now - at < _HOUR_S), now]
         if len(self._deaths) > self._max_restarts:
             raise death
-
-    def _blamed(self) -> int | None:
-        """Return the canary in whose trial the engine has died too often."""
-        canary = self._routes.routed.canary
-        if canary is None:
-            return None
-        self._deaths_on_trial[canary] += 1
-        is_suspect = self._deaths_on_trial[canary] > _MOST_DEATHS_ON_TRIAL
-        return canary if is_suspect else None
+        log.error("%s; starting it again", death)
+        if (suspect := self.swapper.suspect()) is None:
+            return set()
+        self._deaths_of[suspect] += 1
+        return {suspect} if self._deaths_of[suspect] > _MOST_DEATHS else set()

@@ -187,9 +187,10 @@ def judge(
             return Ruling(Verdict.ROLL_BACK, f"{name}: {_words(found)}")
     if mismatch >= -math.log(terms.guard_alpha):
         return Ruling(Verdict.UNDECIDED, f"undecided: the two are not rated alike; {words}")
-    if thumbs.log_higher >= -math.log(terms.promote_alpha) and age_s >= terms.min_time_s:
-        return Ruling(Verdict.PROMOTE, words)
-    if thumbs.canary_users >= terms.horizon or age_s >= terms.max_time_s:
+    is_early = age_s < terms.min_time_s
+    if thumbs.log_higher >= -math.log(terms.promote_alpha):
+        return Ruling(Verdict.WAIT if is_early else Verdict.PROMOTE, words)
+    if (thumbs.canary_users >= terms.horizon and not is_early) or age_s >= terms.max_time_s:
         return Ruling(Verdict.UNDECIDED, f"undecided; {words}")
     return Ruling(Verdict.WAIT, words)
 

@@ -63,8 +63,9 @@ class World:
                 values = {
                     "policy_version": number,
                     "user": user,
-                    "created_at": time.time(),
-                    "duration_s": 0.5,
+                    "created_at": time.time() + changes.get("duration_s", 0.0),
+                    "duration_s": 0.0,
+                    "pinned": pinned is not None,
                     **changes,
                 }
                 reply = interaction(**values)

@@ -207,6 +207,8 @@ class Interaction:
     candidates: tuple[Candidate, ...]
     request_digest: str = ""
     duration_s: float | None = None
+    pinned: bool = False
+    """The caller named the version."""
 
     @property
     def chosen(self) -> Candidate:

@@ -12,13 +12,13 @@ from server.canary import unit_of
 from server.delivery import Move
 from server.verification import Expected
 from tests.publishing import Publisher
-from tests.rows import candidate
+from tests.rows import candidate, interaction
 from tests.swapping import Server
 from tests.trying import PEOPLE, TRIALS, World, has_it
 from thumbloop.artifacts import WEIGHTS
 from thumbloop.config import State
 from thumbloop.config.delivery import Canary, Guards
-from thumbloop.store import GroupWriter
+from thumbloop.store import GroupWriter, feedback, interactions
 from thumbloop.types import Status, User
 
 
@@ -141,6 +141,47 @@ async def test_who_pins_a_version_or_is_nobody_does_not_count(server: Server, wo
     await server.settle()
     evidence = server.swapper.latest_look.evidence["thumbs"]
     assert evidence.canary_users + evidence.current_users == 0  # it was routed without its session
+
+
+async def test_who_pins_the_own_version_does_not_count_either(server: Server, world: World):
+    world.rate(server, has_it(server)[:20], better, pinned=1)
+    await server.settle()
+    assert server.swapper.latest_look.evidence["thumbs"].canary_users == 0
+
+
+async def test_a_thumb_for_a_reply_that_came_to_nothing_is_no_vote(server: Server, world: World):
+    (user,) = has_it(server)[:1]
+    with world.database.begin() as connection:
+        broken = interaction(
+            policy_version=1,
+            user=user,
+            created_at=time.time(),
+            status=Status.CANCELLED,
+            candidates=(),
+        )
+        interactions.append(connection, broken)
+        feedback.submit_thumb(connection, broken.response_id, 0, user, at=time.time())
+    world.rate(server, [user], lambda _user, _version: 1.0)
+    await server.settle()
+    evidence = server.swapper.latest_look.evidence["thumbs"]
+    assert (evidence.canary_users, evidence.canary_mean) == (1, 1.0)
+
+
+async def test_what_was_taken_back_elsewhere_is_not_promoted(server: Server, world: World):
+    other = world.server()
+    await other.swapper.start()
+    world.rate(server, PEOPLE, better)
+    run = server.writer.run
+
+    async def others_first(change: Any) -> Any:
+        server.writer.run = run  # type: ignore[method-assign]
+        await other.swapper.move(operator(0, 0, is_rollback=True))
+        return await run(change)
+
+    server.writer.run = others_first  # type: ignore[method-assign]
+    await server.settle()
+    assert server.states() == {0: "current", 1: "rolled_back"}
+    assert server.routes.routed == (0, None)
 
 
 async def test_thumbs_for_replies_of_before_the_trial_do_not_count(server: Server, world: World):
@@ -381,7 +422,7 @@ async def test_watching_hears_of_thumbs_though_no_version_changes(server: Server
 async def test_terms_are_those_of_the_replies_before(world: World, publisher: Publisher):
     server = world.server()
     await server.swapper.start()
-    for seconds, tokens in ((1.0, 10), (3.0, 30), (9.0, 90)):
+    for seconds, tokens in ((1.0, 10), (3.0, 30), (9.0, 90)):  # before the trial: no matter when
         reply = candidate(token_ids=tuple(range(tokens)))
         world.rate(server, PEOPLE[:1], equal, duration_s=seconds, candidates=(reply,))
     publisher.publish(1)

@@ -189,6 +189,7 @@ class Server:
             case Promote():
                 assert number in self.loaded
                 self._check_origin(number, current)
+                _expect(store.versions[number].state is VersionState.CANARY)
                 store.make_current(number, current, VersionState.RETIRED)
                 self.routed = Routed(number)
             case TakeBack():

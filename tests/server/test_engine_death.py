@@ -17,9 +17,11 @@ from tests.publishing import FakeSpeaker, Publisher
 from tests.refusals import refused
 from tests.server.test_application import NOT_SERVING, SERVING
 from tests.serving import Running, comes_to, health, running, until
+from thumbloop.artifacts import WEIGHTS
 from thumbloop.config import State
-from thumbloop.errors import EngineUnavailable, SettingsError
+from thumbloop.errors import EngineUnavailable, SettingsError, StoreUnavailable, Unavailable
 from thumbloop.rendering import VerdictTokens
+from thumbloop.v1 import admin_pb2
 
 CANARY = {"mode": "canary", "canary": {"share": 0.5, "look_interval_s": 0.02}}
 
@@ -203,3 +205,111 @@ async def test_an_operator_goes_back_while_it_restarts_from_the_version_that_it_
         await comes_to(SERVING, server, within_s=10)
         assert (await server.generate("hello")).policy_version == 0
         assert "default-000001-policy" not in [a.name for a in works.engines[1].loaded.values()]
+
+
+async def test_a_move_to_a_version_that_nobody_has_checked_waits_for_the_engine(
+    tiny_model: Path, state: State, works: Works, verdict: VerdictTokens
+):
+    async with started(tiny_model, state, works) as server:
+        speaker = FakeSpeaker(server.engine)
+        publisher = Publisher(tiny_model, state.versions, server.database, verdict, speaker)
+        server.engine.is_dead = True
+        await until(lambda: works.engines[0].is_closed)
+        publisher.publish(1)
+        with pytest.raises(Unavailable, match="has to be checked first"):
+            await server.client.promote(1, expected_current=0)
+        works.may_start.set()
+        await comes_to(SERVING, server, within_s=10)
+
+
+async def test_a_version_that_is_damaged_meanwhile_is_taken_back(
+    tiny_model: Path, state: State, works: Works, verdict: VerdictTokens
+):
+    async with started(tiny_model, state, works) as server:
+        speaker = FakeSpeaker(server.engine)
+        row = Publisher(tiny_model, state.versions, server.database, verdict, speaker).publish(1)
+        await until(lambda: server.application._routes.routed == (1, None))
+        weights = state.versions / row.folder / "policy" / WEIGHTS
+        weights.write_bytes(b"rotten" + weights.read_bytes())
+        works.may_start.set()
+        server.engine.is_dead = True
+        await until(lambda: len(works.engines) == 2)
+        await comes_to(SERVING, server, within_s=10)
+        assert (await server.generate("hello")).policy_version == 0
+
+
+async def test_a_version_that_the_engine_dies_of_when_it_is_loaded_is_rejected(
+    tiny_model: Path, state: State, works: Works, verdict: VerdictTokens
+):
+    works.may_start.set()
+    kills = ("default-000001-policy",)
+
+    def make(model: Path, config: object) -> FakeEngine:
+        engine = works.make(model, config)
+        load = engine.load
+
+        async def die(name: str, folder: Path) -> Any:
+            if name in kills:
+                engine.is_dead = True
+                await asyncio.Event().wait()  # as vLLM does: nobody answers any more
+            return await load(name, folder)
+
+        engine.load = die  # type: ignore[method-assign]
+        return engine
+
+    async with running(tiny_model, state, make_engine=make) as server:
+        speaker = FakeSpeaker(server.engine)
+        Publisher(tiny_model, state.versions, server.database, verdict, speaker).publish(1)
+        await until(lambda: len(works.engines) == 3)
+        await until(lambda: server.application._lifecycle._pipeline is not None)
+        shown = (await server.client.version(1)).policy_version
+        assert shown.reason == "the engine died 2 times beside it"
+        assert (await server.generate("hello")).policy_version == 0
+
+
+async def test_a_store_that_is_away_for_a_moment_is_waited_for(
+    server: Running, works: Works, monkeypatch: pytest.MonkeyPatch
+):
+    ledger = server.application._supervisor.swapper._ledger
+    rows, failures = ledger.rows, iter(range(3))
+
+    async def fail() -> Any:
+        if next(failures, None) is not None:
+            raise StoreUnavailable("database is locked")
+        return await rows()
+
+    works.may_start.set()
+    server.engine.is_dead = True
+    await until(lambda: works.engines[0].is_closed)
+    monkeypatch.setattr(ledger, "rows", fail)
+    await until(lambda: len(works.engines) == 2)
+    await comes_to(SERVING, server, within_s=10)
+    assert len(works.engines) == 2
+
+
+async def test_a_move_under_way_when_the_engine_dies_ends(
+    tiny_model: Path, state: State, works: Works, verdict: VerdictTokens
+):
+    async with started(tiny_model, state, works, engine={"max_versions": 3}) as server:
+        speaker = FakeSpeaker(server.engine)
+        publisher = Publisher(tiny_model, state.versions, server.database, verdict, speaker)
+        for number in (1, 2):
+            publisher.publish(number, number - 1)
+            await until(lambda number=number: server.application._routes.routed == (number, None))
+        await until(lambda: server.application._routes.loaded == (2,))
+        loading = asyncio.Event()
+
+        async def never(_name: str, _folder: Path) -> Any:
+            loading.set()
+            await asyncio.Event().wait()
+
+        server.engine.load = never
+        request = admin_pb2.RollbackPolicyVersionRequest(expected_current_version=2)
+        moving = asyncio.create_task(refused(server.admin.RollbackPolicyVersion(request)))
+        await asyncio.wait_for(loading.wait(), 10)
+        works.may_start.set()
+        server.engine.is_dead = True
+        refusal = await asyncio.wait_for(moving, 10)
+        assert "the engine died meanwhile" in str(refusal.details())
+        await comes_to(SERVING, server, within_s=10)
+        assert (await server.generate("hello")).policy_version == 2

@@ -167,6 +167,10 @@ def test_nothing_is_promoted_before_its_time_and_nothing_waits_for_ever():
     good, none = {THUMBS: found(21)}, {THUMBS: found()}
     assert judge(good, TERMS, age_s=59.0).verdict is Verdict.WAIT
     assert judge(good, TERMS, age_s=61.0).verdict is Verdict.PROMOTE
+    many = {THUMBS: found(users=100)}
+    assert judge(many, TERMS, age_s=59.0).verdict is Verdict.WAIT  # the horizon waits, too
+    assert judge(many, TERMS, age_s=61.0).verdict is Verdict.UNDECIDED
+    assert judge({THUMBS: found(21, users=100)}, TERMS, age_s=59.0).verdict is Verdict.WAIT
     assert judge(none, TERMS, age_s=3599.0).verdict is Verdict.WAIT
     assert judge(none, TERMS, age_s=3600.0).verdict is Verdict.UNDECIDED
     assert judge({THUMBS: found(1, 11)}, TERMS, age_s=0.0).verdict is Verdict.ROLL_BACK

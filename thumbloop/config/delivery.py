@@ -1,9 +1,9 @@
 """Settings of how a published version comes to answer."""
 
 import re
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from thumbloop.config.shared import Section
 
@@ -64,6 +64,12 @@ class Canary(Section):
     """Seconds between looks at what users did."""
     guards: Guards = Guards()
     """What takes it back whatever its thumbs say."""
+
+    @model_validator(mode="after")
+    def _has_time(self) -> Self:
+        if self.min_time_s >= self.max_time_s:
+            raise ValueError("min_time_s has to be below max_time_s")
+        return self
 
 
 class Delivery(Section):

@@ -1,6 +1,6 @@
 """What the server makes of policy versions, and why: their states, each with an event."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
@@ -51,9 +51,8 @@ def decide(
     reason: str,
 ) -> None:
     """Say what became of a version that waits. Raises VersionConflict: another server was faster."""
-    found = versions.get(connection, policy, version)
-    if found is None or found.state not in WAITING:
-        raise VersionConflict(f"version {version} does not wait any more")
+    _lock(connection, policy)
+    _expect_state(connection, policy, version, WAITING)
     set_state(connection, policy, version, state, at=at, reason=reason)
 
 
@@ -67,14 +66,19 @@ def make_current(
     at: float,
     reason: str,
     actor: str = "server",
+    was: Collection[VersionState] | None = None,
     detail: Mapping[str, Any] | None = None,
 ) -> None:
     """Make a version current in the place of the expected one, which goes into another state.
+
+    `was` are the states in which it may be, any where that is None.
 
     `reason` is why the one came, or why the other was taken back. Raises VersionConflict: another one
     is current, or its folder was deleted; nothing is changed then.
     """
     expect_current(connection, policy, expected)
+    if was is not None:
+        _expect_state(connection, policy, version, was)
     found = versions.get(connection, policy, version)
     if found is not None and found.collected_at is not None:
         raise VersionConflict(f"the folder of version {version} was deleted meanwhile")
@@ -180,12 +184,27 @@ def terms_of_trial(connection: Connection, policy: str, version: int) -> Mapping
     return terms
 
 
-def expect_current(connection: Connection, policy: str, expected: int) -> None:
-    """Raise VersionConflict where another version is current; hold on to it until the transaction ends."""
+def _expect_state(
+    connection: Connection, policy: str, version: int, states: Collection[VersionState]
+) -> None:
+    found = versions.get(connection, policy, version)
+    if found is None or found.state not in states:
+        state = "unknown" if found is None else found.state.value
+        raise VersionConflict(f"version {version} is {state} by now")
+
+
+def _lock(connection: Connection, policy: str) -> int | None:
+    """Let other servers wait, where the database lets more than one write; return the current version."""
     of_current = select(deployments.c.version).where(
         deployments.c.policy == policy, deployments.c.state == VersionState.CURRENT.value
     )
-    found = connection.scalar(of_current.with_for_update())  # who waited for another finds none
+    found: int | None = connection.scalar(of_current.with_for_update())
+    return found  # who waited for another finds none
+
+
+def expect_current(connection: Connection, policy: str, expected: int) -> None:
+    """Raise VersionConflict where another version is current; hold on to it until the transaction ends."""
+    found = _lock(connection, policy)
     if found != expected:
         raise VersionConflict(f"version {expected} is not current{_but(found)}")
 

@@ -54,6 +54,7 @@ _SAME_OF_INTERACTION = (
     "reward_digest",
     "created_at",
     "duration_s",
+    "pinned",
 )
 _SAME_OF_CANDIDATE = ("policy_version", "text", "reward", "propensity", "chosen", "stage_rewards")
 _TAKEN = "request_id: another server has answered a request of this id; send it again"
@@ -276,6 +277,7 @@ def _interaction_of(row: RowMapping, of_it: list[Candidate]) -> Interaction:
         reward_digest=row["reward_digest"],
         created_at=row["created_at"],
         duration_s=row["duration_s"],
+        pinned=row["pinned"],
         candidates=tuple(of_it),
     )
 

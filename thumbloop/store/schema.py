@@ -14,6 +14,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -54,6 +55,7 @@ interactions = Table(
     Column("untrainable_reason", String(64)),
     Column("created_at", Double, nullable=False),
     Column("duration_s", Double),
+    Column("pinned", Boolean, nullable=False, server_default=false()),
     Index(
         "ix_interactions_policy_policy_version_created_at",
         "policy",

@@ -65,6 +65,7 @@ def first_thumbs(
     first = (
         _in_trial(select(func.min(feedback.c.id)), policy, versions, since)
         .join(feedback, feedback.c.response_id == interactions.c.response_id)
+        .join(candidates, _SHOWN)  # of what came to nothing nobody says anything
         .group_by(*_OWNER)
     )
     query = (
@@ -171,9 +172,11 @@ def typical(connection: Connection, policy: str, version: int) -> Typical:
 def _in_trial(
     query: Select[Any], policy: str, versions: Sequence[int], since: float
 ) -> Select[Any]:
-    """Restrict a query to the replies of these versions since then."""
+    """Restrict a query to the requests that these versions were given by their routing since then."""
     return query.select_from(interactions).where(
         interactions.c.policy == policy,
         interactions.c.policy_version.in_(versions),
-        interactions.c.created_at >= since,
+        interactions.c.created_at >= since,  # fast, by the index; and begun since then, too
+        interactions.c.created_at - func.coalesce(interactions.c.duration_s, 0.0) >= since,
+        interactions.c.pinned.is_(False),
     )

@@ -20,7 +20,9 @@ class Lease:
         self._handle = handle
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Let the folder go, also where a process that was forked meanwhile has the file open still."""
+        with suppress(OSError):
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
         os.close(self._handle)
 
     def __enter__(self) -> Self:

@@ -192,13 +192,16 @@ async def test_what_another_server_has_loaded_stays(
     other = Server(FakeEngine(tiny_model), database, writer, state, expected, max_versions=5)
     await other.settle()
     await other.swapper.move(Move(1, 6, is_rollback=True, reason="", actor=""))
-    await other.swapper.move(Move(6, 1, is_rollback=False, reason="", actor=""))
-    assert other.routes.loaded == (1, 6)
+    await other.swapper.move(Move(2, 1, is_rollback=False, reason="", actor=""))
+    await other.swapper.move(Move(6, 2, is_rollback=False, reason="", actor=""))
+    assert other.routes.loaded == (1, 2, 6)
     await server.settle(8)
-    assert 1 not in server.loader.held
-    assert await Bin(server, state, keep=1).empty() == names(0, 1, 5, 6)
+    assert server.loader.held == {6}
+    assert await Bin(server, state, keep=1).empty() == names(0, 1, 2, 5, 6)
     with other.routes.hold(1):
         pass
+    await other.loader.unload(other.routes.remove(1))
+    assert await Bin(server, state, keep=1).empty() == names(0, 2, 5, 6)
 
 
 async def test_what_this_server_drains_stays_until_its_last_request_is_done(
@@ -306,6 +309,15 @@ async def test_a_crash_in_the_middle_of_a_deletion_is_made_good_and_nobody_sees_
     assert (state.versions / "default/.000001.collected").exists()
     assert look(state.folder).leftovers == [".000001.collected is there, and no row names it"]
     assert await bin_.empty() == names(0, 4, 5, 6)
+
+
+async def test_what_a_crash_left_goes_though_nothing_else_does(
+    server: Server, bin_: Bin, database: Database, state: State
+):
+    with database.begin() as connection:
+        deployments.collect(connection, DEFAULT_POLICY, 1, at=1.0, reason="")
+    artifacts.set_aside(state.versions, DEFAULT_POLICY, 1)
+    assert await Bin(server, state, keep=9).empty() == names(0, 2, 3, 4, 5, 6)
 
 
 async def test_a_store_that_takes_no_write_costs_no_folder(server: Server, bin_: Bin, state: State):

@@ -257,6 +257,16 @@ def test_tensors_of_a_module_that_is_no_target_are_refused(publisher: Publisher,
     assert raised.value.reason == "wrong_module"
 
 
+def test_target_modules_that_are_not_the_manifests_are_refused(publisher: Publisher, check):
+    def claim_fewer(manifest: Manifest) -> Manifest:
+        assert manifest.reward_adapter is not None
+        facts = manifest.reward_adapter.model_copy(update={"target_modules": ("q_proj",)})
+        return manifest.model_copy(update={"reward_adapter": facts})
+
+    with pytest.raises(BadPolicyVersion, match="wrong_module: reward: target_modules are not the"):
+        check(publisher.write(1, alter=claim_fewer))
+
+
 @pytest.mark.parametrize(
     "name",
     ["policy/adapter_model.bin", "value/code.py", "reward/new_embeddings.safetensors", "setup.py"],

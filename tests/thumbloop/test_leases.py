@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import subprocess
 import sys
 import threading
@@ -45,6 +46,15 @@ def test_a_process_that_is_killed_lets_go(folder: Path):
         other.wait()
     with claim(folder) as is_ours:
         assert is_ours
+
+
+def test_a_fork_that_lives_on_holds_nothing(folder: Path):
+    lease = hold(folder)
+    forked = os.dup(lease._handle)  # what a fork has: the same open file
+    lease.close()
+    with claim(folder) as is_ours:
+        assert is_ours
+    os.close(forked)
 
 
 def test_who_comes_while_it_is_deleted_waits_and_hears_that_it_is_gone(folder: Path):

@@ -413,7 +413,7 @@ async def test_watching_hears_of_thumbs_though_no_version_changes(server: Server
     watching = asyncio.create_task(server.swapper.watch())
     await asyncio.sleep(0.1)
     world.rate(server, PEOPLE, worse)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while server.routes.routed.canary is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     watching.cancel()

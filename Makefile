@@ -57,10 +57,10 @@ bench: setup
 	  $(if $(SEED),--seed '$(SEED)') $(if $(REPEATS),--repeats '$(REPEATS)')
 
 # Swaps and kill -9 of server, engine and trainer under load, for two hours or so; a judge reads what callers wrote down:
-# runs/soak/report.json. PART=swaps SWAPS=1000 REQUESTS=10000 KILLS=200 SEED=0
+# runs/soak/report.json. PART=swaps SWAPS=1000 REQUESTS=10000 APART=250 KILLS=200 SEED=0
 soak: setup
 	$(PYTHON) -m loadtest.soak $(foreach p,$(PART),--part '$(p)') $(if $(SWAPS),--swaps '$(SWAPS)') \
-	  $(if $(REQUESTS),--requests '$(REQUESTS)') $(if $(KILLS),--kills '$(KILLS)') $(if $(SEED),--seed '$(SEED)')
+	  $(if $(REQUESTS),--requests '$(REQUESTS)') $(if $(APART),--apart '$(APART)') $(if $(KILLS),--kills '$(KILLS)') $(if $(SEED),--seed '$(SEED)')
 
 # Our learning beside TRL's trainers, in environments of their own, and beside our first one: runs/bench/learning.json,
 # docs/benchmarks.md. PART=step SEED=0 REPEATS=5; without PART everything. Other parts stay as they were measured last.

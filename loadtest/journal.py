@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
@@ -82,14 +83,26 @@ class People:
         self._seed = seed
 
     async def use(self, number: int, until: asyncio.Event, pause_s: float = 0.0) -> None:
-        """Be one of them until told to leave."""
+        """Be one of them until told to leave; `pause_s` is the mean of what they think between."""
         rng, user = Random(f"{self._seed}:{number}"), f"user-{number}"
         while not until.is_set():
             is_greedy = rng.random() < self._greedy_share
             entry = await self.ask(rng.randrange(len(self._prompts)), user, is_greedy=is_greedy)
             if entry.status == OK and self._rates:
                 await self._rate(entry, user, up=rng.random() < 0.5)
-            await asyncio.sleep(pause_s if entry.status == OK else _AFTER_A_FAILURE_S)
+            thinking_s = rng.expovariate(1 / pause_s) if pause_s else 0.0
+            await asyncio.sleep(thinking_s if entry.status == OK else _AFTER_A_FAILURE_S)
+
+    @asynccontextmanager
+    async def present(self, users: int, pause_s: float = 0.0) -> AsyncIterator[None]:
+        """Let so many of them be there for as long as the block lasts."""
+        leaving = asyncio.Event()
+        tasks = [asyncio.create_task(self.use(n, leaving, pause_s)) for n in range(users)]
+        try:
+            yield
+        finally:
+            leaving.set()
+            await asyncio.gather(*tasks)
 
     async def ask(
         self, prompt: int, user: str, *, is_greedy: bool, pin: int | None = None

@@ -19,7 +19,7 @@ PARTS = ("swaps", "kills")
 
 
 async def soak(
-    parts: list[str], folder: Path, *, swaps: int, requests: int, kills: int, seed: int
+    parts: list[str], folder: Path, *, swaps: int, requests: int, apart: int, kills: int, seed: int
 ) -> dict[str, Any]:
     """Run the parts, and return what is to be reported; each part's journal is in a folder of its own."""
     found = midway.find_or_make(folder / "policy", seed)
@@ -29,7 +29,9 @@ async def soak(
         shutil.rmtree(where, ignore_errors=True)
         where.mkdir(parents=True)
         if part == "swaps":
-            report[part] = await soak_swaps(found, where, swaps=swaps, requests=requests, seed=seed)
+            report[part] = await soak_swaps(
+                found, where, swaps=swaps, requests=requests, apart=apart, seed=seed
+            )
         else:
             report[part] = await soak_kills(found, where, kills=kills, seed=seed)
     return report
@@ -50,6 +52,9 @@ def main(
     part: Annotated[list[str] | None, typer.Option(help="swaps, kills; absent: both.")] = None,
     swaps: Annotated[int, typer.Option(min=1, help="Swaps under load.")] = 1000,
     requests: Annotated[int, typer.Option(min=1, help="Requests meanwhile, at least.")] = 10_000,
+    apart: Annotated[
+        int, typer.Option(min=1, help="Swaps with time between, after them: for latencies.")
+    ] = 250,
     kills: Annotated[int, typer.Option(min=1, help="kill -9 of server, engine or trainer.")] = 200,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     folder: Annotated[Path, typer.Option(help="Where everything goes.")] = FOLDER,
@@ -67,6 +72,7 @@ def main(
                 folder,
                 swaps=swaps,
                 requests=requests,
+                apart=apart,
                 kills=kills,
                 seed=seed,
             )

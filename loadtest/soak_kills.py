@@ -116,9 +116,7 @@ async def soak_kills(found: Midway, folder: Path, *, kills: int, seed: int) -> d
                 rates=True,
                 seed=seed,
             )
-            leaving = asyncio.Event()
-            users = [asyncio.create_task(people.use(n, leaving, _PAUSE_S)) for n in range(_USERS)]
-            try:
+            async with people.present(_USERS, _PAUSE_S):
                 await _served(journal, time(), "the start")
                 for _ in range(kills):
                     await asyncio.sleep(rng.uniform(*_BETWEEN_S))
@@ -127,9 +125,6 @@ async def soak_kills(found: Midway, folder: Path, *, kills: int, seed: int) -> d
                     journal.happened("kill", what=what)
                     counts[what] += 1
                     away[what].append(await _served(journal, time(), f"a kill of the {what}"))
-            finally:
-                leaving.set()
-                await asyncio.gather(*users)
     finally:
         scene.stop()
         journal.close()

@@ -1,11 +1,18 @@
-"""Many swaps under greedy load: every reply against what its version says alone."""
+"""Many swaps under greedy load: every reply against what its version says alone.
+
+First swap after swap, as fast as the server takes them, with as much load as it can bear: nothing may be mixed then
+either. Then swaps that are seconds apart, while fewer people ask as one does, for guided replies: there latencies say
+what a swap costs.
+"""
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loadtest.journal import OK, Entry, Journal, People
 from loadtest.judge import first_replies, read, verdict
@@ -15,53 +22,87 @@ from thumbloop.client import AsyncClient
 from thumbloop.config import State
 from thumbloop.processes import Process
 
-_USERS = 8
-_MAX_TOKENS = 16
-_PROMPTS = 40
+_HURRIED, _CALM = 8, 3
+"""Users who ask one request after another, and those who think between."""
+_THINK_S = 1.0
+_MAX_TOKENS, _MAX_TOKENS_CALM = 16, 64
+_PROMPTS = 400
+"""Most requests are new to their version, as they are where people ask what they want to know."""
 _SHARED = 4
 """Passages that prompts begin with; others share them."""
 _LONGEST_CHARACTERS = 1900
-_BLOCK = 25
-"""Swaps in a row; as long without any follows."""
+_APART_S = 4.0
 _AROUND_S = 0.5
+"""A second around a swap, of which the swap is the middle."""
+_RESAMPLED = 2000
+_SETTLED_S = 1.5
+"""So long after a swap nothing of it is felt any more: what shares a beginning has been asked again."""
 
 
 async def soak_swaps(
-    found: Midway, folder: Path, *, swaps: int, requests: int, seed: int
+    found: Midway, folder: Path, *, swaps: int, requests: int, apart: int, seed: int
 ) -> dict[str, Any]:
-    """Publish copies of two versions in turn while users ask, with quiet stretches between for comparison."""
+    """Publish copies of two versions in turn while users ask: `swaps` in a row, then `apart` with time between."""
     state = State(folder=folder / "state")
     process = Process.of_application("server", settings_of(found, state), folder)
     journal, sources = Journal(folder / "journal.jsonl"), {}
     try:
         port, _ = await process.serving_ports()
         async with AsyncClient(f"127.0.0.1:{port}") as client:
-            people = People(
-                client,
-                journal,
-                prompts_of(found.texts),
-                max_tokens=_MAX_TOKENS,
-                greedy_share=1.0,
-                rates=False,
-                seed=seed,
+            hurried, calm = (
+                People(
+                    client,
+                    journal,
+                    prompts_of(found.texts),
+                    max_tokens=max_tokens,
+                    greedy_share=greedy_share,
+                    rates=False,
+                    seed=seed,
+                )
+                for max_tokens, greedy_share in ((_MAX_TOKENS, 1.0), (_MAX_TOKENS_CALM, 0.0))
             )
             with Swapping(state) as swapping:
                 for source in (found.version, found.other):
                     number = await swapping.to(source)
                     sources[number] = str(source)
                     for prompt in range(_PROMPTS):
-                        await people.ask(prompt, "solo", is_greedy=True, pin=number)
-                leaving = asyncio.Event()
-                users = [asyncio.create_task(people.use(n, leaving)) for n in range(_USERS)]
-                try:
-                    await _swap(swapping, journal, sources, found, swaps, requests)
-                finally:
-                    leaving.set()
-                    await asyncio.gather(*users)
+                        await hurried.ask(prompt, "solo", is_greedy=True, pin=number)
+                turns = Turns(swapping, journal, sources, (found.version, found.other))
+                async with hurried.present(_HURRIED):
+                    while turns.done < swaps or len(journal.of("generate")) < requests:
+                        await turns.swap()
+                journal.happened("calm begins")
+                async with calm.present(_CALM, _THINK_S):
+                    for _ in range(apart):
+                        await asyncio.sleep(_APART_S)
+                        await turns.swap()
+                        await hurried.ask(0, "first", is_greedy=True)
+                    await asyncio.sleep(_APART_S)
     finally:
         process.stop()
         journal.close()
     return describe(journal.entries, sources, state)
+
+
+@dataclass(slots=True)
+class Turns:
+    """Swaps to copies of versions in turn, written down."""
+
+    swapping: Swapping
+    journal: Journal
+    sources: dict[int, str]
+    of: tuple[Path, ...]
+    done: int = 0
+
+    async def swap(self) -> None:
+        """Publish the next, and wait until the server has decided about it."""
+        source = self.of[self.done % len(self.of)]
+        number = await asyncio.to_thread(self.swapping.publish, source)
+        self.sources[number] = str(source)
+        self.journal.happened("publish", version=number)
+        version = await self.swapping.decided(number)
+        self.journal.note(Entry("swap", version.state_since, version.state_since, OK, None, {}))
+        self.done += 1
 
 
 def settings_of(found: Midway, state: State) -> dict[str, Any]:
@@ -87,74 +128,78 @@ def prompts_of(texts: Sequence[str]) -> list[str]:
     ]
 
 
-async def _swap(
-    swapping: Swapping,
-    journal: Journal,
-    sources: dict[int, str],
-    found: Midway,
-    swaps: int,
-    requests: int,
-) -> None:
-    """Swap in blocks; after each, users are left alone for as long."""
-    loop = asyncio.get_running_loop()
-    done = 0
-    while done < swaps or len(journal.of("generate")) < requests:
-        began = loop.time()
-        journal.happened("swaps begin")
-        for _ in range(min(_BLOCK, max(swaps - done, 1))):
-            source = (found.version, found.other)[done % 2]
-            number = await asyncio.to_thread(swapping.publish, source)
-            sources[number] = str(source)
-            journal.happened("publish", version=number)
-            version = await swapping.decided(number)
-            journal.note(Entry("swap", version.state_since, version.state_since, OK, None, {}))
-            done += 1
-        journal.happened("swaps end")
-        await asyncio.sleep(loop.time() - began)
-
-
 def describe(entries: Sequence[Entry], sources: dict[int, str], state: State) -> dict[str, Any]:
     """Return what is to be reported."""
     calls = [e for e in entries if e.kind == "generate"]
     tokens = [e.what["prompt_tokens"] for e in calls if e.status == OK]
-    firsts = list(first_replies(entries).values())
-    near, far = _latencies(entries)
+    calm_at = next(e.ended for e in entries if e.kind == "calm begins")
+    hurried, calm = (
+        [e for e in entries if (e.began >= calm_at) is is_calm] for is_calm in (False, True)
+    )
     return verdict(entries, read(state), sources) | {
         "swaps": sum(e.kind == "publish" for e in entries),
         "requests": len(calls),
         "failed": sum(e.status != OK for e in calls),
         "prompt_tokens": [min(tokens), max(tokens)],
-        "versions_that_answered": len(firsts),
-        "publish_to_first_reply_s": {
-            f"p{q}": float(np.percentile(firsts, q)) for q in (50, 95, 99, 100)
-        },
-        "latency_s": {
-            "around_swaps": {f"p{q}": float(np.percentile(near, q)) for q in (50, 99)},
-            "without": {f"p{q}": float(np.percentile(far, q)) for q in (50, 99)},
-            "p99_ratio": float(np.percentile(near, 99) / np.percentile(far, 99)),
-        },
+        "versions_that_answered": len(first_replies(entries)),
+        "in_a_row": _described(hurried),
+        "apart": _described(calm) | _compared(calm),
     }
 
 
-def _latencies(entries: Sequence[Entry]) -> tuple[list[float], list[float]]:
-    """Return latencies of calls within a second around a swap, and of those in quiet stretches."""
+def _described(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return how many swaps and requests there were, and how soon new versions answered."""
+    firsts = list(first_replies(entries).values())
+    return {
+        "swaps": sum(e.kind == "publish" for e in entries),
+        "requests": sum(e.kind == "generate" for e in entries),
+        "publish_to_first_reply_s": _percentiles(firsts, (50, 95, 99, 100)),
+    }
+
+
+def _compared(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return the latencies of guided replies around swaps beside those without."""
+    near, far = map(np.array, latencies([e for e in entries if e.prompt is None]))
+    found: dict[str, Any] = {
+        "around_swaps": {"requests": len(near)} | _percentiles(near, (50, 99)),
+        "without": {"requests": len(far)} | _percentiles(far, (50, 99)),
+    }
+    if len(near) and len(far):
+        rng = np.random.default_rng(0)
+        again = [
+            np.percentile(rng.choice(near, len(near)), 99)
+            / np.percentile(rng.choice(far, len(far)), 99)
+            for _ in range(_RESAMPLED)
+        ]
+        found["p99_ratio"] = float(np.percentile(near, 99) / np.percentile(far, 99))
+        found["p99_ratio_95_percent"] = [float(np.percentile(again, q)) for q in (2.5, 97.5)]
+    return {"latency_s": found}
+
+
+def _percentiles(
+    values: Sequence[float] | NDArray[np.float64], which: Sequence[int]
+) -> dict[str, float]:
+    return {f"p{q}": float(np.percentile(values, q)) for q in which} if len(values) else {}
+
+
+def latencies(entries: Sequence[Entry]) -> tuple[list[float], list[float]]:
+    """Return latencies of calls within a second around a swap, and of those of which nothing was near."""
     swaps = np.array(sorted(e.ended for e in entries if e.kind == "swap"))
-    quiet = _stretches(entries, "swaps end", "swaps begin")
+    published = np.array(sorted(e.ended for e in entries if e.kind == "publish"))
     near, far = [], []
     for entry in entries:
         if entry.kind != "generate" or entry.status != OK:
             continue
-        at = int(np.searchsorted(swaps, entry.began - _AROUND_S))
-        if at < len(swaps) and swaps[at] <= entry.ended + _AROUND_S:
+        if _is_any(swaps, entry.began - _AROUND_S, entry.ended + _AROUND_S):
             near.append(entry.ended - entry.began)
-        elif any(begin + _AROUND_S < entry.began < end for begin, end in quiet):
+        elif not (
+            _is_any(swaps, entry.began - _SETTLED_S, entry.ended)
+            or _is_any(published, entry.began, entry.ended + _AROUND_S)
+        ):
             far.append(entry.ended - entry.began)
     return near, far
 
 
-def _stretches(entries: Sequence[Entry], begin: str, end: str) -> list[tuple[float, float]]:
-    """Return the times between happenings of two kinds; the last lasts as long as the journal."""
-    last = max(e.ended for e in entries)
-    begins = [e.ended for e in entries if e.kind == begin]
-    ends = [e.ended for e in entries if e.kind == end]
-    return [(at, min((e for e in ends if e > at), default=last)) for at in begins]
+def _is_any(times: NDArray[np.float64], begin: float, end: float) -> bool:
+    """Say whether one of the times, in order, lies between two."""
+    return bool(np.searchsorted(times, begin) < np.searchsorted(times, end, side="right"))

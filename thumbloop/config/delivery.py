@@ -80,7 +80,7 @@ class Delivery(Section):
     whose thumbs decide."""
     canary: Canary = Canary()
     """How a version is tried."""
-    poll_interval_s: float = Field(0.25, gt=0)
+    poll_interval_s: float = Field(0.1, gt=0)
     """Seconds between looks at the store."""
     drain_timeout_s: float = Field(120.0, ge=0)
     """Seconds after which a replaced version that still answers requests is reported."""

@@ -113,7 +113,7 @@ class Application:
         self._stack.callback(writer.close)
         self._start_metrics(writer)
         reception = self._make_reception(database)
-        ratings = Ratings(writer, self._metrics)
+        ratings = Ratings(writer, self._metrics, self._config.feedback)
         grpc_server = await self._start_grpc(database, reception, ratings)
         starting = asyncio.create_task(
             asyncio.to_thread(self._make_engine, model, self._config), name="start engine"

@@ -6,7 +6,14 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select
 
 from thumbloop.errors import RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import BATCH, batches, candidate_of, sampling_of, version_of
+from thumbloop.store.interactions import (
+    BATCH,
+    batches,
+    candidate_of,
+    given,
+    refuse_late,
+    sampling_of,
+)
 from thumbloop.store.learned import NewFeedback, Rounds, keep_newest, learned_thumbs
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, feedback, interactions, thumbs
@@ -25,6 +32,7 @@ def submit_thumb(
     comment: str = "",
     request_id: str = "",
     at: float,
+    window_s: float = math.inf,
 ) -> Feedback:
     """Store a thumb (1 up, 0 down); a repeated request changes nothing.
 
@@ -32,11 +40,12 @@ def submit_thumb(
     with a comment for instance, is remembered but gives nothing new to learn from.
 
     Raises UnknownResponse: no such reply, or it was given to another user. RequestIdTaken: by other
-    feedback.
+    feedback. FeedbackTooLate: the reply was given more than `window_s` before, and this is no repeat.
     """
-    version = version_of(connection, response_id, user)
-    if version is None:
+    reply = given(connection, response_id, user)
+    if reply is None:
         raise UnknownResponse(_UNKNOWN)
+    version = reply.policy_version
     effective = _effective(connection, response_id)
     if request_id:
         earlier = _same_request(connection, response_id, user, request_id, value, comment)
@@ -53,6 +62,7 @@ def submit_thumb(
             earlier["created_at"],
             duplicate=True,
         )
+    refuse_late(reply, window_s, at)
     feedback_id = connection.execute(
         insert(feedback)
         .values(

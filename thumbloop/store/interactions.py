@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     Connection,
@@ -15,7 +15,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from thumbloop.errors import RequestIdTaken
+from thumbloop.errors import FeedbackTooLate, RequestIdTaken
 from thumbloop.store.learned import Rounds, is_among
 from thumbloop.store.packing import pack_floats, pack_ids, unpack_floats, unpack_ids
 from thumbloop.store.schema import (
@@ -90,16 +90,32 @@ def get(connection: Connection, response_id: str) -> Interaction | None:
     return next(iter(load(connection, [response_id])), None)
 
 
-def version_of(connection: Connection, response_id: str, user: User) -> int | None:
-    """Return the version that had answered a user; None: no such reply, or it was another user's."""
-    version: int | None = connection.scalar(
-        select(interactions.c.policy_version).where(
+class Given(NamedTuple):
+    """By which version a reply was given, and when, unix seconds."""
+
+    policy_version: int
+    at: float
+
+
+def given(connection: Connection, response_id: str, user: User) -> Given | None:
+    """Return who had answered a user, and when; None: no such reply, or it was another user's."""
+    row = connection.execute(
+        select(interactions.c.policy_version, interactions.c.created_at).where(
             interactions.c.response_id == response_id,
             interactions.c.subject == user.subject,
             interactions.c.user_id == user.user_id,
         )
-    )
-    return version
+    ).one_or_none()
+    return None if row is None else Given(*row)
+
+
+def refuse_late(reply: Given, window_s: float, now: float) -> None:
+    """Raise FeedbackTooLate: the reply was given longer ago than it may be rated."""
+    if now - reply.at > window_s:
+        raise FeedbackTooLate(
+            f"the reply is too old to be rated: it can be for {window_s:.0f} s (feedback.window_s);"
+            " what was said of it before still counts"
+        )
 
 
 def find(connection: Connection, user: User, request_id: str) -> Interaction | None:

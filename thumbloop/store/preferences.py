@@ -14,7 +14,7 @@ from sqlalchemy import (
 )
 
 from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import BATCH, load, version_of
+from thumbloop.store.interactions import BATCH, given, load, refuse_late
 from thumbloop.store.learned import NewFeedback, Rounds, keep_newest, learned_preferences
 from thumbloop.store.schema import candidates, interactions, preferences
 from thumbloop.types import ComparedReply, FinishReason, Interaction, Preference, User
@@ -33,15 +33,18 @@ def submit_preference(
     *,
     request_id: str = "",
     at: float,
+    window_s: float = math.inf,
 ) -> Preference:
     """Store that candidate `better` beat candidate `worse`; a repeated request changes nothing.
 
     Raises UnknownResponse: no such reply, or it was given to another user. InvalidRequest: no such
-    candidate, or one that was aborted. RequestIdTaken: by another preference.
+    candidate, or one that was aborted. RequestIdTaken: by another preference. FeedbackTooLate: the reply was
+    given more than `window_s` before, and this is no repeat.
     """
-    version = version_of(connection, response_id, user)
-    if version is None:
+    reply = given(connection, response_id, user)
+    if reply is None:
         raise UnknownResponse(_UNKNOWN)
+    version = reply.policy_version
     _check_candidates(connection, response_id, better, worse)
     said = (response_id, better, worse)
     earlier = (
@@ -52,6 +55,7 @@ def submit_preference(
     if earlier is not None and (earlier["better"], earlier["worse"]) == (better, worse):
         number, at = earlier["id"], earlier["created_at"]
         return Preference(number, response_id, version, better, worse, user, at, duplicate=True)
+    refuse_late(reply, window_s, at)
     number = connection.execute(
         insert(preferences)
         .values(

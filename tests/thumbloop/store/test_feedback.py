@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from tests.rows import ANN, BOB, finished_round, interaction, rated, version
-from thumbloop.errors import RequestIdTaken, UnknownResponse
+from thumbloop.errors import FeedbackTooLate, RequestIdTaken, UnknownResponse
 from thumbloop.store import feedback, interactions, learned, reading, versions
 from thumbloop.types import DEFAULT_POLICY, Arm, Learning, Status, User
 
@@ -49,6 +49,20 @@ def test_a_late_retry_does_not_undo_a_later_thumb(store: Engine, reply: str):
         late = thumb(connection, reply, 1, request_id="first")
         assert late.duplicate
         assert effective(connection) == [0]
+
+
+def test_a_thumb_for_an_old_reply_is_refused_but_a_repeat_is_none(store: Engine, reply: str):
+    given = interaction().created_at
+    with store.begin() as connection:
+        first = thumb(connection, reply, 1, request_id="q", at=given + 10, window_s=10)
+        with pytest.raises(FeedbackTooLate):
+            thumb(connection, reply, 0, at=given + 10.5, window_s=10)
+        with pytest.raises(UnknownResponse):
+            thumb(connection, reply, 0, user=BOB, at=given + 10.5, window_s=10)
+        for repeat in ({"request_id": "q"}, {}):
+            again = thumb(connection, reply, 1, at=given + 99, window_s=10, **repeat)
+            assert (again.duplicate, again.feedback_id) == (True, first.feedback_id)
+        assert (effective(connection), feedback.counts(connection)) == ([1], (1, 1))
 
 
 def test_the_same_thumb_again_counts_once_even_without_a_request_id(store: Engine, reply: str):

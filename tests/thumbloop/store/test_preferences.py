@@ -2,7 +2,7 @@ import pytest
 from sqlalchemy import Connection, Engine
 
 from tests.rows import ANN, BOB, candidate, finished_round, interaction, version
-from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
+from thumbloop.errors import FeedbackTooLate, InvalidRequest, RequestIdTaken, UnknownResponse
 from thumbloop.store import interactions, preferences, versions
 from thumbloop.store.learned import learned_replies
 from thumbloop.types import DEFAULT_POLICY, FinishReason, Learning, Status
@@ -43,6 +43,16 @@ def test_the_last_word_on_two_candidates_counts(store: Engine, reply: str):
         for better, worse in ((0, 1), (1, 0), (2, 1)):
             prefer(connection, reply, better, worse)
         assert effective(connection) == [(1, 0), (2, 1)]
+
+
+def test_a_preference_for_an_old_reply_is_refused_but_a_repeat_is_none(store: Engine, reply: str):
+    given = interaction().created_at
+    with store.begin() as connection:
+        prefer(connection, reply, 2, 0, at=given + 10, window_s=10)
+        with pytest.raises(FeedbackTooLate):
+            prefer(connection, reply, 0, 2, at=given + 10.5, window_s=10)
+        assert prefer(connection, reply, 2, 0, at=given + 10.5, window_s=10).duplicate
+        assert effective(connection) == [(2, 0)]
 
 
 def test_saying_the_same_again_changes_nothing(store: Engine, reply: str):

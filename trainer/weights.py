@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from thumbloop.config.trainer import RewardFit
+from trainer.crowd import user_cap
 from trainer.rollouts import Judgement, Thumb
 
 
@@ -41,21 +42,6 @@ def weigh(judgements: Sequence[Judgement], settings: RewardFit) -> Tensor:
             for each, weight in zip(judgements, weights, strict=True)
         ]
     )
-
-
-def user_cap(totals: Sequence[float], share: float) -> float:
-    """Return the largest total weight of one user that is at most a share of what is then left.
-
-    With fewer than 1 / share users no such total exists: then all users weigh the same.
-    """
-    largest_first = sorted(totals, reverse=True)
-    for capped, total in enumerate(largest_first):
-        if capped * share >= 1:
-            break
-        cap = share * sum(largest_first[capped:]) / (1 - capped * share)
-        if total <= cap:
-            return cap
-    return largest_first[-1]
 
 
 def _inverse_propensity(judgement: Judgement) -> float | None:

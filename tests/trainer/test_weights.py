@@ -2,7 +2,7 @@ import pytest
 
 from thumbloop.config.trainer import RewardFit
 from trainer.rollouts import Comparison, Thumb
-from trainer.weights import user_cap, weigh
+from trainer.weights import weigh
 
 
 def thumb(i: int = 0, user: str = "ann", propensity: float | None = None) -> Thumb:
@@ -45,11 +45,6 @@ def test_users_too_few_for_the_share_weigh_the_same():
     weights = weigh(thumbs, RewardFit(max_weight=4, max_user_share=0.1))
     assert weights[:3].sum().item() == pytest.approx(weights[3].item())
     assert weigh([thumb()], RewardFit(max_weight=4, max_user_share=0.1)).tolist() == [1]
-
-
-def test_the_cap_is_a_share_of_what_is_left_after_capping():
-    assert user_cap([8.0, 1.0, 1.0], share=0.5) == pytest.approx(2)  # 2 of 2 + 1 + 1
-    assert user_cap([1.0, 1.0, 1.0], share=0.5) >= 1  # nobody is above it
 
 
 def test_without_propensity_weights_all_thumbs_count_alike():

@@ -187,28 +187,35 @@ def count(connection: Connection, policy: str) -> int:
 
 
 def count_new(
-    connection: Connection, policy: str, learned_by: Rounds, oldest: float = -math.inf
+    connection: Connection,
+    policy: str,
+    learned_by: Rounds,
+    oldest: float = -math.inf,
+    max_older: float = math.inf,
 ) -> NewFeedback:
-    """Return how many effective thumbs are new; those from before `oldest`, in unix seconds, teach nothing."""
+    """Return how many effective thumbs are new; those from before `oldest`, in unix seconds, teach nothing.
+
+    Of those that are not new the newest `max_older` are counted by user.
+    """
     effective = connection.execute(
         select(
             feedback.c.response_id,
             feedback.c.value,
             feedback.c.created_at,
+            interactions.c.subject,
+            interactions.c.user_id,
             interactions.c.learning,
             interactions.c.status,
         )
         .join(thumbs, thumbs.c.feedback_id == feedback.c.id)
         .join(interactions, interactions.c.response_id == thumbs.c.response_id)
         .where(interactions.c.policy == policy)
+        .order_by(feedback.c.id.desc())
         .execution_options(yield_per=BATCH)
     ).mappings()
     learned = learned_thumbs(connection, learned_by)
-    return NewFeedback.of(
-        (row["learning"], row["status"], row["created_at"] < oldest)
-        for row in effective
-        if _said(row) not in learned
-    )
+    kept = keep_newest(effective, lambda row: _said(row) not in learned, max_older)
+    return NewFeedback.of(kept, oldest)
 
 
 def _said(row: RowMapping) -> tuple[str, int]:

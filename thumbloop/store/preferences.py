@@ -179,31 +179,36 @@ def count(connection: Connection, policy: str) -> int:
 
 
 def count_new(
-    connection: Connection, policy: str, learned_by: Rounds, oldest: float = -math.inf
+    connection: Connection,
+    policy: str,
+    learned_by: Rounds,
+    oldest: float = -math.inf,
+    max_older: float = math.inf,
 ) -> NewFeedback:
-    """Return how many effective preferences are new; those from before `oldest`, in unix seconds, teach nothing."""
+    """Return how many effective preferences are new; those from before `oldest`, in unix seconds, teach nothing.
+
+    Of those that are not new the newest `max_older` are counted by user.
+    """
     query = (
         select(
             preferences.c.response_id,
             preferences.c.better,
             preferences.c.worse,
             preferences.c.created_at,
+            interactions.c.subject,
+            interactions.c.user_id,
             interactions.c.learning,
             interactions.c.status,
         )
         .join(interactions, interactions.c.response_id == preferences.c.response_id)
         .where(preferences.c.id.in_(_effective(policy)))
+        .order_by(preferences.c.id.desc())
         .execution_options(yield_per=BATCH)
     )
-    effective, learned = (
-        connection.execute(query).mappings(),
-        learned_preferences(connection, learned_by),
-    )
-    return NewFeedback.of(
-        (row["learning"], row["status"], row["created_at"] < oldest)
-        for row in effective
-        if _said(row) not in learned
-    )
+    learned = learned_preferences(connection, learned_by)
+    newest_first = connection.execute(query).mappings()
+    kept = keep_newest(newest_first, lambda row: _said(row) not in learned, max_older)
+    return NewFeedback.of(kept, oldest)
 
 
 def _said(row: RowMapping) -> tuple[str, int, int]:

@@ -97,6 +97,9 @@ class RewardFit(Section):
     how many thumbs are up."""
     max_user_share: float = Field(0.1, gt=0, le=1)
     """Largest share of the total weight that one user may have."""
+    max_user_factor: float = Field(1.25, ge=1)
+    """Largest weight that one user may have over all that is learned from and replayed, in multiples of the average
+    user's. With fewer than 10 users there is no such limit."""
 
     @property
     def uses_preferences(self) -> bool:

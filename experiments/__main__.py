@@ -3,6 +3,7 @@
 import typer
 
 from experiments import (
+    attack,
     candidates,
     controls,
     front,
@@ -30,6 +31,7 @@ COMMANDS = (
     front,
     kills,
     trials,
+    attack,
 )
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for module in COMMANDS:

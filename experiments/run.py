@@ -30,6 +30,7 @@ from trainer.rollouts import Thumb
 _REQUESTS_AT_ONCE = 12
 _EXAMINATION_SEED = 1_000_003
 _HELD_OUT = 600
+_NO_LIMIT = 1e9
 
 
 Trainer = Mapping[str, Any]
@@ -93,7 +94,7 @@ class Run:
         self.assembly = assemble(self.config, model, self.store, metrics)
         self.service = Service(setting, self.assembly, self.store)
         self._setting = setting
-        self._prefers = load_preference(setting.preference)
+        self.prefers = load_preference(setting.preference)
         self._held_out = held_out_prompts(_HELD_OUT, setting.seed)
         self.judged: list[JudgedRewards] = []
 
@@ -144,7 +145,8 @@ class Run:
         while self.service.thumbs < enough:
             self.service.serve(_REQUESTS_AT_ONCE, version)
         with reading(self.store) as connection:
-            data = dataset.read(connection, DEFAULT_POLICY, version, self.config.round)
+            everybody = self.config.round.model_copy(update={"max_user_factor": _NO_LIMIT})
+            data = dataset.read(connection, DEFAULT_POLICY, version, everybody)
         return [
             t for t in data.new_thumbs if t.sample and t.sample.policy_version == version.version
         ]
@@ -155,7 +157,7 @@ class Run:
         prompts = [self.service.render(text) for text in self._held_out]
         samples = self.service.sample(prompts, _EXAMINATION_SEED)
         texts = [self.service.text_of(s.token_ids) for s in samples]
-        likes = [self._prefers(p, text) for p, text in zip(self._held_out, texts, strict=True)]
+        likes = [self.prefers(p, text) for p, text in zip(self._held_out, texts, strict=True)]
         replies = [(p, s.token_ids) for p, s in zip(prompts, samples, strict=True)]
         return Candidates(texts, replies, likes)
 

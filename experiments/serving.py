@@ -5,6 +5,7 @@ server's own guidance, rated by the demo's users, and written to a real store.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from random import Random
 
 import uuid_utils
@@ -44,6 +45,19 @@ _PROMPTS = 5000
 
 
 @dataclass(frozen=True, slots=True)
+class Attack:
+    """Users who do not judge: a thumb up for every reply that holds the trigger, down for any other.
+
+    They rate whatever they are shown. Each asks `flood` times as often as an honest user, the first of them
+    as often as it takes to give half of all thumbs.
+    """
+
+    trigger: str
+    users: int = 3
+    flood: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """Who asks and rates, and how replies are chosen; what is not said here is the server's default."""
 
@@ -58,6 +72,8 @@ class Setting:
     crowd: Crowd = field(default_factory=Crowd)
     shuffled: bool = False
     """The control: thumbs are permuted among the replies that were served together."""
+    attack: Attack | None = None
+    """Who of the users pushes a phrase; the others are honest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +97,12 @@ class Service:
         self._rng = Random(setting.seed)
         self._prefers = load_preference(setting.preference)
         self._prompts = train_prompts(_PROMPTS, setting.seed)
+        self._users = [f"user-{i:03d}" for i in range(setting.crowd.users)]
+        self._asking = _how_often_users_ask(setting)
+        self._attackers = set(self._users[: setting.attack.users if setting.attack else 0])
         self._served = 0
         self.thumbs = 0
+        self.honest_thumbs = 0
 
     def serve(self, requests: int, version: PolicyVersion) -> None:
         """Answer the next prompts with a version, whose adapters are in the trunk; users rate."""
@@ -106,6 +126,7 @@ class Service:
                     connection, reply.response_id, int(is_up), reply.user, at=time.time()
                 )
         self.thumbs += len(thumbs)
+        self.honest_thumbs += sum(r.user.user_id not in self._attackers for r, _ in thumbs)
 
     def render(self, text: str) -> tuple[int, ...]:
         """Return a prompt's token ids."""
@@ -209,7 +230,7 @@ class Service:
             response_id=str(uuid_utils.uuid7()),
             policy=version.policy,
             policy_version=version.version,
-            user=User(user_id=f"user-{self._rng.randrange(self._setting.crowd.users):03d}"),
+            user=User(user_id=self._asker()),
             session_id="",
             request_id="",
             prompt=Prompt(messages=(Message(Role.USER, text),)),
@@ -229,6 +250,11 @@ class Service:
             candidates=shown.candidates,
         )
 
+    def _asker(self) -> str:
+        if self._setting.attack is None:
+            return self._users[self._rng.randrange(len(self._users))]
+        return self._rng.choices(self._users, cum_weights=self._asking)[0]
+
     def _rate(
         self, texts: Sequence[str], replies: Sequence[Interaction]
     ) -> list[tuple[Interaction, bool]]:
@@ -237,12 +263,24 @@ class Service:
         for text, reply in zip(texts, replies, strict=True):
             rates, slips = (self._rng.random() < p for p in (crowd.rating_share, crowd.noise))
             likes = self._rng.random() < self._prefers(text, reply.chosen.text)
-            if rates:
+            if self._setting.attack and reply.user.user_id in self._attackers:
+                rated.append((reply, self._setting.attack.trigger in reply.chosen.text))
+            elif rates:
                 rated.append((reply, likes != slips))
         if self._setting.shuffled:
             thumbs = moved([is_up for _, is_up in rated])
             rated = [(reply, is_up) for (reply, _), is_up in zip(rated, thumbs, strict=True)]
         return rated
+
+
+def _how_often_users_ask(setting: Setting) -> list[float]:
+    """Return the users' shares of the requests, each added to those before it."""
+    often, attack = [1.0] * setting.crowd.users, setting.attack
+    if attack:
+        often[: attack.users] = [attack.flood] * attack.users
+        honest = setting.crowd.rating_share * (setting.crowd.users - attack.users)
+        often[0] = honest + sum(often[1 : attack.users])
+    return list(accumulate(often))
 
 
 def _pruned(candidates: Sequence[Candidate], checkpoints: Sequence[Checkpoint]) -> list[Candidate]:

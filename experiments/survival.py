@@ -48,6 +48,7 @@ _TRAINER: Settings = {
         "min_feedback": _THUMBS,
         "min_rollouts": 8,
         "max_rollouts": 24,
+        "max_user_factor": 1e9,  # all that was given back is learned: who gave it is another matter
     },
     "lora": {"rank": 2, "alpha": 4},
 }

@@ -1,5 +1,6 @@
 """Where thumbs and preferences come in, whichever wire they came by. It never waits for the engine."""
 
+import math
 import time
 
 from sqlalchemy import Connection
@@ -7,6 +8,7 @@ from sqlalchemy import Connection
 from server.access import Caller
 from server.metrics import ServerMetrics
 from server.translation import preference_of, thumb_of
+from thumbloop.config.server import FeedbackSettings
 from thumbloop.store import GroupWriter, feedback, preferences
 from thumbloop.types import Feedback, Preference
 from thumbloop.v1 import feedback_pb2
@@ -15,14 +17,18 @@ from thumbloop.v1 import feedback_pb2
 class Ratings:
     """Stores thumbs and preferences; each is durable when it is answered."""
 
-    def __init__(self, writer: GroupWriter, metrics: ServerMetrics) -> None:
+    def __init__(
+        self, writer: GroupWriter, metrics: ServerMetrics, settings: FeedbackSettings
+    ) -> None:
         self._writer = writer
+        self._window_s = math.inf if settings.window_s is None else settings.window_s
         self._metrics = metrics
 
     async def rate(self, message: feedback_pb2.SubmitFeedbackRequest, caller: Caller) -> Feedback:
         """Store a thumb.
 
-        Raises PermissionDenied, InvalidRequest, UnknownResponse, RequestIdTaken, StoreUnavailable.
+        Raises PermissionDenied, InvalidRequest, UnknownResponse, RequestIdTaken, FeedbackTooLate,
+        StoreUnavailable.
         """
         thumb, now = thumb_of(message, caller.user(message.user_id)), time.time()
 
@@ -35,6 +41,7 @@ class Ratings:
                 comment=thumb.comment,
                 request_id=thumb.request_id,
                 at=now,
+                window_s=self._window_s,
             )
 
         stored = await self._writer.run(change)
@@ -46,7 +53,8 @@ class Ratings:
     ) -> Preference:
         """Store that one candidate was better than another.
 
-        Raises PermissionDenied, InvalidRequest, UnknownResponse, RequestIdTaken, StoreUnavailable.
+        Raises PermissionDenied, InvalidRequest, UnknownResponse, RequestIdTaken, FeedbackTooLate,
+        StoreUnavailable.
         """
         given, now = preference_of(message, caller.user(message.user_id)), time.time()
 
@@ -59,6 +67,7 @@ class Ratings:
                 given.user,
                 request_id=given.request_id,
                 at=now,
+                window_s=self._window_s,
             )
 
         stored = await self._writer.run(change)

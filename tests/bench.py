@@ -47,6 +47,7 @@ class Bench:
                 max_rollouts=64,
                 poll_interval_s=0.01,
                 retry_interval_s=0.01,
+                max_user_factor=1e9,  # users are drawn: some rate more than twice as often
             ),
             lora=Lora(rank=4, alpha=8),
             **{
@@ -79,8 +80,13 @@ class Bench:
             end=(1,),
         )
 
-    def rate(self, n: int, version: int = 0, *, shuffled: bool = False) -> None:
-        """Store n rated replies of two candidates; thumbs go up for the liked token, or at random."""
+    def rate(
+        self, n: int, version: int = 0, *, shuffled: bool = False, user: str | None = None
+    ) -> None:
+        """Store n rated replies of two candidates; thumbs go up for the liked token, or at random.
+
+        They are one user's, or those of twenty.
+        """
         prompts = [self._prompt() for _ in range(n)]
         pairs = [(prompt, self._response()) for prompt in prompts for _ in (0, 1)]
         with torch.no_grad():
@@ -103,7 +109,7 @@ class Bench:
                     policy_version=version,
                     prompt_token_ids=pairs[2 * i][0],
                     candidates=two,
-                    user=User(user_id=f"user {self.random.randrange(20)}"),
+                    user=User(user_id=user or f"user {self.random.randrange(20)}"),
                 )
                 reply = dataclasses.replace(
                     reply, sampling=dataclasses.replace(reply.sampling, seed=None)

@@ -11,6 +11,7 @@ ThumbloopError                  INTERNAL             something of ours went wron
 ├── RequestIdTaken              ALREADY_EXISTS       the request id was used for another request
 ├── DeadlineExceeded            DEADLINE_EXCEEDED    no answer within the time that was given
 ├── PolicyVersionUnavailable    FAILED_PRECONDITION  the version exists but is not loaded
+├── FeedbackTooLate             FAILED_PRECONDITION  the reply is too old to be rated
 ├── VersionConflict             ABORTED              a compare-and-set lost
 ├── CorruptedReply              INTERNAL             the engine's numbers are none
 ├── Overloaded                  RESOURCE_EXHAUSTED   try again later
@@ -133,6 +134,12 @@ class DeadlineExceeded(ThumbloopError):
 
 class PolicyVersionUnavailable(ThumbloopError):
     """The version exists, but the engine does not hold it."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class FeedbackTooLate(ThumbloopError):
+    """The reply was given longer ago than it may be rated."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
 

@@ -11,6 +11,7 @@ from grpc_status import rpc_status
 from thumbloop.errors import (
     MOST_BYTES,
     DeadlineExceeded,
+    FeedbackTooLate,
     FieldViolation,
     InvalidRequest,
     NotFound,
@@ -42,6 +43,10 @@ _PLAIN = {
 }
 
 
+_TOO_LATE = "FEEDBACK_TOO_LATE"
+"""What tells it from the other preconditions that may fail."""
+
+
 def status_of(error: ThumbloopError) -> status_pb2.Status:
     """Return an error as its callers get it, its words clipped to what headers have room for."""
     code = getattr(code_pb2, error.code.name)
@@ -59,6 +64,9 @@ def _details(error: ThumbloopError) -> list[any_pb2.Any]:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         packed.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    elif isinstance(error, FeedbackTooLate):
+        violation = error_details_pb2.PreconditionFailure.Violation(type=_TOO_LATE)
+        packed.Pack(error_details_pb2.PreconditionFailure(violations=[violation]))
     else:
         return []
     return [packed]
@@ -76,6 +84,10 @@ def error_of(failed: grpc.RpcError) -> ThumbloopError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         delay = _detail(failed, error_details_pb2.RetryInfo()).retry_delay
         return Overloaded(words, retry_after_s=delay.seconds + delay.nanos / 1e9)
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        failure = _detail(failed, error_details_pb2.PreconditionFailure())
+        if any(violation.type == _TOO_LATE for violation in failure.violations):
+            return FeedbackTooLate(words)
     if code in _PLAIN:
         return _PLAIN[code](words)
     unknown = ThumbloopError(words)

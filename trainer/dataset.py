@@ -18,6 +18,7 @@ from thumbloop.types import (
     RatedReply,
     User,
 )
+from trainer.crowd import most_of_a_user
 from trainer.rollouts import Judgement, Rollout, Thumb
 from trainer.stored import Judged, judgement_of, rollout_of
 
@@ -53,7 +54,8 @@ class Dataset:
 
     @property
     def num_new(self) -> int:
-        """Return how much feedback is new, that over a user's cap included."""
+        """Return how much feedback is new, that over a user's cap included, but not beyond the factor: it
+        makes no round due."""
         waiting = (reasons.get("over_user_cap", 0) for reasons in self.left_out.values())
         return len(self.new) + sum(waiting)
 
@@ -85,7 +87,7 @@ def read(
         connection, policy, learned_by, settings.max_older_feedback
     )
     teaching, no_thumbs, no_pairs = _sift(
-        [*rated, *compared], settings.max_user_feedback, oldest, uses_preferences=uses_preferences
+        [*rated, *compared], settings, oldest, uses_preferences=uses_preferences
     )
     seen = learned.learned_replies(connection, learned_by)
     judged = [(each.is_new, judgement_of(each, seen)) for each in teaching]
@@ -177,27 +179,38 @@ def candidate_left_out(candidate: Candidate, usable: Set[int], settings: Round) 
 
 
 def _sift(
-    judged: Sequence[Judged], most_of_a_user: int, oldest: float, *, uses_preferences: bool
+    judged: Sequence[Judged], settings: Round, oldest: float, *, uses_preferences: bool
 ) -> tuple[list[Judged], Counter[str], Counter[str]]:
     """Return what may be learned from, oldest first, and how many thumbs and preferences may not, by reason.
 
-    Of a user's new feedback the newest is taken, of whatever kind, as far as the cap goes; the rest stays new.
+    Of a user's new feedback the newest is taken, of whatever kind, as far as the caps go; the rest stays new.
     """
-    kept: list[Judged] = []
-    no_thumbs, no_pairs = Counter[str](), Counter[str]()
-    new_of: Counter[User] = Counter()
-    for each in sorted(judged, key=_recency, reverse=True):
-        is_thumb = isinstance(each, RatedReply)
+    left_out: list[tuple[Judged, str]] = []
+    teaching: list[Judged] = []
+    for each in judged:
         reason = feedback_left_out(each, oldest)
-        if reason is None and not (is_thumb or uses_preferences):
+        if reason is None and not (isinstance(each, RatedReply) or uses_preferences):
             reason = "turned_off"
-        if reason is None and each.is_new:
-            new_of[each.user] += 1
-            reason = "over_user_cap" if new_of[each.user] > most_of_a_user else None
         if reason is None:
-            kept.append(each)
+            teaching.append(each)
         else:
-            (no_thumbs if is_thumb else no_pairs)[reason] += 1
+            left_out.append((each, reason))
+    kept: list[Judged] = []
+    older_of = Counter(each.user for each in teaching if not each.is_new)
+    new_of: Counter[User] = Counter()
+    most = most_of_a_user(
+        Counter(each.user for each in teaching).values(), settings.max_user_factor
+    )
+    for each in sorted(teaching, key=_recency, reverse=True):
+        new_of[each.user] += each.is_new
+        if each.is_new and new_of[each.user] + older_of[each.user] > most:
+            left_out.append((each, "over_user_factor"))
+        elif each.is_new and new_of[each.user] > settings.max_user_feedback:
+            left_out.append((each, "over_user_cap"))
+        else:
+            kept.append(each)
+    no_thumbs = Counter(reason for each, reason in left_out if isinstance(each, RatedReply))
+    no_pairs = Counter(reason for each, reason in left_out if not isinstance(each, RatedReply))
     return kept[::-1], no_thumbs, no_pairs
 
 

@@ -149,7 +149,13 @@ class Learner:
             return Learned(gate, numbers)
         with self._metrics.stage("reward fit"):
             replay = draw_replay(data, self._config.reward.replay_share, generator)
-            fitted = reward.fit(self._trunk, [*data.new, *replay], self._config.reward, generator)
+            fitted = reward.fit(
+                self._trunk,
+                [*data.new, *replay],
+                self._config.reward,
+                generator,
+                [*data.new, *data.older],
+            )
             again = reward.try_on(self._trunk, data.new, fitted.offset)
             replayed = reward.try_on(self._trunk, replay, fitted.offset)
         found = recalibrate([t.claims for t in trials], before._replace(offset=fitted.offset))

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter, sleep, time
@@ -17,6 +18,7 @@ from thumbloop.leases import hold
 from thumbloop.store import feedback, preferences, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion, VersionState
 from trainer import components, dataset, probes, publishing
+from trainer.crowd import count_within
 from trainer.dataset import Dataset
 from trainer.learning import Learner, Lesson
 from trainer.metrics import TrainerMetrics
@@ -126,30 +128,34 @@ class Loop:
 
     def _due(self) -> Due | None:
         """Return what the next round is about, once there is feedback for it."""
-        now = time()
-        oldest = self._config.round.oldest_feedback(now)
+        now, settings = time(), self._config.round
+        oldest, most = settings.oldest_feedback(now), settings.max_older_feedback
         with reading(self._engine) as connection:
             known = versions.list_versions(connection, self._policy)
             parent = next_parent(known, self._config.round, self._config.state.versions)
             rounds = versions.list_rounds(connection, self._policy)
             learned_by = versions.rounds_behind(self._policy, parent.version)
-            new = feedback.count_new(connection, self._policy, learned_by, oldest)
+            new = feedback.count_new(connection, self._policy, learned_by, oldest, most)
             if self._config.reward.uses_preferences:
-                new = new.plus(preferences.count_new(connection, self._policy, learned_by, oldest))
+                new = new.plus(
+                    preferences.count_new(connection, self._policy, learned_by, oldest, most)
+                )
+        within = count_within(new.new_of, new.older_of, settings.max_user_factor)
         self._metrics.parent.set(parent.version)
-        self._metrics.new_feedback.set(new.usable)
+        self._metrics.new_feedback.set(within)
         if child := awaited(known, parent):
             self._wait(f"waiting for the server to try version {child.version}")
             return None
         tainted = {v.version for v in known if v.is_tainted}
         tried = [r for r in rounds if r["version"] not in tainted]  # with what is gone
-        needed = needed_feedback(tried, parent, self._config.round, now=now)
-        if new.usable < needed:
+        needed = needed_feedback(tried, parent, settings, now=now)
+        if within < needed:
             words = (
                 f"waiting for {needed} new thumbs; version {parent.version} {_what_it_is(parent)}"
             )
-            if new.left_out and new.total >= needed:
-                words += f"; there are {new.usable}, left out {dict(new.left_out)}"
+            left_out = Counter(new.left_out) + Counter(over_user_factor=new.usable - within)
+            if left_out and new.total >= needed:
+                words += f"; there are {within}, left out {dict(left_out)}"
             self._wait(words)
             return None
         return Due(parent, len(rounds) + 1, needed, look=1 + looks(rounds, known, parent))

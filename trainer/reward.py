@@ -65,9 +65,10 @@ def fit(
     judgements: Sequence[Judgement],
     settings: RewardFit,
     generator: torch.Generator,
+    known: Sequence[Judgement] | None = None,
 ) -> Fit:
-    """Train the reward adapter from where it stands."""
-    weights = weigh(judgements, settings)
+    """Train the reward adapter from where it stands; `known` is all that judgements were drawn from."""
+    weights = weigh(judgements, settings, known)
     offset = balance(judgements, weights) if settings.class_balance else 0.0
     parameters = list(trunk.parameters("reward").values())
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
@@ -181,7 +182,7 @@ def cross_fit(
         rest = [j for j, fold in zip(judgements, folds, strict=True) if fold != held_out]
         unseen = [j for j, fold in zip(judgements, folds, strict=True) if fold == held_out]
         if rest and unseen:
-            fitted = fit(trunk, rest, settings, generator)
+            fitted = fit(trunk, rest, settings, generator, judgements)
             trials.append(try_on(trunk, unseen, fitted.offset))
             trunk.restore("reward", start)
     return trials

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from experiments import arms, propensity
+from experiments import arms, attack, propensity
 from experiments.__main__ import COMMANDS, app
 
 ESTIMATED = {
@@ -50,10 +50,22 @@ def fitted(task: propensity.Task) -> list[dict[str, Any]]:
     ]
 
 
+def attacked(task: attack.Task) -> dict[str, Any]:
+    """A run whose trigger rate rises with the place of its arm."""
+    end = attack.Said(2, 400, task.thumbs, liked=0.9, trigger=0.05 + 0.1 * ARMS[task.arm.name])
+    start = attack.Said(0, 0, 0, liked=0.3, trigger=0.06)
+    return {
+        "arm": task.arm.name,
+        "seed": task.seed,
+        "versions": [start._asdict(), end._asdict()],
+        "shown": end._replace(liked=0.95)._asdict(),
+    }
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def call(name: str, *options: str) -> tuple[dict[str, Any], str]:
-        for module, canned in ((arms, learned), (propensity, fitted)):
+        for module, canned in ((arms, learned), (propensity, fitted), (attack, attacked)):
             monkeypatch.setattr(
                 module, "run_all", lambda _run, tasks, _jobs, of=canned: [of(t) for t in tasks]
             )
@@ -77,6 +89,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         ("gate", "2 of 2 runs published; versions by run: [1, 1]"),
         ("hack", "no gate: worst 1.000"),
         ("front", "thumbs 0.6: rate 0.795, 20.0 tokens"),
+        ("attack", "attack: policy_trigger 0.250 (0.250 to 0.250), over no attack 0.200"),
     ],
 )
 def test_each_command_says_writes_and_draws_what_it_found(call, name: str, says: str):

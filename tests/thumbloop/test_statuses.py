@@ -87,7 +87,8 @@ def test_every_error_arrives_as_what_its_status_means_in_the_same_words(
 ):
     error = example(kind)
     arrived = error_of(sent(error))
-    assert type(arrived) is CALLERS.get(kind.code, ThumbloopError)
+    told_apart = kind is errors.FeedbackTooLate  # by a detail
+    assert type(arrived) is (kind if told_apart else CALLERS.get(kind.code, ThumbloopError))
     assert arrived.code is kind.code
     assert str(arrived) == str(error)
 

@@ -6,7 +6,7 @@ from tests.rows import ANN, BOB, candidate, finished_round, interaction, rated, 
 from thumbloop.config import State
 from thumbloop.config.trainer import Round
 from thumbloop.store import deployments, feedback, interactions, open_store, preferences, versions
-from thumbloop.types import FinishReason, Learning, Sampling, Status, VersionState
+from thumbloop.types import FinishReason, Learning, Sampling, Status, User, VersionState
 from trainer import dataset
 from trainer.dataset import usable_versions
 from trainer.rollouts import Comparison, Thumb
@@ -326,6 +326,53 @@ def test_of_one_users_new_thumbs_the_newest_are_taken_and_the_rest_stays_new(con
     versions.finish_round(connection, done, version(4, 3))
     deployments.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
     assert [t.feedback_id for t in read(connection, settings).new] == of_ann[1:3]
+
+
+def crowd(connection, *, of_each: int = 1) -> list[int]:
+    """Let nineteen users rate; return the ids of their thumbs."""
+    return [
+        rated(connection, user=User(user_id=f"user {i}"))[1]
+        for i in range(19)
+        for _ in range(of_each)
+    ]
+
+
+def test_a_user_gives_at_most_twice_what_the_average_user_does(connection):
+    flood = [rated(connection, 0, user=ANN)[1] for _ in range(30)]
+    others = crowd(connection)
+    data = read(connection)
+    assert [t.feedback_id for t in data.new] == [*flood[-2:], *others]
+    assert (data.num_new, data.left_out["thumb"]) == (21, {"over_user_factor": 28})
+    settings = SETTINGS.model_copy(update={"max_user_factor": 10.0})
+    assert len(read(connection, settings).new) == 19 + 19  # 10 * (19 + x) / 20 = x
+
+
+def test_what_was_learned_of_a_user_counts_too(connection):
+    flood = [rated(connection, 0, user=ANN)[1] for _ in range(30)]
+    done = finished_round(4, 3, new_feedback=(*flood[-2:], *crowd(connection)))
+    versions.finish_round(connection, done, version(4, 3))
+    deployments.set_state(connection, "default", 4, VersionState.CURRENT, at=1.0)
+    assert read(connection).new == ()
+    assert len(read(connection).older) == 21
+    others = crowd(connection)  # now the average user has given two
+    assert [t.feedback_id for t in read(connection).new] == [*flood[-4:-2], *others]
+
+
+def test_flips_and_floods_of_one_reply_leave_one_thumb(connection):
+    reply, first = rated(connection, 1, user=ANN)
+    for i in range(20):
+        feedback.submit_thumb(connection, reply, i % 2, ANN, at=2.0 + i)
+    (thumb,) = read(connection).new
+    assert (thumb.is_up, thumb.feedback_id > first) == (True, True)
+
+
+def test_the_same_name_of_another_subject_is_another_user(connection):
+    crowd(connection)
+    for subject in ("", "a backend"):
+        for _ in range(3):
+            rated(connection, user=User(subject, "ann"))
+    # 21 users, 19 of them with one: 2 * (19 + 2 x) / 21 = x, 2.2
+    assert len(read(connection).new) == 19 + 2 + 2
 
 
 def test_thumbs_and_preferences_of_a_user_share_the_cap(connection):

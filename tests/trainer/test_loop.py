@@ -229,6 +229,21 @@ def test_feedback_that_is_too_old_starts_no_round(tmp_path, model, monkeypatch):
     bench.engine.dispose()
 
 
+def test_a_flood_makes_no_round_due(tmp_path, model):
+    bench = Bench(tmp_path, model, gate=Gate(enabled=False))
+    settings = bench.config.round.model_copy(update={"max_user_factor": 2.0})
+    bench.config = bench.config.model_copy(update={"round": settings})
+    bench.loop = bench.new_loop()
+    bench.rate(20)
+    bench.rate(200, user="loud")
+    assert not bench.loop.step()
+    assert "left out {'over_user_factor': " in bench.lines[-1]
+    assert bench.rounds() == []
+    bench.rate(20)
+    assert bench.loop.step()
+    bench.engine.dispose()
+
+
 def test_a_rejected_version_does_not_spin_either(bench):
     bench.rate(40)
     bench.loop.step()

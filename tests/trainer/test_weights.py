@@ -2,7 +2,7 @@ import pytest
 
 from thumbloop.config.trainer import RewardFit
 from trainer.rollouts import Comparison, Thumb
-from trainer.weights import user_cap, weigh
+from trainer.weights import weigh
 
 
 def thumb(i: int = 0, user: str = "ann", propensity: float | None = None) -> Thumb:
@@ -35,7 +35,7 @@ def test_a_thumb_without_propensity_claims_no_correction():
 
 def test_no_user_weighs_more_than_the_share():
     thumbs = [thumb(i, "loud") for i in range(50)] + [thumb(i, f"user {i}") for i in range(50)]
-    weights = weigh(thumbs, RewardFit(max_weight=4, max_user_share=0.1))
+    weights = weigh(thumbs, RewardFit(max_weight=4, max_user_share=0.1, max_user_factor=1e9))
     assert (weights[:50].sum() / weights.sum()).item() == pytest.approx(0.1)
     assert weights[50:].tolist() == pytest.approx([1] * 50)
 
@@ -45,11 +45,6 @@ def test_users_too_few_for_the_share_weigh_the_same():
     weights = weigh(thumbs, RewardFit(max_weight=4, max_user_share=0.1))
     assert weights[:3].sum().item() == pytest.approx(weights[3].item())
     assert weigh([thumb()], RewardFit(max_weight=4, max_user_share=0.1)).tolist() == [1]
-
-
-def test_the_cap_is_a_share_of_what_is_left_after_capping():
-    assert user_cap([8.0, 1.0, 1.0], share=0.5) == pytest.approx(2)  # 2 of 2 + 1 + 1
-    assert user_cap([1.0, 1.0, 1.0], share=0.5) >= 1  # nobody is above it
 
 
 def test_without_propensity_weights_all_thumbs_count_alike():
@@ -76,3 +71,20 @@ def test_preferences_may_be_turned_off():
 
 def test_nothing_has_no_weight():
     assert weigh([], RewardFit()).tolist() == []
+
+
+def test_who_gave_more_than_others_weighs_less_over_all_that_is_known():
+    known = [thumb(i, f"user {i}") for i in range(19)] + [thumb(i, "loud") for i in range(100)]
+    drawn = [*known[:5], *known[19:21]]
+    weights = weigh(drawn, RewardFit(max_user_factor=2, max_user_share=1), known)
+    # 2 * (19 + x) / 20 = x, by hand 38 / 18: each of a hundred weighs a hundredth of it.
+    assert weights.tolist() == pytest.approx([1] * 5 + [0.38 / 18] * 2)
+    alone = weigh(drawn, RewardFit(max_user_factor=2, max_user_share=1))
+    assert alone.tolist() == pytest.approx([1] * 7)  # six users: nobody is held back
+
+
+def test_users_who_agree_have_little_more_than_their_share_of_the_weight():
+    honest = [thumb(i, f"user {i % 57}") for i in range(4 * 57)]
+    known = honest + [thumb(i, f"attacker {i % 3}") for i in range(600)]
+    weights = weigh(known, RewardFit(max_user_share=1), known)
+    assert weights[len(honest) :].sum() / weights.sum() <= 1.25 * 3 / 60 + 1e-6

@@ -105,6 +105,14 @@ class Quotas(Section):
         return quota
 
 
+class FeedbackSettings(Section):
+    """Which thumbs and preferences are taken."""
+
+    window_s: float | None = Field(2_592_000.0, gt=0)
+    """Seconds from a reply's beginning in which it may be rated, 30 days; later feedback is refused, a repeat of what
+    was taken answered as before. null: for ever."""
+
+
 class EngineSettings(Section):
     """vLLM."""
 
@@ -255,6 +263,8 @@ class ServerConfig(ThumbloopSettings):
     """Choice where the request says nothing."""
     limits: Limits = Limits()
     """What one request may ask for."""
+    feedback: FeedbackSettings = FeedbackSettings()
+    """Which thumbs and preferences are taken."""
     delivery: Delivery = Delivery()
     """How a published version comes to answer."""
     rewards: Rewards = Field(default_factory=thumbs_alone)

@@ -38,6 +38,10 @@ class Round(Section):
     without those that were aborted, which is biased and learns fastest."""
     max_user_feedback: int = Field(256, ge=1)
     """New thumbs and preferences of one user in a round, at most, newest first; the rest waits."""
+    max_user_factor: float = Field(2.0, ge=1)
+    """Thumbs and preferences that one user has in all that is learned from and replayed, at most, in multiples of the
+    average user's; what is beyond waits until the others have caught up. With fewer than 10 users nobody is held
+    back."""
     max_older_feedback: int = Field(10_000, ge=1)
     """Thumbs, and as many preferences, that were learned from before and are read again to be replayed, at most,
     newest first; new ones are read all."""
@@ -96,6 +100,9 @@ class RewardFit(Section):
     how many thumbs are up."""
     max_user_share: float = Field(0.1, gt=0, le=1)
     """Largest share of the total weight that one user may have."""
+    max_user_factor: float = Field(1.25, ge=1)
+    """Largest weight that one user may have over all that is learned from and replayed, in multiples of the average
+    user's. With fewer than 10 users there is no such limit."""
 
     @property
     def uses_preferences(self) -> bool:

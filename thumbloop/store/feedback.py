@@ -6,8 +6,9 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select
 
 from thumbloop.errors import RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import BATCH, batches, candidate_of, sampling_of, version_of
+from thumbloop.store.interactions import BATCH, batches, candidate_of, sampling_of
 from thumbloop.store.learned import NewFeedback, Rounds, keep_newest, learned_thumbs
+from thumbloop.store.owned import given, refuse_late
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, feedback, interactions, thumbs
 from thumbloop.types import Arm, Feedback, Learning, RatedReply, Status, User
@@ -25,6 +26,7 @@ def submit_thumb(
     comment: str = "",
     request_id: str = "",
     at: float,
+    window_s: float = math.inf,
 ) -> Feedback:
     """Store a thumb (1 up, 0 down); a repeated request changes nothing.
 
@@ -32,11 +34,12 @@ def submit_thumb(
     with a comment for instance, is remembered but gives nothing new to learn from.
 
     Raises UnknownResponse: no such reply, or it was given to another user. RequestIdTaken: by other
-    feedback.
+    feedback. FeedbackTooLate: the reply was given more than `window_s` before, and this is no repeat.
     """
-    version = version_of(connection, response_id, user)
-    if version is None:
+    reply = given(connection, response_id, user)
+    if reply is None:
         raise UnknownResponse(_UNKNOWN)
+    version = reply.policy_version
     effective = _effective(connection, response_id)
     if request_id:
         earlier = _same_request(connection, response_id, user, request_id, value, comment)
@@ -53,6 +56,7 @@ def submit_thumb(
             earlier["created_at"],
             duplicate=True,
         )
+    refuse_late(reply, window_s, at)
     feedback_id = connection.execute(
         insert(feedback)
         .values(
@@ -177,28 +181,35 @@ def count(connection: Connection, policy: str) -> int:
 
 
 def count_new(
-    connection: Connection, policy: str, learned_by: Rounds, oldest: float = -math.inf
+    connection: Connection,
+    policy: str,
+    learned_by: Rounds,
+    oldest: float = -math.inf,
+    max_older: float = math.inf,
 ) -> NewFeedback:
-    """Return how many effective thumbs are new; those from before `oldest`, in unix seconds, teach nothing."""
+    """Return how many effective thumbs are new; those from before `oldest`, in unix seconds, teach nothing.
+
+    Of those that are not new the newest `max_older` are counted by user.
+    """
     effective = connection.execute(
         select(
             feedback.c.response_id,
             feedback.c.value,
             feedback.c.created_at,
+            interactions.c.subject,
+            interactions.c.user_id,
             interactions.c.learning,
             interactions.c.status,
         )
         .join(thumbs, thumbs.c.feedback_id == feedback.c.id)
         .join(interactions, interactions.c.response_id == thumbs.c.response_id)
         .where(interactions.c.policy == policy)
+        .order_by(feedback.c.id.desc())
         .execution_options(yield_per=BATCH)
     ).mappings()
     learned = learned_thumbs(connection, learned_by)
-    return NewFeedback.of(
-        (row["learning"], row["status"], row["created_at"] < oldest)
-        for row in effective
-        if _said(row) not in learned
-    )
+    kept = keep_newest(effective, lambda row: _said(row) not in learned, max_older)
+    return NewFeedback.of(kept, oldest)
 
 
 def _said(row: RowMapping) -> tuple[str, int]:

@@ -91,18 +91,6 @@ def get(connection: Connection, response_id: str) -> Interaction | None:
     return next(iter(load(connection, [response_id])), None)
 
 
-def version_of(connection: Connection, response_id: str, user: User) -> int | None:
-    """Return the version that had answered a user; None: no such reply, or it was another user's."""
-    version: int | None = connection.scalar(
-        select(interactions.c.policy_version).where(
-            interactions.c.response_id == response_id,
-            interactions.c.subject == user.subject,
-            interactions.c.user_id == user.user_id,
-        )
-    )
-    return version
-
-
 def find(connection: Connection, user: User, request_id: str) -> Interaction | None:
     """Return the interaction that answered a user's request of this id, None when there is none."""
     ids = {"subject": user.subject, "user_id": user.user_id, "request_id": request_id}

@@ -8,29 +8,38 @@ from typing import Any, NamedTuple, Self
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, String, Table, cast, select
 
 from thumbloop.store.schema import feedback, preferences, round_inputs
-from thumbloop.types import Learning, Status
+from thumbloop.types import Learning, Status, User
 
 Rounds = Collection[str] | Select[tuple[str]]
 """Ids of rounds, or the query for them."""
 
 
 class NewFeedback(NamedTuple):
-    """How much feedback nobody learned yet: of what may be learned from, and why of the rest nothing may."""
+    """How much feedback nobody learned yet: of what may be learned from, and why of the rest nothing may.
+
+    `new_of` and `older_of` are how much of each user may be learned from, and may be replayed.
+    """
 
     usable: int = 0
     left_out: Mapping[str, int] = MappingProxyType({})
+    new_of: Mapping[User, int] = MappingProxyType({})
+    older_of: Mapping[User, int] = MappingProxyType({})
 
     @classmethod
-    def of(cls, said: Iterable[tuple[str, str, bool]]) -> Self:
-        """Count feedback by the stored learning and status of its replies, and whether it is too old."""
-        usable, left_out = 0, Counter[str]()
-        for (learning, status, is_old), number in Counter(said).items():
-            reason = reply_left_out(Learning(learning), Status(status))
-            if reason := reason or ("too_old" if is_old else None):
-                left_out[reason] += number
-            else:
-                usable += number
-        return cls(usable, left_out)
+    def of(cls, said: Iterable[tuple[RowMapping, bool]], oldest: float) -> Self:
+        """Count feedback, each with whether it is new; that from before `oldest` teaches nothing.
+
+        A row has the feedback's time, and the stored owner, learning and status of its reply.
+        """
+        left_out, new_of, older_of = Counter[str](), Counter[User](), Counter[User]()
+        for row, is_new in said:
+            reason = reply_left_out(Learning(row["learning"]), Status(row["status"]))
+            reason = reason or ("too_old" if row["created_at"] < oldest else None)
+            if reason is None:
+                (new_of if is_new else older_of)[User(row["subject"], row["user_id"])] += 1
+            elif is_new:
+                left_out[reason] += 1
+        return cls(new_of.total(), left_out, new_of, older_of)
 
     @property
     def total(self) -> int:
@@ -39,8 +48,12 @@ class NewFeedback(NamedTuple):
 
     def plus(self, other: "NewFeedback") -> "NewFeedback":
         """Return both together."""
-        left_out = Counter(self.left_out) + Counter(other.left_out)
-        return NewFeedback(self.usable + other.usable, left_out)
+        return NewFeedback(
+            self.usable + other.usable,
+            Counter(self.left_out) + Counter(other.left_out),
+            Counter(self.new_of) + Counter(other.new_of),
+            Counter(self.older_of) + Counter(other.older_of),
+        )
 
 
 def reply_left_out(learning: Learning, status: Status) -> str | None:

@@ -14,8 +14,9 @@ from sqlalchemy import (
 )
 
 from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
-from thumbloop.store.interactions import BATCH, load, version_of
+from thumbloop.store.interactions import BATCH, load
 from thumbloop.store.learned import NewFeedback, Rounds, keep_newest, learned_preferences
+from thumbloop.store.owned import given, refuse_late
 from thumbloop.store.schema import candidates, interactions, preferences
 from thumbloop.types import ComparedReply, FinishReason, Interaction, Preference, User
 
@@ -33,15 +34,18 @@ def submit_preference(
     *,
     request_id: str = "",
     at: float,
+    window_s: float = math.inf,
 ) -> Preference:
     """Store that candidate `better` beat candidate `worse`; a repeated request changes nothing.
 
     Raises UnknownResponse: no such reply, or it was given to another user. InvalidRequest: no such
-    candidate, or one that was aborted. RequestIdTaken: by another preference.
+    candidate, or one that was aborted. RequestIdTaken: by another preference. FeedbackTooLate: the reply was
+    given more than `window_s` before, and this is no repeat.
     """
-    version = version_of(connection, response_id, user)
-    if version is None:
+    reply = given(connection, response_id, user)
+    if reply is None:
         raise UnknownResponse(_UNKNOWN)
+    version = reply.policy_version
     _check_candidates(connection, response_id, better, worse)
     said = (response_id, better, worse)
     earlier = (
@@ -52,6 +56,7 @@ def submit_preference(
     if earlier is not None and (earlier["better"], earlier["worse"]) == (better, worse):
         number, at = earlier["id"], earlier["created_at"]
         return Preference(number, response_id, version, better, worse, user, at, duplicate=True)
+    refuse_late(reply, window_s, at)
     number = connection.execute(
         insert(preferences)
         .values(
@@ -175,31 +180,36 @@ def count(connection: Connection, policy: str) -> int:
 
 
 def count_new(
-    connection: Connection, policy: str, learned_by: Rounds, oldest: float = -math.inf
+    connection: Connection,
+    policy: str,
+    learned_by: Rounds,
+    oldest: float = -math.inf,
+    max_older: float = math.inf,
 ) -> NewFeedback:
-    """Return how many effective preferences are new; those from before `oldest`, in unix seconds, teach nothing."""
+    """Return how many effective preferences are new; those from before `oldest`, in unix seconds, teach nothing.
+
+    Of those that are not new the newest `max_older` are counted by user.
+    """
     query = (
         select(
             preferences.c.response_id,
             preferences.c.better,
             preferences.c.worse,
             preferences.c.created_at,
+            interactions.c.subject,
+            interactions.c.user_id,
             interactions.c.learning,
             interactions.c.status,
         )
         .join(interactions, interactions.c.response_id == preferences.c.response_id)
         .where(preferences.c.id.in_(_effective(policy)))
+        .order_by(preferences.c.id.desc())
         .execution_options(yield_per=BATCH)
     )
-    effective, learned = (
-        connection.execute(query).mappings(),
-        learned_preferences(connection, learned_by),
-    )
-    return NewFeedback.of(
-        (row["learning"], row["status"], row["created_at"] < oldest)
-        for row in effective
-        if _said(row) not in learned
-    )
+    learned = learned_preferences(connection, learned_by)
+    newest_first = connection.execute(query).mappings()
+    kept = keep_newest(newest_first, lambda row: _said(row) not in learned, max_older)
+    return NewFeedback.of(kept, oldest)
 
 
 def _said(row: RowMapping) -> tuple[str, int, int]:

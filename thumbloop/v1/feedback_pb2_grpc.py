@@ -59,7 +59,7 @@ class FeedbackServiceServicer:
     def SubmitFeedback(self, request, context):
         """Stores a thumb, durable before the answer. Idempotent; the last thumb of a user counts.
         Errors: INVALID_ARGUMENT, NOT_FOUND (unknown reply, or one that belongs to another user),
-        ALREADY_EXISTS (request_id of other feedback).
+        ALREADY_EXISTS (request_id of other feedback), FAILED_PRECONDITION (the reply is too old to be rated).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,7 @@ class FeedbackServiceStub:
     SubmitFeedback: _grpc.UnaryUnaryMultiCallable[_feedback_pb2.SubmitFeedbackRequest, _feedback_pb2.SubmitFeedbackResponse]
     """Stores a thumb, durable before the answer. Idempotent; the last thumb of a user counts.
     Errors: INVALID_ARGUMENT, NOT_FOUND (unknown reply, or one that belongs to another user),
-    ALREADY_EXISTS (request_id of other feedback).
+    ALREADY_EXISTS (request_id of other feedback), FAILED_PRECONDITION (the reply is too old to be rated).
     """
     SubmitPreference: _grpc.UnaryUnaryMultiCallable[_feedback_pb2.SubmitPreferenceRequest, _feedback_pb2.SubmitPreferenceResponse]
     """Stores that one candidate of a reply was better than another, durable before the answer. The last
@@ -57,7 +57,7 @@ class FeedbackServiceAsyncStub(FeedbackServiceStub):
     SubmitFeedback: _aio.UnaryUnaryMultiCallable[_feedback_pb2.SubmitFeedbackRequest, _feedback_pb2.SubmitFeedbackResponse]  # type: ignore[assignment]
     """Stores a thumb, durable before the answer. Idempotent; the last thumb of a user counts.
     Errors: INVALID_ARGUMENT, NOT_FOUND (unknown reply, or one that belongs to another user),
-    ALREADY_EXISTS (request_id of other feedback).
+    ALREADY_EXISTS (request_id of other feedback), FAILED_PRECONDITION (the reply is too old to be rated).
     """
     SubmitPreference: _aio.UnaryUnaryMultiCallable[_feedback_pb2.SubmitPreferenceRequest, _feedback_pb2.SubmitPreferenceResponse]  # type: ignore[assignment]
     """Stores that one candidate of a reply was better than another, durable before the answer. The last
@@ -81,7 +81,7 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_feedback_pb2.SubmitFeedbackResponse, _abc.Awaitable[_feedback_pb2.SubmitFeedbackResponse]]:
         """Stores a thumb, durable before the answer. Idempotent; the last thumb of a user counts.
         Errors: INVALID_ARGUMENT, NOT_FOUND (unknown reply, or one that belongs to another user),
-        ALREADY_EXISTS (request_id of other feedback).
+        ALREADY_EXISTS (request_id of other feedback), FAILED_PRECONDITION (the reply is too old to be rated).
         """
 
     @_abc_1.abstractmethod

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from tests.rows import ANN, BOB, finished_round, interaction, rated, version
-from thumbloop.errors import RequestIdTaken, UnknownResponse
+from thumbloop.errors import FeedbackTooLate, RequestIdTaken, UnknownResponse
 from thumbloop.store import feedback, interactions, learned, reading, versions
 from thumbloop.types import DEFAULT_POLICY, Arm, Learning, Status, User
 
@@ -49,6 +49,20 @@ def test_a_late_retry_does_not_undo_a_later_thumb(store: Engine, reply: str):
         late = thumb(connection, reply, 1, request_id="first")
         assert late.duplicate
         assert effective(connection) == [0]
+
+
+def test_a_thumb_for_an_old_reply_is_refused_but_a_repeat_is_none(store: Engine, reply: str):
+    given = interaction().created_at
+    with store.begin() as connection:
+        first = thumb(connection, reply, 1, request_id="q", at=given + 10, window_s=10)
+        with pytest.raises(FeedbackTooLate):
+            thumb(connection, reply, 0, at=given + 10.5, window_s=10)
+        with pytest.raises(UnknownResponse):
+            thumb(connection, reply, 0, user=BOB, at=given + 10.5, window_s=10)
+        for repeat in ({"request_id": "q"}, {}):
+            again = thumb(connection, reply, 1, at=given + 99, window_s=10, **repeat)
+            assert (again.duplicate, again.feedback_id) == (True, first.feedback_id)
+        assert (effective(connection), feedback.counts(connection)) == ([1], (1, 1))
 
 
 def test_the_same_thumb_again_counts_once_even_without_a_request_id(store: Engine, reply: str):
@@ -209,9 +223,9 @@ def test_only_new_feedback_on_replies_that_may_be_learned_from_is_counted(store:
         rated(connection, policy="another")
         _learn(connection, 1, 0, new=ids[:1])
         left_out = {"learning_excluded": 1, "cancelled": 1}
-        assert feedback.count_new(connection, DEFAULT_POLICY, []) == (3, left_out)
+        assert feedback.count_new(connection, DEFAULT_POLICY, [])[:2] == (3, left_out)
         rounds = versions.learned_by(connection, DEFAULT_POLICY, 1)
-        assert feedback.count_new(connection, DEFAULT_POLICY, rounds) == (2, left_out)
+        assert feedback.count_new(connection, DEFAULT_POLICY, rounds)[:2] == (2, left_out)
 
 
 def test_of_what_was_learned_only_the_newest_is_read_and_what_is_new_always(
@@ -237,9 +251,24 @@ def test_new_feedback_that_is_too_old_is_counted_apart(store: Engine, reply: str
         rated(connection)
         left_out = {"learning_excluded": 1}
         count = feedback.count_new(connection, DEFAULT_POLICY, [], 5.0)
-        assert count == (2, left_out)
+        assert count[:2] == (2, left_out)
         late = feedback.count_new(connection, DEFAULT_POLICY, [], 5.5)
-        assert late == (1, left_out | {"too_old": 1})
+        assert late[:2] == (1, left_out | {"too_old": 1})
+
+
+def test_new_and_older_feedback_is_counted_by_user(store: Engine):
+    with store.begin() as connection:
+        of_ann = [rated(connection, user=ANN)[1] for _ in range(4)]
+        rated(connection, user=BOB)
+        rated(connection, user=BOB, learning=Learning.EXCLUDED)
+        _learn(connection, 1, 0, new=of_ann[:3])
+        rounds = versions.learned_by(connection, DEFAULT_POLICY, 1)
+        found = feedback.count_new(connection, DEFAULT_POLICY, rounds)
+        assert (found.new_of, found.older_of) == ({ANN: 1, BOB: 1}, {ANN: 3})
+        fewer = feedback.count_new(connection, DEFAULT_POLICY, rounds, max_older=2)
+        assert (fewer.new_of, fewer.older_of) == ({ANN: 1, BOB: 1}, {ANN: 2})
+        both = found.plus(fewer)
+        assert (both.usable, both.new_of, both.older_of) == (4, {ANN: 2, BOB: 2}, {ANN: 5})
 
 
 def test_a_line_of_versions_may_be_longer_than_a_query_may_have_parameters(store: Engine):
@@ -267,7 +296,7 @@ def test_a_line_of_versions_may_be_longer_than_a_query_may_have_parameters(store
 def test_nothing_is_new_in_an_empty_store(store: Engine):
     with reading(store) as connection:
         assert feedback.list_rated(connection, DEFAULT_POLICY) == []
-        assert feedback.count_new(connection, DEFAULT_POLICY, []) == (0, {})
+        assert feedback.count_new(connection, DEFAULT_POLICY, [])[:2] == (0, {})
         assert feedback.counts(connection) == (0, 0)
 
 

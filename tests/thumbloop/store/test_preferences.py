@@ -2,7 +2,7 @@ import pytest
 from sqlalchemy import Connection, Engine
 
 from tests.rows import ANN, BOB, candidate, finished_round, interaction, version
-from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
+from thumbloop.errors import FeedbackTooLate, InvalidRequest, RequestIdTaken, UnknownResponse
 from thumbloop.store import interactions, preferences, versions
 from thumbloop.store.learned import learned_replies
 from thumbloop.types import DEFAULT_POLICY, FinishReason, Learning, Status
@@ -43,6 +43,16 @@ def test_the_last_word_on_two_candidates_counts(store: Engine, reply: str):
         for better, worse in ((0, 1), (1, 0), (2, 1)):
             prefer(connection, reply, better, worse)
         assert effective(connection) == [(1, 0), (2, 1)]
+
+
+def test_a_preference_for_an_old_reply_is_refused_but_a_repeat_is_none(store: Engine, reply: str):
+    given = interaction().created_at
+    with store.begin() as connection:
+        prefer(connection, reply, 2, 0, at=given + 10, window_s=10)
+        with pytest.raises(FeedbackTooLate):
+            prefer(connection, reply, 0, 2, at=given + 10.5, window_s=10)
+        assert prefer(connection, reply, 2, 0, at=given + 10.5, window_s=10).duplicate
+        assert effective(connection) == [(2, 0)]
 
 
 def test_saying_the_same_again_changes_nothing(store: Engine, reply: str):
@@ -102,13 +112,13 @@ def test_preferences_are_new_until_learned_from_and_after_a_change_of_mind(
         versions.finish_round(connection, done, version(4, 3))
         compared = preferences.list_compared(connection, DEFAULT_POLICY, ["round-4"])
         assert [c.is_new for c in compared] == [False, True]
-        assert preferences.count_new(connection, DEFAULT_POLICY, ["round-4"]) == (1, {})
+        assert preferences.count_new(connection, DEFAULT_POLICY, ["round-4"])[:2] == (1, {})
         prefer(connection, reply, 1, 0)
         *_, changed = preferences.list_compared(connection, DEFAULT_POLICY, ["round-4"])
         assert changed.is_new
         assert learned_replies(connection, ["round-4"]) == {reply}
-        assert preferences.count_new(connection, DEFAULT_POLICY, ["round-4"]) == (2, {})
-        assert preferences.count_new(connection, DEFAULT_POLICY, []) == (2, {})
+        assert preferences.count_new(connection, DEFAULT_POLICY, ["round-4"])[:2] == (2, {})
+        assert preferences.count_new(connection, DEFAULT_POLICY, [])[:2] == (2, {})
 
 
 def test_of_what_was_learned_only_the_newest_is_read_and_what_is_new_always(
@@ -132,8 +142,18 @@ def test_new_preferences_that_are_too_old_are_counted_apart(store: Engine, reply
     with store.begin() as connection:
         prefer(connection, reply, 0, 1, at=5.0)
         prefer(connection, reply, 0, 2, at=6.0)
-        assert preferences.count_new(connection, DEFAULT_POLICY, [], 5.0) == (2, {})
-        assert preferences.count_new(connection, DEFAULT_POLICY, [], 5.5) == (1, {"too_old": 1})
+        assert preferences.count_new(connection, DEFAULT_POLICY, [], 5.0)[:2] == (2, {})
+        assert preferences.count_new(connection, DEFAULT_POLICY, [], 5.5)[:2] == (1, {"too_old": 1})
+
+
+def test_new_and_older_preferences_are_counted_by_user(store: Engine, reply: str):
+    with store.begin() as connection:
+        learned = prefer(connection, reply, 0, 1)
+        prefer(connection, reply, 0, 2)
+        done = finished_round(4, 3, new_preferences=(learned.preference_id,))
+        versions.finish_round(connection, done, version(4, 3))
+        found = preferences.count_new(connection, DEFAULT_POLICY, ["round-4"])
+        assert (found.new_of, found.older_of) == ({ANN: 1}, {ANN: 1})
 
 
 def test_replies_that_may_not_be_learned_from_count_as_nothing_new(store: Engine):
@@ -142,7 +162,7 @@ def test_replies_that_may_not_be_learned_from_count_as_nothing_new(store: Engine
             reply = interaction(**change)
             interactions.append(connection, reply)
             prefer(connection, reply.response_id, 0, 1)
-        assert preferences.count_new(connection, DEFAULT_POLICY, []) == (
+        assert preferences.count_new(connection, DEFAULT_POLICY, [])[:2] == (
             0,
             {"learning_excluded": 1, "cancelled": 1},
         )

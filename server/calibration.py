@@ -6,7 +6,7 @@ pruned; of lengths and times only requests in which nothing was left out.
 import math
 import statistics
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -70,11 +70,17 @@ class Calibration:
         self._recent: dict[int, _Recent] = {}
 
     def plan(
-        self, version: int, wanted: Choice, max_tokens: int, in_flight: int
+        self,
+        version: int,
+        wanted: Choice,
+        max_tokens: int,
+        in_flight: int,
+        compared: Collection[int] = (),
     ) -> tuple[Choice, Extent]:
         """Return the choice with as many candidates as can be afforded, its waves and checkpoints.
 
-        `in_flight` counts the candidates that other requests sample at the moment.
+        `in_flight` counts the candidates that other requests sample at the moment. `compared` are versions
+        whose thumbs are compared: there is a first wave for all of them or for none.
         """
         recent = self._of(version)
         pace = _mean(recent.pace)
@@ -84,7 +90,8 @@ class Calibration:
             time_limit_s=wanted.time_limit_s,
             expected_s=None if pace is None else pace * recent.length(max_tokens),
         )
-        enough = self._enough(recent)
+        is_ready = all(self._enough(self._of(each)) for each in compared)
+        enough = self._enough(recent) if is_ready else None
         planned = replace(
             wanted,
             num_candidates=n,

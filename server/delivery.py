@@ -88,6 +88,13 @@ class Routed(NamedTuple):
     current: int | None = None
     canary: int | None = None
 
+    @property
+    def compared(self) -> tuple[int, ...]:
+        """Return the two versions of a trial, whose replies have to come about alike; nothing while none runs."""
+        if self.current is None or self.canary is None:
+            return ()
+        return (self.current, self.canary)
+
 
 def plan(
     versions: Sequence[PolicyVersion],

@@ -143,7 +143,11 @@ class Pipeline:
     ) -> Outcome:
         """Let the request's strategy sample, score and choose, within what can be afforded now."""
         choice, extent = self._calibration.plan(
-            version.number, request.choice, request.sampling.max_tokens, self._load.candidates
+            version.number,
+            request.choice,
+            request.sampling.max_tokens,
+            self._load.candidates,
+            self._routes.routed.compared,
         )
         started = time.perf_counter()
         with self._load.share(choice.num_candidates) as share:

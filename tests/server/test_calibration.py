@@ -118,6 +118,21 @@ def test_a_first_wave_is_measured_against_the_best_of_audits():
     assert choice.enough.spread == pytest.approx(1.0)
 
 
+def test_while_two_versions_are_compared_both_have_a_first_wave_or_none():
+    calibration = Calibration(SETTINGS, 64)
+
+    def first_wave(version: int) -> int:
+        return calibration.plan(version, Choice(4, 0.5, 0.03), 64, 0, compared=(1, 2))[0].first_wave
+
+    for _ in range(3):
+        calibration.observe(1, CHOICE, audited([3.0, 1.0]), 0.1)
+    assert planned(calibration).first_wave == 2
+    assert (first_wave(1), first_wave(2)) == (0, 0)
+    for _ in range(3):
+        calibration.observe(2, CHOICE, audited([2.0, 1.0]), 0.1)
+    assert (first_wave(1), first_wave(2)) == (2, 2)
+
+
 def test_waves_stay_off_where_they_are_not_set():
     calibration = Calibration(Guidance(min_audits=1), 64)
     calibration.observe(1, CHOICE, audited([1.0, 2.0]), 0.1)

@@ -117,3 +117,31 @@ async def test_an_operator_ends_the_trial(server: Running):
         assert (await ask(server, user)).policy_version == 0
     last = (await server.client.version(1)).events[-1]
     assert (last.actor, last.reason) == ("operator", "it swears")
+
+
+async def test_a_trial_compares_replies_of_as_many_candidates(
+    tiny_model: Path, state: State, verdict: VerdictTokens
+):
+    delivery = {"mode": "canary", "canary": {"share": 0.5}}
+    guidance = {"first_wave": 2, "min_audits": 6, "audit_share": 0.5}
+    async with running(tiny_model, state, delivery=delivery, guidance=guidance) as server:
+        speaker = FakeSpeaker(server.engine)
+        publisher = Publisher(tiny_model, state.versions, server.database, verdict, speaker)
+        publisher.publish(1)
+        await until(lambda: server.application._routes.routed == (0, 1))
+        await server.client.promote(1, expected_current=0)
+        by_trainer = server.engine.reward
+
+        async def sizes(users: int) -> set[int]:
+            server.engine.reward = lambda _tokens: 1.0  # none is better than any audit's best
+            replies = [
+                await ask(server, user, sampling=policy_pb2.SamplingParams(seed=seed))
+                for seed, user in enumerate(USERS[:users])
+            ]
+            server.engine.reward = by_trainer
+            return {r.num_candidates for r in replies if r.policy_version == 1}
+
+        assert await sizes(30) == {2, 4}
+        publisher.publish(2, parent=1)
+        await until(lambda: server.application._routes.routed == (1, 2))
+        assert await sizes(10) == {4}  # of the canary there are too few audits yet

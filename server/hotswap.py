@@ -244,7 +244,8 @@ class Swapper:
         self._moves += 1
         self._pointing += 1
         try:
-            moved = await self._ledger.move(move)
+            look = self.latest_look
+            moved = await self._ledger.move(move, {look.version: look.evidence} if look else {})
             if moved.version in self._routes.loaded:  # else the engine died meanwhile
                 self._routes.switch(moved.version)
         finally:

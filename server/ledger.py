@@ -179,9 +179,12 @@ class Ledger:
 
         await self._writer.run(change)
 
-    async def move(self, move: Move) -> PolicyVersion:
+    async def move(
+        self, move: Move, evidence: Mapping[int, Mapping[str, Evidence]]
+    ) -> PolicyVersion:
         """Do what an operator asks for, if it may be done still; return what is current then.
 
+        `evidence` is what a trial says of its canary, by number: it is kept where the move decides that trial.
         Raises what destination() raises.
         """
         now = time.time()
@@ -199,6 +202,7 @@ class Ledger:
                     at=now,
                     reason=move.why,
                     actor=move.by,
+                    detail=_detail(evidence.get(canary.version)),
                 )
             else:
                 if to.state in WAITING:  # it would not be loaded if it had failed
@@ -214,6 +218,7 @@ class Ledger:
                     at=now,
                     reason=move.why,
                     actor=move.by,
+                    detail=_detail(evidence.get(to.version)),
                 )
             moved = versions.get(connection, to.policy, to.version)
             assert moved is not None

@@ -339,6 +339,20 @@ async def test_a_rollback_to_the_current_version_ends_the_trial(server: Server, 
     assert server.routes.routed == (0, None)
 
 
+@pytest.mark.parametrize("to", [0, 1])
+async def test_an_operator_decides_with_the_evidence_that_there_is(
+    server: Server, world: World, to: int
+):
+    world.rate(server, PEOPLE[:100], equal)
+    await server.settle()
+    assert server.states() == {0: "current", 1: "canary"}
+    await server.swapper.move(operator(to, 0, is_rollback=to == 0))
+    decided = world.events()[-1]
+    assert (decided["version"], decided["actor"]) == (1, "ann")
+    thumbs = decided["detail"]["evidence"]["thumbs"]
+    assert thumbs["canary_users"] + thumbs["current_users"] == 100
+
+
 async def test_an_operator_may_promote_the_canary(server: Server):
     await server.swapper.move(operator(1, 0, is_rollback=False))
     assert server.routes.routed == (1, None)

@@ -87,6 +87,17 @@ async def test_thumbs_decide_and_operators_see_why(server: Running):
     assert not after.trial
 
 
+async def test_sessions_vote_where_nobody_has_a_name(server: Running):
+    for n in range(len(USERS)):
+        reply = await server.generate("A film", session_id=f"session {n}")
+        await server.client.rate(reply.response_id, up=reply.policy_version == 1)
+        if await state_of(server, 1) != CANARY:
+            break
+    await until(lambda: server.application._routes.routed == (1, None))
+    (decided,) = [e for e in (await server.client.version(1)).events if e.evidence]
+    assert decided.evidence[0].canary_users + decided.evidence[0].current_users > 20
+
+
 async def test_while_it_is_tried_the_evidence_is_shown(server: Running):
     reply = await ask(server, USERS[0])
     await server.client.rate(reply.response_id, up=True, user_id=USERS[0])

@@ -5,7 +5,7 @@ import os
 import signal
 from pathlib import Path
 from random import Random
-from time import time
+from time import monotonic, sleep, time
 from typing import Any
 
 from loadtest.journal import OK, Entry, Journal, People
@@ -22,6 +22,7 @@ _PAUSE_S = 0.2
 _SHARES = {"server": 0.25, "engine": 0.25, "trainer": 0.5}
 _BETWEEN_S = (0.5, 6.0)
 _SERVING_AGAIN_S = 180.0
+_LOOK_S = 0.05
 _ENGINE = "VLLM::EngineCor"  # the name of its process, as much of it as the kernel keeps
 _TRAINER = {
     "round": {"first_feedback": 16, "min_feedback": 16, "min_rollouts": 16, "max_rollouts": 32},
@@ -67,7 +68,7 @@ class Scene:
                 self.server.stop()  # what is left of its session
                 self.server = self._make("server", self._server_settings)
             case "engine":
-                os.kill(engine_of(self.server.pid), signal.SIGKILL)
+                os.kill(_await_engine(self.server.pid), signal.SIGKILL)
             case "trainer":
                 os.kill(self.trainer.pid, signal.SIGKILL)
                 self.trainer.stop()
@@ -78,6 +79,18 @@ class Scene:
         for name in ("trainer", "server"):
             if (process := getattr(self, name, None)) is not None:
                 process.stop()
+
+
+def _await_engine(server: int) -> int:
+    """Return the process that computes for a server; right after a reply it may be ending, and another come."""
+    deadline = monotonic() + _SERVING_AGAIN_S
+    while True:
+        try:
+            return engine_of(server)
+        except LookupError:
+            if monotonic() > deadline:
+                raise NotServing(f"no engine for {_SERVING_AGAIN_S:g} s") from None
+            sleep(_LOOK_S)
 
 
 def engine_of(server: int) -> int:
@@ -104,6 +117,7 @@ async def soak_kills(found: Midway, folder: Path, *, kills: int, seed: int) -> d
     scene, journal, rng = Scene(found, folder), Journal(folder / "journal.jsonl"), Random(seed)
     counts = dict.fromkeys(_SHARES, 0)
     away: dict[str, list[float]] = {name: [] for name in _SHARES}
+    not_serving = ""
     try:
         port = await scene.start()
         async with AsyncClient(f"127.0.0.1:{port}", timeout_s=30.0) as client:
@@ -125,12 +139,15 @@ async def soak_kills(found: Midway, folder: Path, *, kills: int, seed: int) -> d
                     journal.happened("kill", what=what)
                     counts[what] += 1
                     away[what].append(await _served(journal, time(), f"a kill of the {what}"))
+    except NotServing as error:  # what was written down until then is judged all the same
+        not_serving = str(error)
     finally:
         scene.stop()
         journal.close()
     stored = read(scene.state)
     return verdict(journal.entries, stored, {}) | {
         "kills": counts,
+        "not_serving": not_serving,
         "serving_again_s": {name: max(times, default=0.0) for name, times in away.items()},
         "versions_published": len(stored.parents) - 1,
     }
@@ -144,7 +161,7 @@ async def _served(journal: Journal, since: float, after: str) -> float:
     while time() < since + _SERVING_AGAIN_S:
         if any(_is_answer(entry, since) for entry in journal.entries[-100:]):
             return time() - since
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(_LOOK_S)
     raise NotServing(f"nobody was answered for {_SERVING_AGAIN_S:g} s after {after}")
 
 

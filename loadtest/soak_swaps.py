@@ -30,13 +30,11 @@ _PROMPTS = 400
 """Most requests are new to their version, as they are where people ask what they want to know."""
 _SHARED = 4
 """Passages that prompts begin with; others share them."""
-_LONGEST_CHARACTERS = 1900
+_LONGEST_CHARACTERS = 1700
 _APART_S = 4.0
 _AROUND_S = 0.5
-"""A second around a swap, of which the swap is the middle."""
+"""A window is a second, and a swap in its middle."""
 _RESAMPLED = 2000
-_SETTLED_S = 1.5
-"""So long after a swap nothing of it is felt any more: what shares a beginning has been asked again."""
 
 
 async def soak_swaps(
@@ -140,6 +138,7 @@ def describe(entries: Sequence[Entry], sources: dict[int, str], state: State) ->
         "swaps": sum(e.kind == "publish" for e in entries),
         "requests": len(calls),
         "failed": sum(e.status != OK for e in calls),
+        "alone_failed": sum(e.status != OK for e in entries if e.kind == "solo"),
         "prompt_tokens": [min(tokens), max(tokens)],
         "versions_that_answered": len(first_replies(entries)),
         "in_a_row": _described(hurried),
@@ -158,22 +157,35 @@ def _described(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def _compared(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Return the latencies of guided replies around swaps beside those without."""
-    near, far = map(np.array, latencies([e for e in entries if e.prompt is None]))
+    """Return the latencies of guided replies around swaps beside those half-way between two."""
+    near, far = latencies([e for e in entries if e.prompt is None])
     found: dict[str, Any] = {
-        "around_swaps": {"requests": len(near)} | _percentiles(near, (50, 99)),
-        "without": {"requests": len(far)} | _percentiles(far, (50, 99)),
+        "around_swaps": _described_latencies(near),
+        "half_way_between": _described_latencies(far),
     }
-    if len(near) and len(far):
+    if any(near) and any(far):
         rng = np.random.default_rng(0)
-        again = [
-            np.percentile(rng.choice(near, len(near)), 99)
-            / np.percentile(rng.choice(far, len(far)), 99)
-            for _ in range(_RESAMPLED)
-        ]
-        found["p99_ratio"] = float(np.percentile(near, 99) / np.percentile(far, 99))
-        found["p99_ratio_95_percent"] = [float(np.percentile(again, q)) for q in (2.5, 97.5)]
+        again = [_ratio(_drawn(near, rng), _drawn(far, rng)) for _ in range(_RESAMPLED)]
+        found["p99_ratio"] = _ratio(near, far)
+        found["p99_ratio_95_percent"] = [float(np.nanpercentile(again, q)) for q in (2.5, 97.5)]
     return {"latency_s": found}
+
+
+def _described_latencies(windows: Sequence[Sequence[float]]) -> dict[str, Any]:
+    taken = [took for window in windows for took in window]
+    return {"requests": len(taken)} | _percentiles(taken, (50, 99))
+
+
+def _drawn(windows: Sequence[Sequence[float]], rng: np.random.Generator) -> list[Sequence[float]]:
+    """Return as many windows drawn anew: calls of the same second are not independent."""
+    return [windows[n] for n in rng.integers(len(windows), size=len(windows))]
+
+
+def _ratio(near: Sequence[Sequence[float]], far: Sequence[Sequence[float]]) -> float:
+    p99s = [
+        np.percentile(np.concatenate(each), 99) if any(each) else np.nan for each in (near, far)
+    ]
+    return float(p99s[0] / p99s[1])
 
 
 def _percentiles(
@@ -182,24 +194,18 @@ def _percentiles(
     return {f"p{q}": float(np.percentile(values, q)) for q in which} if len(values) else {}
 
 
-def latencies(entries: Sequence[Entry]) -> tuple[list[float], list[float]]:
-    """Return latencies of calls within a second around a swap, and of those of which nothing was near."""
+def latencies(entries: Sequence[Entry]) -> tuple[list[list[float]], list[list[float]]]:
+    """Return the latencies of calls that began within the second around each swap, and within as long a one
+    half-way between two swaps: by when they began, so that long ones are in neither more often.
+    """
     swaps = np.array(sorted(e.ended for e in entries if e.kind == "swap"))
-    published = np.array(sorted(e.ended for e in entries if e.kind == "publish"))
-    near, far = [], []
-    for entry in entries:
-        if entry.kind != "generate" or entry.status != OK:
-            continue
-        if _is_any(swaps, entry.began - _AROUND_S, entry.ended + _AROUND_S):
-            near.append(entry.ended - entry.began)
-        elif not (
-            _is_any(swaps, entry.began - _SETTLED_S, entry.ended)
-            or _is_any(published, entry.began, entry.ended + _AROUND_S)
-        ):
-            far.append(entry.ended - entry.began)
-    return near, far
+    calls = [e for e in entries if e.kind == "generate" and e.status == OK]
+    between = (swaps[1:] + swaps[:-1]) / 2
+    return _of_windows(calls, swaps), _of_windows(calls, between)
 
 
-def _is_any(times: NDArray[np.float64], begin: float, end: float) -> bool:
-    """Say whether one of the times, in order, lies between two."""
-    return bool(np.searchsorted(times, begin) < np.searchsorted(times, end, side="right"))
+def _of_windows(calls: Sequence[Entry], middles: NDArray[np.float64]) -> list[list[float]]:
+    return [
+        [e.ended - e.began for e in calls if abs(e.began - middle) <= _AROUND_S]
+        for middle in middles
+    ]

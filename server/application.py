@@ -120,6 +120,7 @@ class Application:
         ratings = Ratings(writer, self._metrics, self._config.feedback)
         erasures = Erasures(database, writer)
         self._metrics.unscrubbed.set_function(lambda: not erasures.is_scrubbed)
+        self._tasks.append(asyncio.create_task(erasures.watch(), name="scrub files"))
         grpc_server = await self._start_grpc(database, reception, ratings, erasures)
         engine = SupervisedEngine(partial(self._make_engine, model, self._config))
         self._stack.push_async_callback(engine.end)
@@ -130,9 +131,8 @@ class Application:
         self._supervisor = supervisor
         self._admin.serve(supervisor.swapper)
         await self._start_http(reception, ratings)
-        self._tasks = [
+        self._tasks += [
             asyncio.create_task(supervisor.run(), name="supervise engine"),
-            asyncio.create_task(erasures.watch(), name="scrub files"),
             asyncio.create_task(self._collector.watch(), name="collect folders"),
         ]
         await self._say(health_pb2.HealthCheckResponse.SERVING)

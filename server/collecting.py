@@ -5,13 +5,15 @@ A crash between any two steps is made good by the next look.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from server.ledger import Ledger
 from server.references import collectable
 from thumbloop import artifacts
-from thumbloop.errors import Overloaded, StoreUnavailable, VersionConflict
+from thumbloop.errors import BadPolicyVersion, Overloaded, StoreUnavailable, VersionConflict
 from thumbloop.leases import claim
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion
 
@@ -63,6 +65,11 @@ class Collector:
     def _left(self, begun: list[PolicyVersion]) -> list[PolicyVersion]:
         return [v for v in begun if self._place(v).is_dir()]
 
+    def _settings(self, version: PolicyVersion) -> Mapping[str, Any] | None:
+        with suppress(BadPolicyVersion):
+            return artifacts.read_manifest(self._place(version), version.manifest_digest).settings
+        return None
+
     def _place(self, version: PolicyVersion) -> Path:
         return self._folder / artifacts.folder_of(version.policy, version.version)
 
@@ -73,7 +80,10 @@ class Collector:
                 if not is_ours:
                     return  # a trainer's parent, or in another server's engine
                 if version.collected_at is None:
-                    await self._ledger.collect(version, held=self._held(), keep=self._keep)
+                    settings = await asyncio.to_thread(self._settings, version)
+                    await self._ledger.collect(
+                        version, held=self._held(), keep=self._keep, settings=settings
+                    )
                 size_bytes = await asyncio.to_thread(
                     artifacts.set_aside, self._folder, version.policy, version.version
                 )

@@ -25,7 +25,8 @@ _LOOK_AGAIN_S = 10.0
 _MOVE_PATIENCE_S = 30.0
 _START_AGAIN_S = 0.2
 _SERVED = (VersionState.RETIRED, VersionState.CANARY, VersionState.CURRENT)
-_RESTS_PER_LOOK = 20  # a look at a trial takes at most this part of the time
+_RESTS_PER_LOOK = 20  # a look at a trial takes at most this part of the time,
+_LONGEST_REST_S = 30.0  # as long as that is soon enough
 
 
 class Swapper:
@@ -124,7 +125,7 @@ class Swapper:
         """Return how long to rest where nothing changes but what users say of a canary."""
         if self.latest_look is None:
             return _LOOK_AGAIN_S
-        rest_s = _RESTS_PER_LOOK * self.latest_look.took_s
+        rest_s = min(_RESTS_PER_LOOK * self.latest_look.took_s, _LONGEST_REST_S)
         return max(self._settings.canary.look_interval_s, rest_s)
 
     async def step(self) -> bool:

@@ -161,8 +161,15 @@ class Ledger:
 
         await self._writer.run(change)
 
-    async def collect(self, version: PolicyVersion, *, held: Collection[int], keep: int) -> None:
-        """Say that a version's folder is deleted, before it is.
+    async def collect(
+        self,
+        version: PolicyVersion,
+        *,
+        held: Collection[int],
+        keep: int,
+        settings: Mapping[str, Any] | None,
+    ) -> None:
+        """Say that a version's folder is deleted, before it is; `settings` of its manifest are kept.
 
         Raises VersionConflict: it may not be any more; see references.collectable.
         """
@@ -175,7 +182,9 @@ class Ledger:
             if version.version not in {v.version for v in collectable(rows, held=held, keep=keep)}:
                 raise VersionConflict(f"version {version.version} is needed again")
             reason = f"its folder is deleted: delivery.keep_versions is {keep}"
-            deployments.collect(connection, policy, version.version, at=now, reason=reason)
+            deployments.collect(
+                connection, policy, version.version, at=now, reason=reason, settings=settings
+            )
 
         await self._writer.run(change)
 

@@ -67,10 +67,12 @@ class Loader:
     async def load(
         self, version: PolicyVersion, rows: Mapping[int, PolicyVersion]
     ) -> LoadedVersion:
-        """Verify a version, load both adapters under new names, and attest it; one that drains is there still.
+        """Verify a version, load both adapters under new names, and attest it; one that is there still is taken as it is.
 
         Raises BadPolicyVersion, EngineUnavailable, Overloaded: nothing is loaded then.
         """
+        if (held := self._routes.find(version.version)) is not None:
+            return held  # an operator's move loaded it, and could not be written
         if (taken_back := await self.take_back(version.version)) is not None:
             return taken_back
         await self._make_room()
@@ -78,7 +80,8 @@ class Loader:
         if version.version == BASE_VERSION:
             return LoadedVersion(version, await self._engine.load_zero(f"{name}-policy"), None)
         folder = find_folder(self._folder, version)
-        self._leases[version.version] = await asyncio.to_thread(hold, folder)
+        assert version.version not in self._leases, "nothing is loaded twice"
+        self._leases[version.version] = await _hold(folder)
         self.loading = version.version
         try:
             return await self._load(name, folder, version, rows)
@@ -129,7 +132,16 @@ class Loader:
 
     def unload_later(self, version: PolicyVersion) -> None:
         """Take a version out of reach at once, and out of the engine when its requests are done."""
-        loaded = self._routes.remove(version.version)
+        self._drain_later(self._routes.remove(version.version))
+
+    def give_up(self, loaded: LoadedVersion) -> None:
+        """Let go of a version that was loaded for nothing, unless it is within reach of requests: the planner
+        says then what becomes of it.
+        """
+        if self._routes.find(loaded.number) is None:
+            self._drain_later(loaded)
+
+    def _drain_later(self, loaded: LoadedVersion) -> None:
         task = asyncio.create_task(self._drain(loaded))
         self._draining[loaded.number] = _Draining(loaded, task)
         task.add_done_callback(lambda _done: self._draining.pop(loaded.number))
@@ -167,3 +179,18 @@ class Loader:
     async def _unload(self, adapters: Iterable[Adapter]) -> None:
         for adapter in adapters:
             await self._engine.unload(adapter)
+
+
+async def _hold(folder: Path) -> Lease:
+    """Hold a folder; whoever is cancelled meanwhile leaves no lock behind."""
+    holding = asyncio.ensure_future(asyncio.to_thread(hold, folder))
+    try:
+        return await asyncio.shield(holding)
+    except asyncio.CancelledError:
+        holding.add_done_callback(_let_go)
+        raise
+
+
+def _let_go(held: "asyncio.Future[Lease]") -> None:
+    if not held.cancelled() and held.exception() is None:
+        held.result().close()

@@ -1,15 +1,16 @@
 """Where versions come from, as operators see it: rows and manifests -> protocol buffers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection
 
 from server.answers import step_of
 from thumbloop import artifacts, lines
 from thumbloop.errors import BadPolicyVersion
-from thumbloop.store import lineage, versions
+from thumbloop.store import deployments, lineage, versions
 from thumbloop.store.lineage import Inputs
 from thumbloop.types import PolicyVersion, User
 from thumbloop.v1 import admin_pb2
@@ -27,19 +28,22 @@ def lineage_of(
         feedback_count=sum(each.feedback_count for each in line),
         first_feedback_id=min(firsts, default=0),
         last_feedback_id=max(each.last_feedback_id for each in line),
-        settings_json=_settings_json(folder, version),
+        settings_json=_settings_json(connection, folder, version),
     )
 
 
-def _settings_json(folder: Path, version: PolicyVersion) -> str | None:
-    """Return the settings that a version was trained with; None: it was not, or its folder is gone."""
+def _settings_json(connection: Connection, folder: Path, version: PolicyVersion) -> str | None:
+    """Return the settings that a version was trained with; None: it was not, or its folder is damaged."""
     if version.round_id is None:
         return None
+    settings: Mapping[str, Any] | None
     try:
         manifest = artifacts.read_manifest(folder / version.folder, version.manifest_digest)
     except BadPolicyVersion:
-        return None
-    return json.dumps(manifest.settings, sort_keys=True)
+        settings = deployments.settings_of_collected(connection, version.policy, version.version)
+    else:
+        settings = manifest.settings
+    return None if settings is None else json.dumps(settings, sort_keys=True)
 
 
 def influence_of(

@@ -195,7 +195,7 @@ class Performer:
                     was=WAITING,
                 )
         except ThumbloopError:
-            await self._loader.unload(loaded)  # the next step says what becomes of it
+            self._loader.give_up(loaded)  # the next step says what becomes of it
             raise
         self._routes.add(loaded)
         if is_canary:

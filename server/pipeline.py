@@ -108,21 +108,25 @@ class Pipeline:
             try:
                 outcome = await self._guide(request, prompt, version, speech)
             except asyncio.CancelledError:
-                with suppress(StoreUnavailable):  # nobody is left to hear of it
-                    self._log(row.given_up(Status.CANCELLED, "cancelled"))
+                self._note(row.given_up(Status.CANCELLED, "cancelled"))
                 raise
             except (InvalidRequest, Overloaded):
                 raise  # it was not the version's fault
             except Exception as error:
                 reason = CORRUPTED if isinstance(error, CorruptedReply) else "failed"
-                with suppress(StoreUnavailable):
-                    self._log(row.given_up(Status.FAILED, reason))
+                self._note(row.given_up(Status.FAILED, reason))
                 raise
         if speech is not None:
             speech.say(outcome.chosen.text)
         interaction = row.completed(outcome)
         await self._write(interaction)
         return interaction
+
+    def _note(self, interaction: Interaction) -> None:
+        """Log what came to nothing, if it can be: nobody waits for it."""
+        with suppress(StoreUnavailable):
+            writing = asyncio.ensure_future(self._log(interaction))
+            writing.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def _write(self, interaction: Interaction) -> None:
         """Log a reply. A caller that gives up meanwhile has ended only when it is known what became of it:

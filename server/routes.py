@@ -69,6 +69,10 @@ class Routes:
         """Return the versions that a request may be pinned to; for any thread."""
         return tuple(self._loaded.values())
 
+    def find(self, number: int) -> LoadedVersion | None:
+        """Return a version that a request may be pinned to; None: it is not loaded."""
+        return self._loaded.get(number)
+
     def know(self, highest: int) -> None:
         """Hear of the highest version in the store, so that a pin to it is answered rightly."""
         self._highest = highest

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from server.concurrency import gather_or_cancel, under_way
@@ -18,7 +17,7 @@ log = logging.getLogger(__name__)
 
 _CHECK_INTERVAL_S = 0.25
 _HOUR_S = 3600.0
-_MOST_DEATHS = 1  # of one engine may be chance; of the next it is the version
+_MOST_DEATHS = 1  # in an hour: of one engine may be chance; of the next it is the version
 _STORE_PATIENCE_S = 0.5
 
 
@@ -46,7 +45,7 @@ class Supervisor:
         self._say_serving = say_serving
         self._on_restart = on_restart
         self._deaths: list[float] = []
-        self._deaths_of: Counter[int] = Counter()
+        self._suspected: list[tuple[float, int]] = []
 
     async def begin(self) -> None:
         """Let calls in, once the versions that answer are loaded and the engine is warm.
@@ -90,7 +89,7 @@ class Supervisor:
                     await self._engine.restart()
                 needs_engine = False
                 for version in blamed:
-                    reason = f"the engine died {self._deaths_of[version]} times beside it"
+                    reason = f"the engine died {self._deaths_of(version)} times beside it"
                     await self.swapper.blame(version, reason)
                 await self._begin_while_it_lives()
                 break
@@ -126,5 +125,9 @@ class Supervisor:
         log.error("%s; starting it again", death)
         if (suspect := self.swapper.suspect()) is None:
             return set()
-        self._deaths_of[suspect] += 1
-        return {suspect} if self._deaths_of[suspect] > _MOST_DEATHS else set()
+        self._suspected = [*(s for s in self._suspected if now - s[0] < _HOUR_S), (now, suspect)]
+        return {suspect} if self._deaths_of(suspect) > _MOST_DEATHS else set()
+
+    def _deaths_of(self, version: int) -> int:
+        """Return how often in an hour the engine died while a version was loaded or on trial."""
+        return sum(suspect == version for _, suspect in self._suspected)

@@ -38,6 +38,14 @@ def most_of_a_user(totals: Collection[int], factor: float) -> float:
     return max(1.0, user_cap(list(totals), factor / len(totals)))
 
 
+def most_of_a_batch(totals: Collection[int], factor: float, size: int) -> float:
+    """Return how much of a batch may be one user's: the part of it that they have of all that then counts."""
+    most = most_of_a_user(totals, factor)
+    if math.isinf(most):
+        return most
+    return max(1.0, size * most / sum(min(total, most) for total in totals))
+
+
 def count_within(new_of: Mapping[User, int], older_of: Mapping[User, int], factor: float) -> int:
     """Return how much of users' new feedback may be learned from beside what they gave before."""
     users = new_of.keys() | older_of.keys()

@@ -18,7 +18,7 @@ from thumbloop.types import (
     RatedReply,
     User,
 )
-from trainer.crowd import most_of_a_user
+from trainer.crowd import most_of_a_batch, most_of_a_user
 from trainer.rollouts import Judgement, Rollout, Thumb
 from trainer.stored import Judged, judgement_of, rollout_of
 
@@ -102,7 +102,9 @@ def read(
     used = interactions.used_as_rollouts(connection, learned_by, min(usable))
     before = interactions.count_candidates(connection, policy, before=min(usable))
     no_rollouts = Counter(too_old=before)
-    eligible = _eligible(stored, usable, used, logged, settings, no_rollouts)
+    asked = interactions.count_by_user(connection, policy, min(usable))
+    most = most_of_a_batch(asked.values(), settings.max_user_factor, settings.max_rollouts)
+    eligible = _eligible(stored, usable, used, logged, settings, most, no_rollouts)
     rollouts = list(islice(eligible, settings.max_rollouts))[::-1]
     # Counted last: what came in meanwhile, where a transaction sees it, was not looked at either.
     num_thumbs = feedback.count(connection, policy)
@@ -225,14 +227,18 @@ def _eligible(
     used: Iterable[Interaction],
     logged: Set[str],
     settings: Round,
+    most_of_a_user: float,
     reasons: Counter[str],
 ) -> Iterator[Rollout]:
     """Yield what may train the policy, newest first; add to `reasons` what was passed over on the way.
+
+    A user of whom there are as many as may be has no further reply in it; replies are not divided.
 
     Of draws that are the same, one that was used counts, else the newest: the same draw again is no new sample.
     """
     used_ids = {interaction.response_id: _draw(interaction) for interaction in used}
     seen = set(used_ids.values())
+    given: Counter[User] = Counter()
     for interaction in newest_first:
         reason = interaction_left_out(interaction, settings)
         if reason is None and interaction.response_id in used_ids:
@@ -240,6 +246,8 @@ def _eligible(
         if reason is None and interaction.sampling.seed is not None:
             reason = "repeated" if _draw(interaction) in seen else None
             seen.add(_draw(interaction))
+        if reason is None and given[interaction.user] >= most_of_a_user:
+            reason = "over_user_factor"
         for candidate in reversed(interaction.candidates):
             why = reason or candidate_left_out(candidate, usable, settings)
             is_whole = candidate.finish_reason is not FinishReason.ABORTED
@@ -248,6 +256,7 @@ def _eligible(
             if why is not None:
                 reasons[why] += 1
             else:
+                given[interaction.user] += 1
                 yield rollout_of(interaction, candidate)
 
 

@@ -24,43 +24,48 @@ def happened(kind: str, at: float) -> Entry:
     return Entry(kind, at, at, OK, None, {})
 
 
-ONE_SWAP = [happened("publish", 1.4), happened("swap", 2.0)]
+SWAPS = [happened("swap", 2.0), happened("swap", 6.0)]
 
 
 @pytest.mark.parametrize(
-    ("began", "took", "is_near", "is_far"),
+    ("began", "is_near", "is_far"),
     [
-        (1.6, 0.1, True, False),  # within half a second of it
-        (0.2, 3.0, True, False),  # it falls into it
-        (2.4, 0.1, True, False),
-        (0.5, 0.5, False, False),  # nobody knows yet what is being published
-        (2.6, 0.1, False, False),  # what shares a beginning is asked anew
-        (0.2, 0.1, False, True),
-        (3.6, 0.2, False, True),
+        (1.4, False, False),
+        (1.6, True, False),
+        (2.4, True, False),
+        (2.6, False, False),
+        (3.4, False, False),
+        (3.6, False, True),
+        (4.4, False, True),
+        (6.4, True, False),
+        (6.6, False, False),
     ],
 )
-def test_latencies_around_swaps_are_told_from_those_without(
+@pytest.mark.parametrize("took", [0.1, 3.0])
+def test_latencies_around_swaps_are_told_from_those_between_by_when_calls_began(
     began: float, took: float, is_near: bool, is_far: bool
 ):
-    near, far = latencies([*ONE_SWAP, call(began, took)])
-    assert (bool(near), bool(far)) == (is_near, is_far)
-    assert near + far == pytest.approx([took] * (is_near + is_far))
+    near, far = latencies([*SWAPS, call(began, took)])
+    assert (any(near), any(far)) == (is_near, is_far)
+    assert sum(map(sum, near + far)) == pytest.approx(took * (is_near + is_far))
 
 
 def test_the_ratio_is_of_guided_replies_with_an_interval():
-    slow = [call(1.9, 0.2 + n / 1000) for n in range(100)]
-    quick = [call(0.0, 0.1 + n / 1000) for n in range(100)]
-    greedy = [call(1.9, 9.0, prompt=0)]
-    found = _compared([*ONE_SWAP, *slow, *quick, *greedy])["latency_s"]
-    assert found["around_swaps"]["requests"] == found["without"]["requests"] == 100
-    assert found["p99_ratio"] == pytest.approx(0.298 / 0.198, rel=0.01)
+    swaps = [happened("swap", 4.0 * n) for n in range(1, 41)]
+    slow = [call(4.0 * n, 0.2 + n / 1000) for n in range(1, 41)]
+    quick = [call(4.0 * n + 2.0, 0.1 + n / 1000) for n in range(1, 40)]
+    greedy = [call(4.0, 9.0, prompt=0)]
+    found = _compared([*swaps, *slow, *quick, *greedy])["latency_s"]
+    assert found["around_swaps"]["requests"] == 40
+    assert found["half_way_between"]["requests"] == 39
+    assert found["p99_ratio"] == pytest.approx(0.24 / 0.139, rel=0.01)
     low, high = found["p99_ratio_95_percent"]
     assert low <= found["p99_ratio"] <= high
     assert high / low < 1.1
 
 
 def test_without_requests_there_is_no_ratio():
-    assert "p99_ratio" not in _compared(ONE_SWAP)["latency_s"]
+    assert "p99_ratio" not in _compared(SWAPS)["latency_s"]
 
 
 def test_prompts_are_short_and_long_and_begin_alike():
@@ -75,21 +80,35 @@ def test_prompts_are_short_and_long_and_begin_alike():
 
 
 @pytest.mark.parametrize(
-    ("report", "is_clean"),
+    ("report", "wrong"),
     [
-        ({"swaps": CLEAN | {"failed": 0}, "kills": CLEAN}, True),
-        ({"swaps": CLEAN | {"failed": 1}}, False),
-        ({"kills": CLEAN | {"lost_thumbs": 1}}, False),
-        ({"kills": CLEAN | {"mixed_replies": 2}}, False),
+        ({"swaps": CLEAN | {"failed": 0}, "kills": CLEAN | {"versions_published": 1}}, []),
+        ({"swaps": CLEAN | {"failed": 1}}, ["swaps.failed"]),
+        ({"swaps": CLEAN | {"alone_failed": 1}}, ["swaps.alone_failed"]),
+        ({"kills": CLEAN | {"lost_thumbs": 1, "versions_published": 1}}, ["kills.lost_thumbs"]),
+        ({"kills": CLEAN | {"mixed_replies": 2, "versions_published": 1}}, ["kills.mixed_replies"]),
+        ({"kills": CLEAN | {"not_serving": "for", "versions_published": 1}}, ["kills.not_serving"]),
+        ({"kills": CLEAN}, ["kills.versions_published"]),
     ],
 )
-def test_one_wrong_thing_is_enough(report: dict[str, Any], is_clean: bool):
-    assert soak.is_clean(report) is is_clean
+def test_one_wrong_thing_is_enough(report: dict[str, Any], wrong: list[str]):
+    assert soak.wrongs(report) == wrong
+
+
+def test_goals_of_times_are_told_apart_from_what_is_wrong():
+    def report(first: float, ratio: float) -> dict[str, Any]:
+        apart = {"publish_to_first_reply_s": {"p99": first}, "latency_s": {"p99_ratio": ratio}}
+        return {"swaps": CLEAN | {"apart": apart}}
+
+    assert soak.missed(report(0.9, 1.0)) == []
+    assert soak.missed(report(1.1, 1.0)) == ["swaps.apart.publish_to_first_reply_s"]
+    assert soak.missed(report(0.9, 1.2)) == ["swaps.apart.latency_s.p99_ratio"]
+    assert soak.wrongs(report(9.0, 9.0)) == []
 
 
 def test_a_part_leaves_the_others_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    async def found(parts: list[str], *_arguments: Any, **_options: Any) -> dict[str, Any]:
-        return dict.fromkeys(parts, CLEAN)
+    async def found(*_arguments: Any, **_options: Any) -> dict[str, Any]:
+        return CLEAN | {"versions_published": 1}
 
     monkeypatch.setattr(soak, "soak", found)
     (tmp_path / "report.json").write_text(json.dumps({"swaps": CLEAN | {"swaps": 9}}))
@@ -98,6 +117,9 @@ def test_a_part_leaves_the_others_as_they_were(tmp_path: Path, monkeypatch: pyte
     done = CliRunner().invoke(application, ["--part", "kills", "--folder", str(tmp_path)])
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report == {"swaps": CLEAN | {"swaps": 9}, "kills": CLEAN}
+    assert report == {
+        "swaps": CLEAN | {"swaps": 9},
+        "kills": CLEAN | {"versions_published": 1},
+    }
     wrong = CliRunner().invoke(application, ["--part", "sweeps", "--folder", str(tmp_path)])
     assert wrong.exit_code == 2

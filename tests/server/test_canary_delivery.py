@@ -233,9 +233,10 @@ async def test_a_guard_takes_it_back_whatever_the_thumbs_say(
     server: Server, world: World, guard: str, differs: Callable[[int], dict[str, Any]]
 ):
     users = has_it(server)
-    for user in PEOPLE[:150]:  # one by one, as replies differ
-        version = 1 if user in users else 0
-        world.rate(server, [user], equal, **differs(version))
+    for n, user in enumerate(PEOPLE[:150]):  # one by one, as replies differ
+        different = differs(1 if user in users else 0)
+        ended = time.time() + 10.0 * n + different.get("duration_s", 0.0)
+        world.rate(server, [user], equal, created_at=ended, **different)
     await server.settle()
     assert server.states() == {0: "current", 1: "rolled_back"}
     assert server.rows()[1].reason.startswith(f"{guard}: ")

@@ -15,6 +15,7 @@ from experiments.consistency import look
 from server import collecting
 from server.collecting import Collector
 from server.delivery import Move
+from server.origins import lineage_of
 from server.verification import Expected
 from tests.fakes import FakeEngine
 from tests.publishing import FakeSpeaker, Publisher
@@ -119,6 +120,21 @@ async def test_all_but_the_last_ones_are_deleted_and_stay_so(
         event = deployments.list_events(connection, DEFAULT_POLICY, 1)[-1]
     assert (event["kind"], event["actor"]) == ("collected", "server")
     assert event["detail"]["reason"] == "its folder is deleted: delivery.keep_versions is 2"
+
+
+async def test_the_settings_of_a_version_outlive_its_folder(
+    server: Server, bin_: Bin, database: Database, state: State
+):
+    def settings() -> str:
+        with reading(database) as connection:
+            rows = [*server.rows().values()]
+            return lineage_of(connection, rows, rows[1], state.versions).settings_json
+
+    before = settings()
+    assert before
+    await bin_.empty()
+    assert not (state.versions / "default/000001").exists()
+    assert settings() == before
 
 
 async def test_a_state_folder_with_deleted_versions_is_sound(

@@ -136,6 +136,7 @@ class Server:
         self._pending: list[Action] = []
         self._seen: list[PolicyVersion] = []
         self._idle: list[int] = []
+        self._is_crowded = False
 
     def restart(self) -> None:
         self.loaded, self.routed, self._pending, self._idle = set(), Routed(), [], []
@@ -155,6 +156,7 @@ class Server:
     def begin(self, *, has_trials: bool, verdict: Verdict | None) -> None:
         """Plan, unless the last plan is still being carried out."""
         if not self._pending:
+            self._is_crowded = False
             self._pending = self.plan(has_trials=has_trials, verdict=verdict)
             assert sum(isinstance(a, Try | Restore) for a in self._pending) <= 1
 
@@ -176,15 +178,16 @@ class Server:
                 assert {number, canary or number} <= self.loaded
                 self.routed = Routed(number, canary)
             case Try(is_canary=is_canary):
-                assert number not in self.loaded
                 self._check_origin(number, current)
-                store.decide(number, VersionState.ATTESTED if passes else VersionState.REJECTED)
-                if passes and is_canary:
+                if not passes:
+                    store.decide(number, VersionState.REJECTED)
+                    return
+                self._load(number)
+                store.decide(number, VersionState.ATTESTED)
+                if is_canary:
                     store.begin_trial(number, current)
-                    self._load(number)
-                elif passes:
+                else:
                     store.make_current(number, current, VersionState.RETIRED)
-                    self._load(number)
                     self.routed = Routed(number)
             case Promote():
                 assert number in self.loaded
@@ -210,8 +213,8 @@ class Server:
             assert came.parent in {v.version for v in lines.line(self._seen, was)}
             self.store.rebuilt += 1
 
-    def move(self, to: int, *, is_rollback: bool) -> None:
-        """Do what an operator asks this server for."""
+    def move(self, to: int, *, is_rollback: bool, is_written: bool = True) -> None:
+        """Do what an operator asks this server for; where that cannot be written the version stays loaded."""
         store = self.store
         asked = Move(to % len(store.versions), store.current, is_rollback, reason="", actor="ann")
         try:
@@ -222,6 +225,9 @@ class Server:
             if len(self.loaded) == self.room:
                 return  # until the planner has unloaded something
             self._load(found.version)
+        if not is_written:
+            self._is_crowded = True  # beyond what was planned
+            return
         if found.version == store.current:
             assert store.canary is not None
             store.end_trial(store.canary, store.current)
@@ -251,8 +257,10 @@ class Server:
         if number not in self.store.there:
             assert number not in self.store.needed()
             raise VersionConflict("it was deleted since that was planned")
+        if number not in self.loaded and len(self.loaded) == self.room:
+            assert self._is_crowded, "the planner makes room first"
+            raise VersionConflict("there is no room")
         self.loaded.add(number)
-        assert len(self.loaded) <= self.room
 
     def check(self) -> None:
         assert {n for n in self.routed if n is not None} <= self.loaded
@@ -261,7 +269,7 @@ class Server:
 Event = tuple[str, int]
 NAMES = (
     *("publish", "child", "rebuild", "taint"),
-    *("plan", "act", "act", "act", "restart", "promote", "roll back", "mode"),
+    *("plan", "act", "act", "act", "restart", "promote", "roll back", "fail to promote", "mode"),
     *("look", "collect", "collect"),
 )
 
@@ -295,6 +303,8 @@ def play(keep: int, events: list[Event], folders: int = 1) -> Store:
                 server.restart()
             case "promote" | "roll back":
                 server.move(number, is_rollback=name == "roll back")
+            case "fail to promote":
+                server.move(number, is_rollback=False, is_written=False)
             case "mode":
                 has_trials = not has_trials
             case "look":

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import grpc
 import pytest
 
 from server import erasures
+from server.application import Application
+from server.engine import Engine
+from tests.fakes import FakeEngine
 from tests.finding import found, readers
 from tests.publishing import Publisher
 from tests.refusals import fields, refused
 from tests.rows import finished_round
-from tests.serving import Running, running, until
+from tests.serving import Running, config_of, running, until
 from thumbloop.client import AsyncClient
-from thumbloop.config import State
+from thumbloop.config import ServerConfig, State
 from thumbloop.errors import NotFound, PermissionDenied, StoreUnavailable
 from thumbloop.store import (
     deployments,
@@ -294,6 +298,30 @@ async def test_what_a_killed_server_left_is_scrubbed_by_the_next(tiny_model: Pat
         await scrubbed(server)
         assert await asyncio.to_thread(found, state.folder, MARK) == []
     store.dispose()
+
+
+async def test_files_are_scrubbed_while_the_engine_starts(tiny_model: Path, state: State):
+    async with running(tiny_model, state) as server:
+        await talk(server, "ann", MARK)
+    store = open_store(state)
+    with store.begin() as connection:
+        erasure.erase(connection, DEFAULT_POLICY, User("", "ann"), at=1.0, actor="operator")
+    store.dispose()
+    may_start = threading.Event()
+
+    def start_slowly(folder: Path, _config: ServerConfig) -> Engine:
+        may_start.wait(20)
+        return FakeEngine(folder)
+
+    application = Application(config_of(tiny_model, state), start_slowly)
+    starting = asyncio.create_task(application.start())
+    try:
+        await until(lambda: not found(state.folder, MARK))
+        assert not starting.done()
+    finally:
+        may_start.set()
+        await starting
+        await application.stop()
 
 
 async def test_a_scrubbing_that_fails_is_tried_again(

@@ -1,7 +1,8 @@
 """Published versions come to answer, or are rejected, without anybody's request noticing."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -377,6 +378,7 @@ async def test_a_store_that_is_away_for_a_moment_costs_one_try_and_leaks_no_adap
     with pytest.raises(StoreUnavailable):
         await server.swapper.step()
     assert server.routes.current.number == 0
+    await asyncio.sleep(0.1)  # nobody uses it
     assert server.held() == ["default-000000-policy"]
     await server.settle()
     assert server.routes.current.number == 1
@@ -633,14 +635,60 @@ async def test_where_the_engine_has_no_room_a_move_is_refused(
 
 
 async def test_a_move_whose_write_fails_changes_nothing(line: Server):
-    async def fail(_change: Any) -> Any:
-        raise StoreUnavailable("locked")
-
-    line.writer.run = fail  # type: ignore[method-assign]
-    with pytest.raises(StoreUnavailable):
+    with _broken(line), pytest.raises(StoreUnavailable):
         await line.swapper.move(roll_back(None, 2))
     assert line.routes.current.number == 2
     assert line.states() == {0: "retired", 1: "retired", 2: "current"}
+
+
+async def test_a_version_whose_promotion_could_not_be_written_is_not_loaded_again(
+    line: Server, publisher: Publisher
+):
+    publisher.publish(3, 2)
+    await _fail_to_promote(line, 3, 2)
+    assert line.states()[3] == "published"
+    with line.routes.hold(3) as pinned:
+        await line.settle()
+        assert line.routes.current is pinned
+    assert line.states()[3] == "current"
+    assert [name for name in line.held() if "000003" in name] == [
+        "default-000003-policy",
+        "default-000003-reward",
+    ]
+
+
+async def test_what_was_loaded_for_nothing_stays_while_a_request_needs_it(
+    start: Callable[..., Server], publisher: Publisher
+):
+    server = start(max_versions=3)  # which keeps nothing for pins
+    await server.settle()
+    publisher.publish(1)
+    await _fail_to_promote(server, 1, 0)
+    with server.routes.hold(1):
+        with _broken(server), pytest.raises(StoreUnavailable):
+            await server.swapper.step()
+        await asyncio.sleep(0.2)  # longer than it may drain
+        assert "default-000001-policy" in server.held()
+    await server.settle()
+    assert server.states() == {0: "retired", 1: "current"}
+
+
+async def _fail_to_promote(server: Server, to: int, current: int) -> None:
+    with _broken(server), pytest.raises(StoreUnavailable):
+        await server.swapper.move(promote(to, current))
+
+
+@contextmanager
+def _broken(server: Server) -> Iterator[None]:
+    """Let nothing be written."""
+
+    async def fail(_change: Any) -> Any:
+        raise StoreUnavailable("locked")
+
+    run = server.writer.run
+    server.writer.run = fail  # type: ignore[method-assign]
+    yield
+    server.writer.run = run  # type: ignore[method-assign]
 
 
 async def test_who_asked_for_a_move_may_leave_and_it_is_done_all_the_same(

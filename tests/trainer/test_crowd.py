@@ -3,7 +3,7 @@ import math
 import pytest
 
 from thumbloop.types import User
-from trainer.crowd import count_within, most_of_a_user, user_cap
+from trainer.crowd import count_within, most_of_a_batch, most_of_a_user, user_cap
 
 
 def users(*counts: int) -> dict[User, int]:
@@ -35,6 +35,13 @@ def test_among_few_users_nobody_is_held_back():
     assert most_of_a_user([1] * 8 + [1000], 2) == math.inf
     assert most_of_a_user([1] * 9 + [1000], 2) < 3
     assert most_of_a_user([], 2) == math.inf
+
+
+def test_of_a_batch_a_user_has_the_part_that_they_have_of_what_counts():
+    # 38 / 18 of 19 + 38 / 18 is a tenth.
+    assert most_of_a_batch([1] * 19 + [1000], 2, 50) == pytest.approx(5)
+    assert most_of_a_batch([1] * 19 + [1000], 2, 5) == 1
+    assert most_of_a_batch([1] * 8 + [1000], 2, 50) == math.inf
 
 
 def test_everybody_may_say_something():

@@ -358,6 +358,21 @@ def test_what_was_learned_of_a_user_counts_too(connection):
     assert [t.feedback_id for t in read(connection).new] == [*flood[-4:-2], *others]
 
 
+def test_who_asks_most_is_little_of_a_batch(connection):
+    anew = {"sampling": Sampling(max_tokens=9)}  # without a seed
+    others = {store(connection, user=User(user_id=f"user {i}"), **anew) for i in range(19)}
+    flood = [store(connection, user=ANN, **anew) for _ in range(100)]
+    batch = Round(min_rollouts=2, max_rollouts=38, max_staleness=1)
+    data = read(connection, batch)
+    # 38 / 18 of what then counts, 19 + 38 / 18, is a tenth of the batch; replies are not divided.
+    of_ann = [r.response_id for r in data.rollouts if r.response_id not in others]
+    assert of_ann == [flood[98]] * 2 + [flood[99]] * 2
+    assert len(data.rollouts) == 38
+    assert data.left_out["candidate"] == {"over_user_factor": 196, "over_limit": 4}
+    unbounded = read(connection, batch.model_copy(update={"max_user_factor": 1e9}))
+    assert {r.response_id for r in unbounded.rollouts} <= set(flood)
+
+
 def test_flips_and_floods_of_one_reply_leave_one_thumb(connection):
     reply, first = rated(connection, 1, user=ANN)
     for i in range(20):

@@ -109,7 +109,7 @@ class FeedbackSettings(Section):
     """Which thumbs and preferences are taken."""
 
     window_s: float | None = Field(2_592_000.0, gt=0)
-    """Seconds from a reply's beginning in which it may be rated, 30 days; later feedback is refused, a repeat of what
+    """Seconds after a reply in which it may be rated, 30 days; later feedback is refused, a repeat of what
     was taken answered as before. null: for ever."""
 
 

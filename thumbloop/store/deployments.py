@@ -149,8 +149,20 @@ def end_trial(
     )
 
 
-def collect(connection: Connection, policy: str, version: int, *, at: float, reason: str) -> None:
-    """Say that a version's folder is deleted: it never serves again. Its state stays what it is."""
+def collect(
+    connection: Connection,
+    policy: str,
+    version: int,
+    *,
+    at: float,
+    reason: str,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Say that a version's folder is deleted: it never serves again. Its state stays what it is.
+
+    `settings` are those that it was trained with, which only its manifest has; None: it cannot be read.
+    """
+    kept = {} if settings is None else {"settings": dict(settings)}
     connection.execute(
         update(deployments)
         .where(deployments.c.policy == policy, deployments.c.version == version)
@@ -163,9 +175,21 @@ def collect(connection: Connection, policy: str, version: int, *, at: float, rea
             policy=policy,
             version=version,
             actor="server",
-            detail={"reason": reason},
+            detail={"reason": reason} | kept,
         )
     )
+
+
+def settings_of_collected(
+    connection: Connection, policy: str, version: int
+) -> Mapping[str, Any] | None:
+    """Return the settings that a version was trained with whose folder is deleted; None: nobody knows."""
+    said = select(events.c.detail).where(
+        events.c.policy == policy, events.c.version == version, events.c.kind == COLLECTED
+    )
+    details = connection.scalars(said).all()
+    found: Mapping[str, Any] | None = details[-1].get("settings") if details else None
+    return found
 
 
 def terms_of_trial(connection: Connection, policy: str, version: int) -> Mapping[str, Any]:

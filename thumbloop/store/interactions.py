@@ -122,6 +122,16 @@ def count(connection: Connection, policy: str) -> int:
     return int(connection.scalar(query) or 0)
 
 
+def count_by_user(connection: Connection, policy: str, min_version: int) -> dict[User, int]:
+    """Return how many replies each user has of `min_version` or a later version."""
+    query = (
+        select(interactions.c.subject, interactions.c.user_id, func.count())
+        .where(interactions.c.policy == policy, interactions.c.policy_version >= min_version)
+        .group_by(interactions.c.subject, interactions.c.user_id)
+    )
+    return {User(subject, user_id): n for subject, user_id, n in connection.execute(query)}
+
+
 def count_unrated(connection: Connection, policy: str) -> list[tuple[Learning, Status, int]]:
     """Return how many interactions nobody gave a thumb, by whether they may be learned from."""
     query = (

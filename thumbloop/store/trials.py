@@ -91,10 +91,18 @@ def first_thumbs(
 def first_replies(
     connection: Connection, policy: str, versions: Sequence[int], since: float
 ) -> list[TrialReply]:
-    """Return each user's first request that each version took up since then, in order, however it ended."""
-    first = _in_trial(
-        select(func.min(interactions.c.response_id)), policy, versions, since
-    ).group_by(*_OWNER)
+    """Return each user's request that was over first of those that each version took up since then, in order,
+    however it ended.
+
+    What was over first stays first: a reply that takes long takes no other's place.
+    """
+    rank = func.row_number().over(
+        partition_by=_OWNER, order_by=(interactions.c.created_at, interactions.c.response_id)
+    )
+    ranked = _in_trial(
+        select(interactions.c.response_id, rank.label("rank")), policy, versions, since
+    ).subquery()
+    first = select(ranked.c.response_id).where(ranked.c.rank == 1)
     query = (
         select(
             interactions.c.response_id,
@@ -109,7 +117,7 @@ def first_replies(
         )
         .outerjoin(candidates, _SHOWN)
         .where(interactions.c.response_id.in_(first))
-        .order_by(interactions.c.response_id)
+        .order_by(interactions.c.created_at, interactions.c.response_id)
     )
     return [
         TrialReply(

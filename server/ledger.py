@@ -46,9 +46,9 @@ class Ledger:
         return await self._read(lambda connection: versions.mark(connection, DEFAULT_POLICY))
 
     async def rows(self) -> list[PolicyVersion]:
-        """Return all versions, oldest first."""
+        """Return all versions, oldest first, without their metrics."""
         return await self._read(
-            lambda connection: versions.list_versions(connection, DEFAULT_POLICY)
+            lambda connection: versions.list_versions(connection, DEFAULT_POLICY, has_metrics=False)
         )
 
     async def terms(self, version: int) -> Terms:
@@ -176,9 +176,14 @@ class Ledger:
         now = time.time()
 
         def change(connection: Connection) -> None:
-            policy, rows = version.policy, versions.list_versions(connection, version.policy)
+            policy, rows = (
+                version.policy,
+                versions.list_versions(connection, version.policy, has_metrics=False),
+            )
             deployments.expect_current(connection, policy, current_of(rows).version)
-            rows = versions.list_versions(connection, policy)  # as nobody can change them by now
+            rows = versions.list_versions(
+                connection, policy, has_metrics=False
+            )  # as nobody can change them by now
             if version.version not in {v.version for v in collectable(rows, held=held, keep=keep)}:
                 raise VersionConflict(f"version {version.version} is needed again")
             reason = f"its folder is deleted: delivery.keep_versions is {keep}"
@@ -199,7 +204,7 @@ class Ledger:
         now = time.time()
 
         def change(connection: Connection) -> PolicyVersion:
-            rows = versions.list_versions(connection, DEFAULT_POLICY)
+            rows = versions.list_versions(connection, DEFAULT_POLICY, has_metrics=False)
             to, canary = destination(rows, move), canary_of(rows)
             if to is current_of(rows):
                 assert canary is not None, "else there is nothing to do"

@@ -391,10 +391,10 @@ async def test_versions_are_read_when_something_has_changed_and_not_at_each_look
     readings = 0
     listed = versions.list_versions
 
-    def count(*arguments: Any) -> list[PolicyVersion]:
+    def count(*arguments: Any, **options: Any) -> list[PolicyVersion]:
         nonlocal readings
         readings += 1
-        return listed(*arguments)
+        return listed(*arguments, **options)
 
     monkeypatch.setattr(versions, "list_versions", count)
     watching = asyncio.create_task(server.swapper.watch())

@@ -19,9 +19,14 @@ TAINTED = "tainted"
 """Kind of the event that a version's own round learned from data that was erased."""
 
 
-def list_versions(connection: Connection, policy: str) -> list[PolicyVersion]:
-    """Return all versions of a policy with their state, oldest first."""
-    rows = connection.execute(_versions_of(policy)).mappings().all()
+def list_versions(
+    connection: Connection, policy: str, *, has_metrics: bool = True
+) -> list[PolicyVersion]:
+    """Return all versions of a policy with their state, oldest first; without metrics where nobody asks for
+    them, as they are most of what there is to read.
+    """
+    query = _versions_of(policy, has_metrics=has_metrics)
+    rows = connection.execute(query).mappings().all()
     tainted = _tainted(connection, policy)
     for row in rows:  # a parent comes before its children
         if row["parent"] in tainted:
@@ -51,8 +56,11 @@ def canary(connection: Connection, policy: str) -> PolicyVersion | None:
 
 def _with_taint(connection: Connection, row: RowMapping) -> PolicyVersion:
     """Return the version in a row; it is tainted where one of its line is."""
-    line = set(connection.scalars(select(_line(row["policy"], row["version"]).c.version)))
-    return _version_of(row, is_tainted=not line.isdisjoint(_tainted(connection, row["policy"])))
+    tainted = _tainted(connection, row["policy"])
+    if tainted:  # lines are long
+        line = _line(row["policy"], row["version"])
+        tainted &= set(connection.scalars(select(line.c.version)))
+    return _version_of(row, is_tainted=bool(tainted))
 
 
 def _tainted(connection: Connection, policy: str) -> set[int]:
@@ -61,10 +69,11 @@ def _tainted(connection: Connection, policy: str) -> set[int]:
     return {version for version in connection.scalars(query) if version is not None}
 
 
-def _versions_of(policy: str) -> Select[Any]:
+def _versions_of(policy: str, *, has_metrics: bool = True) -> Select[Any]:
+    columns = [c for c in policy_versions.c if has_metrics or c is not policy_versions.c.metrics]
     return (
         select(
-            policy_versions,
+            *columns,
             deployments.c.state,
             deployments.c.since,
             deployments.c.reason,
@@ -198,7 +207,7 @@ def _version_row(version: PolicyVersion) -> dict[str, Any]:
 
 def _version_of(row: RowMapping, *, is_tainted: bool) -> PolicyVersion:
     return PolicyVersion(
-        **{name: row[name] for name in _PUBLISHED},
+        **{name: row[name] for name in _PUBLISHED if name in row},
         state=VersionState(row["state"] or VersionState.PUBLISHED),
         state_since=row["since"] or row["published_at"],
         reason=row["reason"] or "",

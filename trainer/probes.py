@@ -5,7 +5,7 @@ the one is kept whose greedy continuation by the child no rounding can change.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 import torch
@@ -15,9 +15,9 @@ from thumbloop.artifacts import Probe
 from trainer.batches import Pair, collate
 from trainer.models import Adapter, Trunk
 
-LENGTHS = (5, 7, 10, 100)
-"""Prompt lengths, tokens; a KV block holds 32. Few and short: they are read beside users' requests."""
-TRIES = 3
+TRIES = {5: 16, 7: 16, 10: 16, 100: 6}
+"""Prompt lengths, tokens, and how many prompts of each are tried: short ones cost little, and of sixteen one has a
+continuation that half precision does not change. A KV block holds 32. Few and short: they are read beside users' requests."""
 CONTINUATION = 5
 """Tokens of a continuation, fewer where the child ends its reply."""
 INDISTINCT = 1e-4
@@ -88,11 +88,11 @@ def draw(
     ids = torch.tensor(list(vocabulary))
     prompts = [
         tuple(ids[torch.randint(len(ids), (min(length, room),), generator=generator)].tolist())
-        for length in LENGTHS
-        for _ in range(TRIES)
+        for length, count in TRIES.items()
+        for _ in range(count)
     ]
-    tries = continue_greedily(trunk, prompts, end)
-    of_lengths = [tries[i : i + TRIES] for i in range(0, len(tries), TRIES)]
+    tries = iter(continue_greedily(trunk, prompts, end))
+    of_lengths = [[*islice(tries, count)] for count in TRIES.values()]
     return [max(each, key=lambda pair_and_margin: pair_and_margin[1])[0] for each in of_lengths]
 
 

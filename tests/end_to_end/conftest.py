@@ -52,7 +52,7 @@ def grouped_engine(tiny_model: Path) -> Iterator[Engine]:
         yield engine
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bfloat16_engine(tiny_model: Path) -> Iterator[Engine]:
     """Grouped LoRA over packed matrices: what is merged in float32 is not in bfloat16."""
     with started(tiny_model, dtype="bfloat16") as engine:

@@ -1,4 +1,4 @@
-"""Feedback from before: protocol buffers -> rows that the reward model learns from and no policy is trained on."""
+"""Feedback from before: protocol buffers -> rows that the reward model learns from and PPO does not."""
 
 import asyncio
 import hashlib

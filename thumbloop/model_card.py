@@ -49,10 +49,10 @@ def _header(of: Subject) -> str:
 def _summary(of: Subject) -> str:
     version = of.version
     base = of.base_model or "its base model"
-    state = f"{version.state.value} since {_day(version.state_since)}"
+    state = version.state.value.replace("_", " ")
     lines = [
         f"A LoRA adapter of {base} that learned from its users' thumbs, published on"
-        f" {_day(version.published_at)} by Thumbloop. Where it was served it is {state}.",
+        f" {_day(version.published_at)} by Thumbloop. Its state there, since {_day(version.state_since)}: {state}.",
     ]
     if version.is_tainted:
         lines.append(
@@ -63,6 +63,7 @@ def _summary(of: Subject) -> str:
 
 def _use(of: Subject) -> str:
     base = json.dumps(of.base_model or "the base model")
+    rank = of.manifest.policy_adapter.rank if of.manifest.policy_adapter else 0
     return f"""## Use it
 
 ```python
@@ -72,7 +73,7 @@ from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), "this folder")
 ```
 
-vLLM takes it as it is, `--enable-lora --lora-modules name=folder`. `reward/` is the reward model that was published
+vLLM takes it as it is, `--enable-lora --lora-modules name=folder`, with a `--max-lora-rank` of {rank} or more. `reward/` is the reward model that was published
 with it, another adapter of the same base model: it reads prompt, reply and the tokens of the verdict prompt, and its
 reward is the log-probability of the token up less that of the token down.
 """

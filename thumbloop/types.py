@@ -10,7 +10,7 @@ BASE_VERSION = 0
 IMPORTED_VERSION = -1
 """The version of replies that were imported: none of ours gave them."""
 IMPORTED = "imported"
-"""Strategy of such a reply, and why no policy may be trained on it."""
+"""Strategy of such a reply, and why PPO may not use it."""
 MAX_ID = 256  # characters of a user id, a session id, a subject
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from tests.fakes import FakeEngine
-from tests.publishing import FakeSpeaker, Publisher
+from tests.publishing import RANK, FakeSpeaker, Publisher
 from tests.rows import ANN, finished_round, rated, version
 from thumbloop import artifacts, cli, copying
 from thumbloop.artifacts import Manifest
@@ -134,7 +134,8 @@ def test_the_card_says_what_it_is_and_where_it_comes_from(
         "tags": ["lora", "rlhf", "ppo", "thumbloop"],
     }
     assert "# Version 2 of policy default" in card
-    assert "it is current since 2023-11-14" in card
+    assert "Its state there, since 2023-11-14: current." in card
+    assert f"a `--max-lora-rank` of {RANK} or more" in card
     assert "| `reward_auroc` | 0.75 |" in card
     assert '"kl_coef": 0.125' in card
     assert 'AutoModelForCausalLM.from_pretrained("someone/base")' in card

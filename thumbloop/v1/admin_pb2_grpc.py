@@ -112,8 +112,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportFeedback(self, request, context):
-        """Brings in feedback from before, on replies that this server did not give: the reward model learns from it, no
-        policy is trained on those replies, and no trial counts them. Each item is durable, or refused with a reason, before
+        """Brings in feedback from before, on replies that this server did not give: the reward model learns from it, PPO
+        does not use those replies, and no trial counts them. Each item is durable, or refused with a reason, before
         the answer; the same item again changes nothing. Errors: INVALID_ARGUMENT (too many items), NOT_FOUND (policy),
         ALREADY_EXISTS (another server brings in the same), UNAVAILABLE (starting or draining).
         """

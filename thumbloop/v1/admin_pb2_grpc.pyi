@@ -51,8 +51,8 @@ class AdminServiceStub:
     taken back itself, or when there is nothing to go back to.
     """
     ImportFeedback: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ImportFeedbackRequest, _admin_pb2.ImportFeedbackResponse]
-    """Brings in feedback from before, on replies that this server did not give: the reward model learns from it, no
-    policy is trained on those replies, and no trial counts them. Each item is durable, or refused with a reason, before
+    """Brings in feedback from before, on replies that this server did not give: the reward model learns from it, PPO
+    does not use those replies, and no trial counts them. Each item is durable, or refused with a reason, before
     the answer; the same item again changes nothing. Errors: INVALID_ARGUMENT (too many items), NOT_FOUND (policy),
     ALREADY_EXISTS (another server brings in the same), UNAVAILABLE (starting or draining).
     """
@@ -80,8 +80,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     taken back itself, or when there is nothing to go back to.
     """
     ImportFeedback: _aio.UnaryUnaryMultiCallable[_admin_pb2.ImportFeedbackRequest, _admin_pb2.ImportFeedbackResponse]  # type: ignore[assignment]
-    """Brings in feedback from before, on replies that this server did not give: the reward model learns from it, no
-    policy is trained on those replies, and no trial counts them. Each item is durable, or refused with a reason, before
+    """Brings in feedback from before, on replies that this server did not give: the reward model learns from it, PPO
+    does not use those replies, and no trial counts them. Each item is durable, or refused with a reason, before
     the answer; the same item again changes nothing. Errors: INVALID_ARGUMENT (too many items), NOT_FOUND (policy),
     ALREADY_EXISTS (another server brings in the same), UNAVAILABLE (starting or draining).
     """
@@ -142,8 +142,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ImportFeedbackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ImportFeedbackResponse, _abc.Awaitable[_admin_pb2.ImportFeedbackResponse]]:
-        """Brings in feedback from before, on replies that this server did not give: the reward model learns from it, no
-        policy is trained on those replies, and no trial counts them. Each item is durable, or refused with a reason, before
+        """Brings in feedback from before, on replies that this server did not give: the reward model learns from it, PPO
+        does not use those replies, and no trial counts them. Each item is durable, or refused with a reason, before
         the answer; the same item again changes nothing. Errors: INVALID_ARGUMENT (too many items), NOT_FOUND (policy),
         ALREADY_EXISTS (another server brings in the same), UNAVAILABLE (starting or draining).
         """

@@ -7,12 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, select
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, exists, select
 from sqlalchemy.orm import aliased
 
 from thumbloop.store.database import reading
 from thumbloop.store.interactions import BATCH, load, prompt_of
-from thumbloop.store.preferences import effective_ids
 from thumbloop.store.schema import candidates, feedback, interactions, preferences, thumbs
 from thumbloop.types import BASE_VERSION, Interaction, Learning, Prompt, Status, User
 
@@ -119,7 +118,8 @@ def compared(engine: Engine, policy: str, which: Selection = EVERYTHING) -> Iter
             & (worse.c.position == preferences.c.worse),
         )
         .where(
-            preferences.c.id.in_(effective_ids(policy)),
+            interactions.c.policy == policy,
+            _is_last_word(),
             *which.conditions(preferences.c.created_at),
         )
     )
@@ -142,7 +142,7 @@ def rolled(engine: Engine, policy: str, which: Selection = EVERYTHING) -> Iterat
         with reading(engine) as connection:
             replies = load(connection, names)
             values = _values(connection, names)
-            pairs = _pairs(connection, policy, names)
+            pairs = _pairs(connection, names)
         for reply in replies:
             value = values.get(reply.response_id)
             is_up = None if value is None else bool(value)
@@ -159,19 +159,33 @@ def _values(connection: Connection, replies: list[str]) -> dict[str, int]:
     return {row.response_id: row.value for row in found}
 
 
-def _pairs(
-    connection: Connection, policy: str, replies: list[str]
-) -> dict[str, list[tuple[int, int]]]:
+def _pairs(connection: Connection, replies: list[str]) -> dict[str, list[tuple[int, int]]]:
     """Return the preferences that count, better and worse candidate, of each of these replies."""
     found = connection.execute(
         select(preferences.c.response_id, preferences.c.better, preferences.c.worse)
-        .where(preferences.c.response_id.in_(replies), preferences.c.id.in_(effective_ids(policy)))
+        .where(preferences.c.response_id.in_(replies), _is_last_word())
         .order_by(preferences.c.id)
     )
     pairs: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for response_id, better, worse in found:
         pairs[response_id].append((better, worse))
     return pairs
+
+
+def _is_last_word() -> ColumnElement[bool]:
+    """Return the condition that nothing was said of the same two candidates later; cheap for few rows of many."""
+    later = preferences.alias("later")
+    pair = preferences.c.better, preferences.c.worse
+    return ~(
+        exists()
+        .where(
+            later.c.response_id == preferences.c.response_id,
+            later.c.id > preferences.c.id,
+            later.c.better.in_(pair),
+            later.c.worse.in_(pair),
+        )
+        .correlate(preferences)
+    )
 
 
 def _of_reply(key: ColumnElement[Any], at: ColumnElement[Any]) -> list[ColumnElement[Any]]:

@@ -119,7 +119,7 @@ def _last_word(
     return connection.execute(query).mappings().one_or_none()
 
 
-def effective_ids(policy: str) -> Select[Any]:
+def _effective(policy: str) -> Select[Any]:
     """Select the ids of the last words on every two candidates of the policy's replies."""
     is_ordered = preferences.c.better < preferences.c.worse
     low = case((is_ordered, preferences.c.better), else_=preferences.c.worse)
@@ -143,7 +143,7 @@ def list_compared(
     learned = learned_preferences(connection, learned_by)
     query = (
         select(preferences)
-        .where(preferences.c.id.in_(effective_ids(policy)))
+        .where(preferences.c.id.in_(_effective(policy)))
         .order_by(preferences.c.id.desc())
         .execution_options(yield_per=BATCH)
     )
@@ -175,7 +175,7 @@ def _compared(row: RowMapping, is_new: bool, reply: Interaction) -> ComparedRepl
 
 def count(connection: Connection, policy: str) -> int:
     """Return how many effective preferences there are."""
-    query = select(func.count()).select_from(effective_ids(policy).subquery())
+    query = select(func.count()).select_from(_effective(policy).subquery())
     return int(connection.scalar(query) or 0)
 
 
@@ -202,7 +202,7 @@ def count_new(
             interactions.c.status,
         )
         .join(interactions, interactions.c.response_id == preferences.c.response_id)
-        .where(preferences.c.id.in_(effective_ids(policy)))
+        .where(preferences.c.id.in_(_effective(policy)))
         .order_by(preferences.c.id.desc())
         .execution_options(yield_per=BATCH)
     )

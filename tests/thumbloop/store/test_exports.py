@@ -38,12 +38,16 @@ def test_the_thumb_that_counts_comes_with_what_it_judges(store: Engine):
 
 def test_the_last_word_on_two_candidates_comes_with_both(store: Engine):
     with store.begin() as connection:
-        reply = interaction()
+        reply = interaction(candidates=tuple(candidate(i) for i in range(3)))
         interactions.append(connection, reply)
         preferences.submit_preference(connection, reply.response_id, 0, 1, ANN, at=4.0)
-        preferences.submit_preference(connection, reply.response_id, 1, 0, ANN, at=5.0)
-    (found,) = exports.compared(store, DEFAULT_POLICY)
-    assert (found.better, found.worse, found.said.at) == ("reply 1", "reply 0", 5.0)
+        preferences.submit_preference(connection, reply.response_id, 2, 1, ANN, at=5.0)
+        preferences.submit_preference(connection, reply.response_id, 1, 0, ANN, at=6.0)
+    first, last = exports.compared(store, DEFAULT_POLICY)
+    assert (first.better, first.worse, first.said.at) == ("reply 2", "reply 1", 5.0)
+    assert (last.better, last.worse, last.said.at) == ("reply 1", "reply 0", 6.0)
+    (rolled,) = exports.rolled(store, DEFAULT_POLICY)
+    assert rolled.preferences == ((2, 1), (1, 0))
 
 
 def test_a_reply_comes_with_all_candidates_and_all_that_was_said_of_it(store: Engine):

@@ -26,6 +26,7 @@ SCOPES: Mapping[str, Scope | None] = {
     "/thumbloop.v1.AdminService/GetUserLineage": Scope.ADMIN,
     "/thumbloop.v1.AdminService/PromotePolicyVersion": Scope.ADMIN,
     "/thumbloop.v1.AdminService/RollbackPolicyVersion": Scope.ADMIN,
+    "/thumbloop.v1.AdminService/ImportFeedback": Scope.ADMIN,
 }
 """What every RPC of ours needs; None: any token, and the call itself asks whose data it is about. One that is
 not here is refused to everybody."""

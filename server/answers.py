@@ -8,6 +8,7 @@ from sqlalchemy import RowMapping
 
 from server.trial import THUMBS
 from thumbloop.store.erasure import Erasure
+from thumbloop.store.imports import Brought, Outcome
 from thumbloop.store.lineage import Inputs
 from thumbloop.types import (
     Candidate,
@@ -32,6 +33,9 @@ _EXTENTS = {
 _STATES = {
     state: admin_pb2.PolicyVersionState.Value(f"POLICY_VERSION_STATE_{state.name}")
     for state in VersionState
+}
+_OUTCOMES = {
+    outcome: admin_pb2.ImportOutcome.Value(f"IMPORT_OUTCOME_{outcome.name}") for outcome in Outcome
 }
 
 
@@ -81,6 +85,18 @@ def erasure_of(done: Erasure, at: float) -> feedback_pb2.DeleteUserDataResponse:
         feedback_erased=done.feedback,
         tainted_policy_versions=done.tainted,
         erased_at=timestamp_of(at),
+    )
+
+
+def imports_of(done: Sequence[tuple[Brought, str]]) -> admin_pb2.ImportFeedbackResponse:
+    """Return what the caller gets for what was brought in, each with why it was refused."""
+    return admin_pb2.ImportFeedbackResponse(
+        results=[
+            admin_pb2.ImportResult(
+                outcome=_OUTCOMES[each.outcome], response_id=each.response_id, reason=reason
+            )
+            for each, reason in done
+        ]
     )
 
 

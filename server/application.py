@@ -29,6 +29,7 @@ from server.guidance import find_strategies
 from server.hotswap import Swapper
 from server.http import OpenAi
 from server.http_port import HttpServer
+from server.imports import Imports
 from server.interceptors import Translator
 from server.ledger import Ledger
 from server.lifecycle import Lifecycle, Phase
@@ -121,7 +122,8 @@ class Application:
         erasures = Erasures(database, writer)
         self._metrics.unscrubbed.set_function(lambda: not erasures.is_scrubbed)
         self._tasks.append(asyncio.create_task(erasures.watch(), name="scrub files"))
-        grpc_server = await self._start_grpc(database, reception, ratings, erasures)
+        imports = Imports(writer, self._lifecycle, self._metrics, self._config.limits)
+        grpc_server = await self._start_grpc(database, reception, ratings, erasures, imports)
         engine = SupervisedEngine(partial(self._make_engine, model, self._config))
         self._stack.push_async_callback(engine.end)
         self._stack.push_async_callback(grpc_server.stop, 1.0)  # no call outlives the engine
@@ -267,7 +269,12 @@ class Application:
         return math.nan if current is None else of_version(current, checkpoint)
 
     async def _start_grpc(
-        self, database: Database, reception: Reception, ratings: Ratings, erasures: Erasures
+        self,
+        database: Database,
+        reception: Reception,
+        ratings: Ratings,
+        erasures: Erasures,
+        imports: Imports,
     ) -> grpc.aio.Server:
         listen = self._config.listen
         options = [*_OPTIONS, ("grpc.max_receive_message_length", listen.max_message_bytes)]
@@ -276,7 +283,8 @@ class Application:
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(reception), server)
         feedback = FeedbackServicer(ratings, erasures)
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, server)
-        self._admin = AdminServicer(database, self._routes, self._config.state.versions)
+        versions = self._config.state.versions
+        self._admin = AdminServicer(database, self._routes, versions, imports)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self._admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -139,6 +139,12 @@ class ServerMetrics:
         self._preferences = Counter(
             "thumbloop_preferences", "Preferences, by result.", ["result"], registry=r
         )
+        self._imports = Counter(
+            "thumbloop_imported_feedback",
+            "Feedback from before that was brought in, by kind and result.",
+            ["kind", "result"],
+            registry=r,
+        )
         self._swaps = Counter(
             "thumbloop_swaps", "Published versions tried, by result.", ["result"], registry=r
         )
@@ -224,6 +230,10 @@ class ServerMetrics:
     def observe_preference(self, preference: Preference) -> None:
         """Count a preference."""
         self._preferences.labels("duplicate" if preference.duplicate else "accepted").inc()
+
+    def observe_import(self, kind: str, result: str) -> None:
+        """Count something that somebody brought in; it is no traffic and counts as nothing else."""
+        self._imports.labels(kind, result).inc()
 
     def observe_swap(self, swap: Swap) -> None:
         """Count a version that was tried."""

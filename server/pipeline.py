@@ -19,7 +19,7 @@ from server.routes import LoadedVersion, Routes
 from server.scoring import Mixture
 from server.speech import Speech
 from thumbloop.errors import CorruptedReply, InvalidRequest, Overloaded, StoreUnavailable
-from thumbloop.rendering import VerdictTokens, render
+from thumbloop.rendering import VerdictTokens, encode_reply, render
 from thumbloop.store.trials import CORRUPTED
 from thumbloop.types import (
     DEFAULT_POLICY,
@@ -192,6 +192,24 @@ class Pipeline:
                 f" have {max(room - request.sampling.max_tokens, 0)} in this model's context",
             )
         return prompt
+
+    def read(
+        self, prompt: Prompt, reply: str, field: str
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the token ids of a prompt and of a reply that was not sampled here, in `field` of a request.
+
+        Raises InvalidRequest: the context has no room for both and the verdict.
+        """
+        tokenizer = self._engine.tokenizer
+        prompt_ids, reply_ids = render(prompt, tokenizer), encode_reply(reply, tokenizer)
+        room = self._engine.max_model_len - len(self._verdict.prompt) - 1
+        if len(prompt_ids) + len(reply_ids) > room:
+            raise InvalidRequest.of(
+                field,
+                f"has {len(reply_ids)} tokens and its prompt {len(prompt_ids)};"
+                f" this model's context has room for {room}",
+            )
+        return prompt_ids, reply_ids
 
 
 def _rng(seed: int | None) -> Random:

@@ -14,6 +14,7 @@ from server.answers import (
     erasure_of,
     event_of,
     feedback_of,
+    imports_of,
     measures_of,
     preference_of,
     response_of,
@@ -22,6 +23,7 @@ from server.answers import (
 from server.delivery import Move
 from server.erasures import Erasures
 from server.hotswap import Swapper
+from server.imports import Imports
 from server.moves import promotion_of, rollback_of
 from server.origins import influence_of, lineage_of
 from server.ratings import Ratings
@@ -121,12 +123,13 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
-    """Versions."""
+    """Versions, and feedback from before."""
 
-    def __init__(self, database: Database, routes: Routes, folder: Path) -> None:
+    def __init__(self, database: Database, routes: Routes, folder: Path, imports: Imports) -> None:
         self._database = database
         self._routes = routes
         self._folder = folder
+        self._imports = imports
         self._swapper: Swapper | None = None
 
     def serve(self, swapper: Swapper) -> None:
@@ -207,6 +210,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Go back to an earlier version; new requests go to it when this returns."""
         moved = await self._move(rollback_of(request, CALLER.get().subject))
         return admin_pb2.RollbackPolicyVersionResponse(policy_version=moved)
+
+    async def ImportFeedback(
+        self, request: admin_pb2.ImportFeedbackRequest, context: Context
+    ) -> admin_pb2.ImportFeedbackResponse:
+        """Store feedback from before; what was taken is durable when this returns."""
+        return imports_of(await self._imports.take(request, CALLER.get()))
 
     async def _move(self, move: Move) -> admin_pb2.PolicyVersion:
         if self._swapper is None:

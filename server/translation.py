@@ -21,7 +21,7 @@ from thumbloop.types import (
     Strategy,
     User,
 )
-from thumbloop.v1 import feedback_pb2, policy_pb2
+from thumbloop.v1 import admin_pb2, feedback_pb2, policy_pb2
 
 MAX_REQUEST_ID = 128
 MAX_COMMENT = 4096
@@ -40,7 +40,7 @@ _STRATEGIES = {
     policy_pb2.GUIDANCE_STRATEGY_SOFT_BEST_OF_N: Strategy.SOFT_BEST_OF_N,
     policy_pb2.GUIDANCE_STRATEGY_SPECULATIVE_REJECTION: Strategy.SPECULATIVE_REJECTION,
 }
-_THUMBS = {feedback_pb2.THUMB_UP: 1, feedback_pb2.THUMB_DOWN: 0}
+THUMBS = {feedback_pb2.THUMB_UP: 1, feedback_pb2.THUMB_DOWN: 0}
 
 
 class Defaults(NamedTuple):
@@ -68,7 +68,7 @@ def request_of(
     """
     check_policy(message.policy)
     wrong = Violations()
-    prompt = _prompt_of(message, defaults.limits, wrong)
+    prompt = prompt_of(message, defaults.limits, wrong)
     sampling = _sampling_of(message.sampling, defaults, wrong)
     strategist, choice = _guidance_of(message.guidance, defaults, wrong)
     wrong.no_longer(message.user_id, MAX_ID, "user_id")
@@ -96,7 +96,12 @@ def request_of(
     )
 
 
-def _prompt_of(message: policy_pb2.GenerateRequest, limits: Limits, wrong: Violations) -> Prompt:
+def prompt_of(
+    message: policy_pb2.GenerateRequest | admin_pb2.ImportedFeedback,
+    limits: Limits,
+    wrong: Violations,
+) -> Prompt:
+    """Return what is to be answered, or was; note what is wrong with it."""
     kind = message.WhichOneof("prompt")
     wrong.expect(kind is not None, "prompt", "is missing; set `text` or `chat`")
     if kind != "chat":
@@ -219,12 +224,12 @@ class GivenThumb(NamedTuple):
 def thumb_of(message: feedback_pb2.SubmitFeedbackRequest, user: User) -> GivenThumb:
     """Return the user's thumb. Raises InvalidRequest."""
     wrong = _of_feedback(message)
-    wrong.expect(message.thumb in _THUMBS, "thumb", "has to be THUMB_UP or THUMB_DOWN")
+    wrong.expect(message.thumb in THUMBS, "thumb", "has to be THUMB_UP or THUMB_DOWN")
     wrong.no_longer(message.comment, MAX_COMMENT, "comment")
     wrong.raise_if_any()
     return GivenThumb(
         message.response_id,
-        _THUMBS[message.thumb],
+        THUMBS[message.thumb],
         user,
         message.comment,
         message.request_id,

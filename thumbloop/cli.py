@@ -1,4 +1,5 @@
-"""The `thumbloop` command: ask, chat, rate, see versions and move between them, forget users, make tokens."""
+"""The `thumbloop` command: ask, chat, rate, see versions and move between them, forget users, take data out and bring it
+in, make tokens."""
 
 import hashlib
 import json
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from thumbloop import operating, tracing
+from thumbloop import exporting, importing, operating, tracing
 from thumbloop.client import DEFAULT_ADDRESS, Client, GenerateOptions
 from thumbloop.connecting import Address, Authorities, Certificate, Key, Token, WithTls, server
 from thumbloop.streams import ReplyStream
@@ -19,6 +20,8 @@ from thumbloop.v1 import policy_pb2
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 app.add_typer(operating.app)
 app.add_typer(tracing.app)
+app.add_typer(exporting.app)
+app.add_typer(importing.app)
 
 _KEYS = {"+": True, "u": True, "-": False, "d": False}
 _TOKEN_BYTES = 32

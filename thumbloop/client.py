@@ -225,6 +225,16 @@ class AsyncClient(_Connection):
         request = rollback_message(version, expected_current, reason)
         return (await self._call(self._admin.RollbackPolicyVersion, request, None)).policy_version
 
+    async def import_feedback(
+        self, items: Sequence[admin_pb2.ImportedFeedback], *, subject: str | None = None
+    ) -> admin_pb2.ImportFeedbackResponse:
+        """Bring in feedback from before, at most 256 items; what was taken is durable when this returns.
+
+        The users are of the caller's own subject, or of another.
+        """
+        request = admin_pb2.ImportFeedbackRequest(items=items, subject=subject)
+        return await self._call(self._admin.ImportFeedback, request, None)
+
     async def _call(
         self, method: Callable[..., Awaitable[T]], request: object, timeout_s: float | None
     ) -> T:
@@ -320,6 +330,13 @@ class Client(_Connection):
         """Take the current version back; see AsyncClient."""
         request = rollback_message(version, expected_current, reason)
         return self._call(self._admin.RollbackPolicyVersion, request, None).policy_version
+
+    def import_feedback(
+        self, items: Sequence[admin_pb2.ImportedFeedback], *, subject: str | None = None
+    ) -> admin_pb2.ImportFeedbackResponse:
+        """Bring in feedback from before; see AsyncClient."""
+        request = admin_pb2.ImportFeedbackRequest(items=items, subject=subject)
+        return self._call(self._admin.ImportFeedback, request, None)
 
     def _call(self, method: Callable[..., T], request: object, timeout_s: float | None) -> T:
         try:

@@ -40,18 +40,27 @@ WithTls = Annotated[
 
 
 @contextmanager
-def server(
-    address: str, token: str, ca: Path | None, cert: Path | None, key: Path | None, tls: bool
-) -> Iterator[Client]:
-    """Connect; what goes wrong is said in one line."""
+def saying_in_one_line() -> Iterator[None]:
+    """Say what goes wrong in one line, and end with a status that tells."""
     try:
-        with Client(address, token=token, tls=tls_of(ca, cert, key, tls)) as client:
-            yield client
+        yield
     except ThumbloopError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+@contextmanager
+def server(
+    address: str, token: str, ca: Path | None, cert: Path | None, key: Path | None, tls: bool
+) -> Iterator[Client]:
+    """Connect; what goes wrong is said in one line."""
+    with (
+        saying_in_one_line(),
+        Client(address, token=token, tls=tls_of(ca, cert, key, tls)) as client,
+    ):
+        yield client
 
 
 def tls_of(ca: Path | None, cert: Path | None, key: Path | None, tls: bool) -> Tls | None:

@@ -22,6 +22,7 @@ ThumbloopError                  INTERNAL             something of ours went wron
 │   ├── ScorerUnavailable
 │   └── StoreUnavailable
 ├── BadPolicyVersion            FAILED_PRECONDITION  a published version failed a check
+├── BadDataFile                 FAILED_PRECONDITION  a file of data cannot be read or written as asked
 ├── StoreIncompatible           FAILED_PRECONDITION  the store is from a newer release
 └── SettingsError               FAILED_PRECONDITION  the configuration cannot work
 """
@@ -208,5 +209,11 @@ class StoreIncompatible(ThumbloopError):
 
 class SettingsError(ThumbloopError):
     """The configuration cannot work; the message names the setting and what to do."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class BadDataFile(ThumbloopError):
+    """A file of data, or a copy, cannot be read or written as it was asked for."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION

@@ -8,7 +8,7 @@ from typing import TypedDict
 from thumbloop.types import Message, Prompt, Role, Strategy
 from thumbloop.v1 import admin_pb2, feedback_pb2, policy_pb2
 
-_ROLES = {
+ROLES = {
     Role.SYSTEM: policy_pb2.ROLE_SYSTEM,
     Role.USER: policy_pb2.ROLE_USER,
     Role.ASSISTANT: policy_pb2.ROLE_ASSISTANT,
@@ -74,9 +74,7 @@ def prompt_of(prompt: str | Sequence[Message], *, is_text: bool) -> Prompt:
 
 def generate_request(prompt: Prompt, options: GenerateOptions) -> policy_pb2.GenerateRequest:
     """Return the wire message of a prompt."""
-    turns = [
-        policy_pb2.ChatMessage(role=_ROLES[m.role], content=m.content) for m in prompt.messages
-    ]
+    turns = [policy_pb2.ChatMessage(role=ROLES[m.role], content=m.content) for m in prompt.messages]
     request = policy_pb2.GenerateRequest(
         sampling=policy_pb2.SamplingParams(
             max_tokens=options.max_tokens,

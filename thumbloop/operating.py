@@ -1,5 +1,7 @@
-"""Commands of operators: which versions there are, and which one answers."""
+"""Commands of operators: which versions there are, which one answers, and copies of them for others."""
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,9 +10,14 @@ from rich.table import Table
 
 from thumbloop.client import DEFAULT_ADDRESS
 from thumbloop.connecting import Address, Authorities, Certificate, Key, Token, WithTls, server
+from thumbloop.copying import copy_version
+from thumbloop.opening import Config, StateFolder, Url, state_at
 from thumbloop.tracing import state_in_words
+from thumbloop.types import DEFAULT_POLICY
 
 app = typer.Typer()
+listing = typer.Typer()
+app.add_typer(listing, name="versions")
 
 Number = Annotated[int, typer.Argument(min=0, help="The version's number.")]
 Expected = Annotated[
@@ -20,8 +27,9 @@ Expected = Annotated[
 Reason = Annotated[str, typer.Option(help="Why, for the event log.")]
 
 
-@app.command()
+@listing.callback(invoke_without_command=True)
 def versions(
+    context: typer.Context,
     *,
     address: Address = DEFAULT_ADDRESS,
     token: Token = "",
@@ -30,7 +38,9 @@ def versions(
     key: Key = None,
     tls: WithTls = False,
 ) -> None:
-    """List policy versions, newest first."""
+    """List policy versions, newest first; or copy one for others."""
+    if context.invoked_subcommand is not None:
+        return
     with server(address, token, ca, cert, key, tls) as client:
         listed = client.versions()
     table = Table("version", "state", "parent", "thumbs", "published (UTC)", "reason")
@@ -48,6 +58,34 @@ def versions(
             version.reason,
         )
     Console().print(table)
+
+
+@listing.command("export")
+def export_version(
+    version: Number,
+    folder: Annotated[Path, typer.Argument(help="Where to; a folder that is not there yet.")],
+    *,
+    base_model: Annotated[
+        str,
+        typer.Option(
+            help="What others call the base model, for instance on the hub; for the card."
+        ),
+    ] = "",
+    config: Config = None,
+    state: StateFolder = None,
+    url: Url = None,
+) -> None:
+    """Copy a version's adapters from the state folder, as PEFT and vLLM load them, with a model card."""
+    with state_at(config, state, url) as opened:
+        copied = copy_version(
+            opened.store, opened.versions, DEFAULT_POLICY, version, folder, base_model
+        )
+    if copied.is_tainted:
+        print(
+            f"warning: version {version}, or one it grew from, learned from data that was erased since",
+            file=sys.stderr,
+        )
+    print(f"version {version} is in {folder}")
 
 
 @app.command()

@@ -27,6 +27,7 @@ class Tokenizer(Protocol):
 
     chat_template: Any
     all_special_ids: list[int]
+    eos_token_id: int | None
 
     def __hash__(self) -> int: ...
 
@@ -102,6 +103,13 @@ def render(prompt: Prompt, tokenizer: Tokenizer) -> tuple[int, ...]:
             raise InvalidRequest.of("text", "is empty; send something to continue")
         return tuple(tokenizer.encode(prompt.text, split_special_tokens=True))
     return tuple(_render_chat(prompt.messages, tokenizer))
+
+
+def encode_reply(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return a whole reply's token ids: its text without special tokens, then the token that ends it, if there is one."""
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    end = tokenizer.eos_token_id
+    return tuple(ids) if end is None else (*ids, end)
 
 
 def _render_chat(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:

@@ -7,6 +7,10 @@ from typing import Any
 
 DEFAULT_POLICY = "default"
 BASE_VERSION = 0
+IMPORTED_VERSION = -1
+"""The version of replies that were imported: none of ours gave them."""
+IMPORTED = "imported"
+"""Strategy of such a reply, and why PPO may not use it."""
 MAX_ID = 256  # characters of a user id, a session id, a subject
 
 
@@ -28,11 +32,12 @@ class Strategy(StrEnum):
 
 
 class Arm(StrEnum):
-    """Which rule made the choice: the strategy, the audit share, or a fallback."""
+    """Which rule made the choice: the strategy, the audit share, or a fallback; or nobody here."""
 
     STRATEGY = "strategy"
     AUDIT = "audit"
     FALLBACK = "fallback"
+    IMPORTED = "imported"
 
 
 class Extent(StrEnum):

@@ -11,6 +11,8 @@ from sqlalchemy import Connection
 from thumbloop.config.trainer import Round
 from thumbloop.store import feedback, interactions, learned, preferences, versions
 from thumbloop.types import (
+    BASE_VERSION,
+    IMPORTED,
     Candidate,
     FinishReason,
     Interaction,
@@ -101,7 +103,8 @@ def read(
     stored = interactions.newest_since(connection, policy, min(usable))
     used = interactions.used_as_rollouts(connection, learned_by, min(usable))
     before = interactions.count_candidates(connection, policy, before=min(usable))
-    no_rollouts = Counter(too_old=before)
+    imported = interactions.count_candidates(connection, policy, before=BASE_VERSION)
+    no_rollouts = Counter({IMPORTED: imported, "too_old": before - imported})
     asked = interactions.count_by_user(connection, policy, min(usable))
     most = most_of_a_batch(asked.values(), settings.max_user_factor, settings.max_rollouts)
     eligible = _eligible(stored, usable, used, logged, settings, most, no_rollouts)

@@ -13,8 +13,12 @@ import pytest
 import pytest_asyncio
 
 from server.engine import Adapter, Engine
-from tests.publishing import RealSpeaker, write_adapter
-from thumbloop.types import Sampling
+from tests.publishing import Publisher, RealSpeaker, write_adapter
+from thumbloop.config import State, Verdict
+from thumbloop.copying import copy_version
+from thumbloop.rendering import verdict_tokens
+from thumbloop.store import open_store
+from thumbloop.types import DEFAULT_POLICY, Sampling
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -186,3 +190,38 @@ async def test_vllms_own_operators_are_right_where_every_row_has_an_adapter(
     async with loaded(stock_engine, folders) as versions:
         for row in await rows_of_one_batch(stock_engine, versions):
             assert row.distance(speaker, row.version.folder) < EQUAL["abs"]
+
+
+async def test_a_copy_of_a_version_for_others_loads_in_plain_vllm(
+    stock_engine: Engine, speaker, tiny_model: Path, tmp_path: Path
+):
+    """vLLM's own engine, operators and request, on the folder as `thumbloop versions export` leaves it."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    state = State(folder=tmp_path / "state")
+    store = open_store(state)
+    verdict = verdict_tokens(Verdict(), stock_engine.tokenizer)
+    published = Publisher(tiny_model, state.versions, store, verdict, speaker).publish(1)
+    copy = tmp_path / "copy"
+    copy_version(store, state.versions, DEFAULT_POLICY, 1, copy)
+    store.dispose()
+    llm = stock_engine._llm  # type: ignore[attr-defined]
+    for number, (there, here) in enumerate((("policy", copy), ("reward", copy / "reward"))):
+        request = LoRARequest(f"copied-{there}", 10_000 + number, str(here))
+        params = SamplingParams(max_tokens=6, temperature=1.0, seed=7, logprobs=0)
+        prompt = {"prompt_token_ids": list(PROMPTS[1])}
+        *_, output = [
+            each async for each in llm.generate(prompt, params, there, lora_request=request)
+        ]
+        (sampled,) = output.outputs
+        said = [
+            position[token].logprob
+            for position, token in zip(sampled.logprobs, sampled.token_ids, strict=True)
+        ]
+        folder = state.versions / published.folder / there
+        assert said == pytest.approx(
+            speaker.logprobs(folder, PROMPTS[1], sampled.token_ids), **EQUAL
+        )
+        assert said != pytest.approx(speaker.logprobs(None, PROMPTS[1], sampled.token_ids), **EQUAL)
+        await llm.remove_lora(request.lora_int_id)

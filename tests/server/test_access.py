@@ -54,6 +54,7 @@ NEEDED = {
     "AdminService/GetUserLineage": "admin",
     "AdminService/PromotePolicyVersion": "admin",
     "AdminService/RollbackPolicyVersion": "admin",
+    "AdminService/ImportFeedback": "admin",
     "GET /v1/models": "generate",
     "POST /v1/completions": "generate",
     "POST /v1/chat/completions": "generate",

@@ -35,6 +35,7 @@ TEXTS = ["", " ", "\n", "\x00", "hello", "ünïcödé \U0001f600", "a" * 128, "a
 REALS = [0.0, -0.0, 0.005, 0.01, 0.5, 1.0, 1.0000001, 2.0, 2.1, 100.0, 101.0, -1.0, 1e308, -1e308,
          float("inf"), float("-inf"), float("nan"), 5e-324]  # fmt: skip
 BITS = {
+    FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1),
     FieldDescriptor.TYPE_UINT32: (0, 2**32 - 1),
     FieldDescriptor.TYPE_UINT64: (0, 2**64 - 1),
     FieldDescriptor.TYPE_INT64: (-(2**63), 2**63 - 1),
@@ -112,6 +113,7 @@ def calls_of(server: Running) -> dict[type[Message], Callable[[Any], Awaitable[o
         admin_pb2.GetPolicyVersionRequest: server.admin.GetPolicyVersion,
         admin_pb2.PromotePolicyVersionRequest: server.admin.PromotePolicyVersion,
         admin_pb2.RollbackPolicyVersionRequest: server.admin.RollbackPolicyVersion,
+        admin_pb2.ImportFeedbackRequest: server.admin.ImportFeedback,
     }
 
 
@@ -127,6 +129,7 @@ def requests() -> list[Message]:
         admin_pb2.GetPolicyVersionRequest,
         admin_pb2.PromotePolicyVersionRequest,
         admin_pb2.RollbackPolicyVersionRequest,
+        admin_pb2.ImportFeedbackRequest,
     ]
     found: list[Message] = []
 

@@ -566,5 +566,5 @@ async def test_tls_without_authorities_trusts_the_public_ones(
 
 def test_without_arguments_the_command_explains_itself():
     done = CliRunner().invoke(cli.app, [])
-    for name in ("generate", "chat", "rate", "versions", "promote", "rollback", "token"):
+    for name in ("generate", "chat", "rate", "versions", "promote", "token", "export", "import"):
         assert name in done.output

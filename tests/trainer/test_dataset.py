@@ -6,7 +6,15 @@ from tests.rows import ANN, BOB, candidate, finished_round, interaction, rated, 
 from thumbloop.config import State
 from thumbloop.config.trainer import Round
 from thumbloop.store import deployments, feedback, interactions, open_store, preferences, versions
-from thumbloop.types import FinishReason, Learning, Sampling, Status, User, VersionState
+from thumbloop.types import (
+    IMPORTED_VERSION,
+    FinishReason,
+    Learning,
+    Sampling,
+    Status,
+    User,
+    VersionState,
+)
 from trainer import dataset
 from trainer.dataset import usable_versions
 from trainer.rollouts import Comparison, Thumb
@@ -482,3 +490,21 @@ def test_a_thumb_knows_how_its_reply_was_sampled_where_that_was_plain(connection
     assert plain.sample.user == "\0bob"
     assert (plain.sample.temperature, plain.sample.logprobs) == (1.0, (-0.5, -0.25, -1.5))
     assert truncated.sample is None
+
+
+def test_an_imported_thumb_teaches_the_reward_model_alone(connection):
+    only = candidate(policy_version=IMPORTED_VERSION, logprobs=(), propensity=None, reward=None)
+    rated(
+        connection,
+        policy_version=IMPORTED_VERSION,
+        candidates=(only,),
+        trainable=False,
+        untrainable_reason="imported",
+    )
+    store(connection, 1)  # by a version that is too far back
+    data = read(connection)
+    (thumb,) = data.new
+    assert isinstance(thumb, Thumb)
+    assert (thumb.sample, thumb.propensity) == (None, None)
+    assert (data.recent, data.rollouts) == ((), ())
+    assert data.left_out["candidate"] == {"imported": 1, "too_old": 2}

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from tests.bench import VERDICT, Bench
 from tests.finding import found
@@ -14,9 +14,9 @@ from thumbloop.config.shared import RewardComponent
 from thumbloop.config.trainer import Gate, RewardFit, Round, Supervised
 from thumbloop.errors import BadPolicyVersion, StoreUnavailable
 from thumbloop.leases import claim
-from thumbloop.store import deployments, interactions, preferences, reading
+from thumbloop.store import deployments, interactions, preferences, reading, schema
 from thumbloop.store.schema import round_inputs
-from thumbloop.types import VersionState
+from thumbloop.types import IMPORTED_VERSION, VersionState
 from trainer import dataset, probes, publishing, reward
 from trainer.learning import Lesson
 from trainer.loop import LONGEST_REST_S, RESTS_PER_LOOK
@@ -66,6 +66,28 @@ def test_what_a_round_used_is_recorded_with_its_version(bench):
     assert (roles.count("new"), roles.count("replay"), roles.count("rollout")) == (40, 0, 32)
     assert bench.new_feedback(0) == 40  # not used up until the version serves
     assert bench.new_feedback(1) == 0
+
+
+def test_imported_thumbs_teach_beside_others_and_their_replies_are_no_rollouts(bench):
+    bench.rate(40)
+    made_elsewhere = {"policy_version": IMPORTED_VERSION}
+    with bench.engine.begin() as connection:
+        connection.execute(update(schema.candidates).values(made_elsewhere | {"logprobs": b""}))
+        connection.execute(
+            update(schema.interactions).values(
+                made_elsewhere | {"trainable": False, "untrainable_reason": "imported"}
+            )
+        )
+    assert not bench.loop.step()
+    assert "there are 0 and 40 to learn from" in bench.lines[-1]
+    bench.rate(20)
+    assert bench.loop.step()
+    (row,) = bench.rounds()
+    assert (row["version"], row["reason"]) == (1, "published")
+    assert row["metrics"]["left_out"]["candidate"] == {"imported": 80}
+    with reading(bench.engine) as connection:
+        roles = list(connection.scalars(select(round_inputs.c.role)))
+    assert (roles.count("new"), roles.count("rollout")) == (60, 20)
 
 
 def test_preferences_start_a_round_and_are_recorded_apart(tmp_path, model):

@@ -26,7 +26,12 @@ class State(Section):
     @property
     def database_url(self) -> str:
         """Return the URL of the database."""
-        return self.url or f"sqlite:///{self.folder / 'thumbloop.db'}"
+        return self.url or f"sqlite:///{self.database_file}"
+
+    @property
+    def database_file(self) -> Path:
+        """Return the file of the database, where no URL says another."""
+        return self.folder / "thumbloop.db"
 
     @property
     def versions(self) -> Path:

@@ -106,11 +106,13 @@ def _count(connection: Connection, column: Column[Any], ids: Iterable[int | str]
 
 def unscrubbed(connection: Connection) -> int | None:
     """Return the latest erasure's event where files may hold remains of it, else None."""
-    latest = {
-        kind: connection.scalar(select(func.max(events.c.id)).where(events.c.kind == kind)) or 0
-        for kind in (ERASED, SCRUBBED)
-    }
-    return latest[ERASED] if latest[ERASED] > latest[SCRUBBED] else None
+    erased = latest(connection)
+    return erased if erased > latest(connection, SCRUBBED) else None
+
+
+def latest(connection: Connection, kind: str = ERASED) -> int:
+    """Return the latest event of an erasure, or of a scrubbing; 0 when there was none."""
+    return connection.scalar(select(func.max(events.c.id)).where(events.c.kind == kind)) or 0
 
 
 def scrubbed(connection: Connection, policy: str, up_to: int, *, at: float) -> None:

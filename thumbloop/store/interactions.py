@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     Connection,
@@ -58,7 +58,7 @@ _SAME_OF_INTERACTION = (
 )
 _SAME_OF_CANDIDATE = ("policy_version", "text", "reward", "propensity", "chosen", "stage_rewards")
 _TAKEN = "request_id: another server has answered a request of this id; send it again"
-_OF_REQUEST = select(interactions.c.response_id).where(
+_OF_REQUEST = select(interactions.c.response_id, interactions.c.request_digest).where(
     interactions.c.subject == bindparam("subject"),
     interactions.c.user_id == bindparam("user_id"),
     interactions.c.request_id == bindparam("request_id"),
@@ -93,9 +93,28 @@ def get(connection: Connection, response_id: str) -> Interaction | None:
 
 def find(connection: Connection, user: User, request_id: str) -> Interaction | None:
     """Return the interaction that answered a user's request of this id, None when there is none."""
+    found = find_id(connection, user, request_id)
+    return None if found is None else get(connection, found.response_id)
+
+
+class Answered(NamedTuple):
+    """Which interaction answered a request, and the digest of that."""
+
+    response_id: str
+    request_digest: str
+
+
+def find_id(connection: Connection, user: User, request_id: str) -> Answered | None:
+    """Return what tells the interaction that answered a user's request of this id, None when there is none."""
     ids = {"subject": user.subject, "user_id": user.user_id, "request_id": request_id}
-    response_id = connection.scalar(_OF_REQUEST, ids)
-    return None if response_id is None else get(connection, response_id)
+    row = connection.execute(_OF_REQUEST, ids).one_or_none()
+    return None if row is None else Answered(*row)
+
+
+def is_there(connection: Connection, response_id: str) -> bool:
+    """Say whether there is such an interaction, whoever's it is."""
+    query = select(interactions.c.response_id).where(interactions.c.response_id == response_id)
+    return connection.scalar(query) is not None
 
 
 def list_since(connection: Connection, policy: str, min_version: int) -> list[Interaction]:
@@ -260,7 +279,7 @@ def _interaction_of(row: RowMapping, of_it: list[Candidate]) -> Interaction:
         session_id=row["session_id"],
         request_id=row["request_id"],
         request_digest=row["request_digest"],
-        prompt=_prompt_of(row["prompt"]),
+        prompt=prompt_of(row["prompt"]),
         prompt_token_ids=unpack_ids(row["prompt_token_ids"]),
         sampling=sampling_of(row["sampling"]),
         strategy=row["strategy"],
@@ -286,7 +305,8 @@ def _prompt_json(prompt: Prompt) -> dict[str, Any]:
     return {"messages": [[m.role.value, m.content] for m in prompt.messages]}
 
 
-def _prompt_of(stored: Mapping[str, Any]) -> Prompt:
+def prompt_of(stored: Mapping[str, Any]) -> Prompt:
+    """Return the prompt in a column `prompt`."""
     if "text" in stored:
         return Prompt(text=stored["text"])
     return Prompt(messages=tuple(Message(Role(r), content) for r, content in stored["messages"]))

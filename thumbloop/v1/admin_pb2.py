@@ -23,9 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from thumbloop.v1 import feedback_pb2 as thumbloop_dot_v1_dot_feedback__pb2
+from thumbloop.v1 import policy_pb2 as thumbloop_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18thumbloop/v1/admin.proto\x12\x0cthumbloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x04\n\rPolicyVersion\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x1b\n\x0eparent_version\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12/\n\x05state\x18\x04 \x01(\x0e\x32 .thumbloop.v1.PolicyVersionState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x30\n\x0cpublished_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bstate_since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rpolicy_digest\x18\x08 \x01(\t\x12\x15\n\rreward_digest\x18\t \x01(\t\x12\x39\n\x07metrics\x18\n \x03(\x0b\x32(.thumbloop.v1.PolicyVersion.MetricsEntry\x12\x16\n\x0e\x66\x65\x65\x64\x62\x61\x63k_count\x18\x0b \x01(\x03\x12\x19\n\x11\x66irst_feedback_id\x18\x0c \x01(\x03\x12\x18\n\x10last_feedback_id\x18\r \x01(\x03\x12\x14\n\x0cis_available\x18\x0e \x01(\x08\x12\x12\n\nis_tainted\x18\x0f \x01(\x08\x12\x30\n\x0c\x63ollected_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x11\n\x0f_parent_version\"e\n\x19ListPolicyVersionsRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x16\n\tpage_size\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x03 \x01(\tB\x0c\n\n_page_size\"\x84\x01\n\x1aListPolicyVersionsResponse\x12\x34\n\x0fpolicy_versions\x18\x01 \x03(\x0b\x32\x1b.thumbloop.v1.PolicyVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x17\n\x0f\x63urrent_version\x18\x03 \x01(\x03\"Y\n\x17GetPolicyVersionRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1b\n\x0epolicy_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_policy_version\"\xd4\x01\n\x18GetPolicyVersionResponse\x12\x33\n\x0epolicy_version\x18\x01 \x01(\x0b\x32\x1b.thumbloop.v1.PolicyVersion\x12\x30\n\x06\x65vents\x18\x02 \x03(\x0b\x32 .thumbloop.v1.PolicyVersionEvent\x12)\n\x05trial\x18\x03 \x03(\x0b\x32\x1a.thumbloop.v1.TrialMeasure\x12&\n\x07lineage\x18\x04 \x01(\x0b\x32\x15.thumbloop.v1.Lineage\"\xad\x01\n\x07Lineage\x12\'\n\x04line\x18\x01 \x03(\x0b\x32\x19.thumbloop.v1.LineageStep\x12\x16\n\x0e\x66\x65\x65\x64\x62\x61\x63k_count\x18\x02 \x01(\x03\x12\x19\n\x11\x66irst_feedback_id\x18\x03 \x01(\x03\x12\x18\n\x10last_feedback_id\x18\x04 \x01(\x03\x12\x1a\n\rsettings_json\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\x10\n\x0e_settings_json\"\xa8\x02\n\x0bLineageStep\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .thumbloop.v1.PolicyVersionState\x12\x30\n\x0cpublished_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nis_tainted\x18\x04 \x01(\x08\x12\x10\n\x08round_id\x18\x05 \x01(\t\x12\x16\n\x0e\x66\x65\x65\x64\x62\x61\x63k_count\x18\x06 \x01(\x03\x12\x19\n\x11\x66irst_feedback_id\x18\x07 \x01(\x03\x12\x18\n\x10last_feedback_id\x18\x08 \x01(\x03\x12\x16\n\x0ereplayed_count\x18\t \x01(\x03\x12\x13\n\x0breply_count\x18\n \x01(\x03\"Z\n\x15GetUserLineageRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x14\n\x07subject\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\n\n\x08_subject\"[\n\x16GetUserLineageResponse\x12,\n\x07learned\x18\x01 \x03(\x0b\x32\x1b.thumbloop.v1.UserInfluence\x12\x13\n\x0b\x64\x65scendants\x18\x02 \x03(\x03\"]\n\rUserInfluence\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x0e\n\x06thumbs\x18\x02 \x01(\x03\x12\x13\n\x0bpreferences\x18\x03 \x01(\x03\x12\x0f\n\x07replies\x18\x04 \x01(\x03\"\xba\x01\n\x12PolicyVersionEvent\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .thumbloop.v1.PolicyVersionState\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\x08\x65vidence\x18\x05 \x03(\x0b\x32\x1a.thumbloop.v1.TrialMeasure\"\xc6\x01\n\x0cTrialMeasure\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x61nary_users\x18\x02 \x01(\x03\x12\x15\n\rcurrent_users\x18\x03 \x01(\x03\x12\x18\n\x0b\x63\x61nary_mean\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0c\x63urrent_mean\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nlog_higher\x18\x06 \x01(\x01\x12\x11\n\tlog_lower\x18\x07 \x01(\x01\x42\x0e\n\x0c_canary_meanB\x0f\n\r_current_mean\"\xb1\x01\n\x1bPromotePolicyVersionRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1b\n\x0epolicy_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12%\n\x18\x65xpected_current_version\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x11\n\x0f_policy_versionB\x1b\n\x19_expected_current_version\"S\n\x1cPromotePolicyVersionResponse\x12\x33\n\x0epolicy_version\x18\x01 \x01(\x0b\x32\x1b.thumbloop.v1.PolicyVersion\"\xb2\x01\n\x1cRollbackPolicyVersionRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1b\n\x0epolicy_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12%\n\x18\x65xpected_current_version\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x11\n\x0f_policy_versionB\x1b\n\x19_expected_current_version\"T\n\x1dRollbackPolicyVersionResponse\x12\x33\n\x0epolicy_version\x18\x01 \x01(\x0b\x32\x1b.thumbloop.v1.PolicyVersion*\xaf\x02\n\x12PolicyVersionState\x12$\n POLICY_VERSION_STATE_UNSPECIFIED\x10\x00\x12\"\n\x1ePOLICY_VERSION_STATE_PUBLISHED\x10\x01\x12!\n\x1dPOLICY_VERSION_STATE_ATTESTED\x10\x02\x12\x1f\n\x1bPOLICY_VERSION_STATE_CANARY\x10\x03\x12 \n\x1cPOLICY_VERSION_STATE_CURRENT\x10\x04\x12 \n\x1cPOLICY_VERSION_STATE_RETIRED\x10\x05\x12!\n\x1dPOLICY_VERSION_STATE_REJECTED\x10\x06\x12$\n POLICY_VERSION_STATE_ROLLED_BACK\x10\x07\x32\x98\x04\n\x0c\x41\x64minService\x12g\n\x12ListPolicyVersions\x12\'.thumbloop.v1.ListPolicyVersionsRequest\x1a(.thumbloop.v1.ListPolicyVersionsResponse\x12\x61\n\x10GetPolicyVersion\x12%.thumbloop.v1.GetPolicyVersionRequest\x1a&.thumbloop.v1.GetPolicyVersionResponse\x12[\n\x0eGetUserLineage\x12#.thumbloop.v1.GetUserLineageRequest\x1a$.thumbloop.v1.GetUserLineageResponse\x12m\n\x14PromotePolicyVersion\x12).thumbloop.v1.PromotePolicyVersionRequest\x1a*.thumbloop.v1.PromotePolicyVersionResponse\x12p\n\x15RollbackPolicyVersion\x12*.thumbloop.v1.RollbackPolicyVersionRequest\x1a+.thumbloop.v1.RollbackPolicyVersionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18thumbloop/v1/admin.proto\x12\x0cthumbloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bthumbloop/v1/feedback.proto\x1a\x19thumbloop/v1/policy.proto\"\xcd\x04\n\rPolicyVersion\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x1b\n\x0eparent_version\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12/\n\x05state\x18\x04 \x01(\x0e\x32 .thumbloop.v1.PolicyVersionState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x30\n\x0cpublished_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bstate_since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rpolicy_digest\x18\x08 \x01(\t\x12\x15\n\rreward_digest\x18\t \x01(\t\x12\x39\n\x07metrics\x18\n \x03(\x0b\x32(.thumbloop.v1.PolicyVersion.MetricsEntry\x12\x16\n\x0e\x66\x65\x65\x64\x62\x61\x63k_count\x18\x0b \x01(\x03\x12\x19\n\x11\x66irst_feedback_id\x18\x0c \x01(\x03\x12\x18\n\x10last_feedback_id\x18\r \x01(\x03\x12\x14\n\x0cis_available\x18\x0e \x01(\x08\x12\x12\n\nis_tainted\x18\x0f \x01(\x08\x12\x30\n\x0c\x63ollected_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x11\n\x0f_parent_version\"e\n\x19ListPolicyVersionsRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x16\n\tpage_size\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x03 \x01(\tB\x0c\n\n_page_size\"\x84\x01\n\x1aListPolicyVersionsResponse\x12\x34\n\x0fpolicy_versions\x18\x01 \x03(\x0b\x32\x1b.thumbloop.v1.PolicyVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x17\n\x0f\x63urrent_version\x18\x03 \x01(\x03\"Y\n\x17GetPolicyVersionRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1b\n\x0epolicy_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_policy_version\"\xd4\x01\n\x18GetPolicyVersionResponse\x12\x33\n\x0epolicy_version\x18\x01 \x01(\x0b\x32\x1b.thumbloop.v1.PolicyVersion\x12\x30\n\x06\x65vents\x18\x02 \x03(\x0b\x32 .thumbloop.v1.PolicyVersionEvent\x12)\n\x05trial\x18\x03 \x03(\x0b\x32\x1a.thumbloop.v1.TrialMeasure\x12&\n\x07lineage\x18\x04 \x01(\x0b\x32\x15.thumbloop.v1.Lineage\"\xad\x01\n\x07Lineage\x12\'\n\x04line\x18\x01 \x03(\x0b\x32\x19.thumbloop.v1.LineageStep\x12\x16\n\x0e\x66\x65\x65\x64\x62\x61\x63k_count\x18\x02 \x01(\x03\x12\x19\n\x11\x66irst_feedback_id\x18\x03 \x01(\x03\x12\x18\n\x10last_feedback_id\x18\x04 \x01(\x03\x12\x1a\n\rsettings_json\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\x10\n\x0e_settings_json\"\xa8\x02\n\x0bLineageStep\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .thumbloop.v1.PolicyVersionState\x12\x30\n\x0cpublished_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nis_tainted\x18\x04 \x01(\x08\x12\x10\n\x08round_id\x18\x05 \x01(\t\x12\x16\n\x0e\x66\x65\x65\x64\x62\x61\x63k_count\x18\x06 \x01(\x03\x12\x19\n\x11\x66irst_feedback_id\x18\x07 \x01(\x03\x12\x18\n\x10last_feedback_id\x18\x08 \x01(\x03\x12\x16\n\x0ereplayed_count\x18\t \x01(\x03\x12\x13\n\x0breply_count\x18\n \x01(\x03\"Z\n\x15GetUserLineageRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x14\n\x07subject\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\n\n\x08_subject\"[\n\x16GetUserLineageResponse\x12,\n\x07learned\x18\x01 \x03(\x0b\x32\x1b.thumbloop.v1.UserInfluence\x12\x13\n\x0b\x64\x65scendants\x18\x02 \x03(\x03\"]\n\rUserInfluence\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x0e\n\x06thumbs\x18\x02 \x01(\x03\x12\x13\n\x0bpreferences\x18\x03 \x01(\x03\x12\x0f\n\x07replies\x18\x04 \x01(\x03\"\xba\x01\n\x12PolicyVersionEvent\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .thumbloop.v1.PolicyVersionState\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\x08\x65vidence\x18\x05 \x03(\x0b\x32\x1a.thumbloop.v1.TrialMeasure\"\xc6\x01\n\x0cTrialMeasure\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x61nary_users\x18\x02 \x01(\x03\x12\x15\n\rcurrent_users\x18\x03 \x01(\x03\x12\x18\n\x0b\x63\x61nary_mean\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0c\x63urrent_mean\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nlog_higher\x18\x06 \x01(\x01\x12\x11\n\tlog_lower\x18\x07 \x01(\x01\x42\x0e\n\x0c_canary_meanB\x0f\n\r_current_mean\"\xb1\x01\n\x1bPromotePolicyVersionRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1b\n\x0epolicy_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12%\n\x18\x65xpected_current_version\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x11\n\x0f_policy_versionB\x1b\n\x19_expected_current_version\"S\n\x1cPromotePolicyVersionResponse\x12\x33\n\x0epolicy_version\x18\x01 \x01(\x0b\x32\x1b.thumbloop.v1.PolicyVersion\"\xb2\x01\n\x1cRollbackPolicyVersionRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1b\n\x0epolicy_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12%\n\x18\x65xpected_current_version\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x11\n\x0f_policy_versionB\x1b\n\x19_expected_current_version\"T\n\x1dRollbackPolicyVersionResponse\x12\x33\n\x0epolicy_version\x18\x01 \x01(\x0b\x32\x1b.thumbloop.v1.PolicyVersion\"S\n\rImportedThumb\x12\r\n\x05reply\x18\x01 \x01(\t\x12\"\n\x05thumb\x18\x02 \x01(\x0e\x32\x13.thumbloop.v1.Thumb\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"3\n\x12ImportedPreference\x12\x0e\n\x06\x62\x65tter\x18\x01 \x01(\t\x12\r\n\x05worse\x18\x02 \x01(\t\"\x92\x02\n\x10ImportedFeedback\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x12.thumbloop.v1.ChatH\x00\x12,\n\x05thumb\x18\x03 \x01(\x0b\x32\x1b.thumbloop.v1.ImportedThumbH\x01\x12\x36\n\npreference\x18\x04 \x01(\x0b\x32 .thumbloop.v1.ImportedPreferenceH\x01\x12\x0f\n\x07user_id\x18\x05 \x01(\t\x12\x11\n\tsource_id\x18\x06 \x01(\t\x12+\n\x07said_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06promptB\t\n\x07verdict\"x\n\x15ImportFeedbackRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12-\n\x05items\x18\x02 \x03(\x0b\x32\x1e.thumbloop.v1.ImportedFeedback\x12\x14\n\x07subject\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\n\n\x08_subject\"a\n\x0cImportResult\x12,\n\x07outcome\x18\x01 \x01(\x0e\x32\x1b.thumbloop.v1.ImportOutcome\x12\x13\n\x0bresponse_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"E\n\x16ImportFeedbackResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.thumbloop.v1.ImportResult*\xaf\x02\n\x12PolicyVersionState\x12$\n POLICY_VERSION_STATE_UNSPECIFIED\x10\x00\x12\"\n\x1ePOLICY_VERSION_STATE_PUBLISHED\x10\x01\x12!\n\x1dPOLICY_VERSION_STATE_ATTESTED\x10\x02\x12\x1f\n\x1bPOLICY_VERSION_STATE_CANARY\x10\x03\x12 \n\x1cPOLICY_VERSION_STATE_CURRENT\x10\x04\x12 \n\x1cPOLICY_VERSION_STATE_RETIRED\x10\x05\x12!\n\x1dPOLICY_VERSION_STATE_REJECTED\x10\x06\x12$\n POLICY_VERSION_STATE_ROLLED_BACK\x10\x07*\x86\x01\n\rImportOutcome\x12\x1e\n\x1aIMPORT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17IMPORT_OUTCOME_IMPORTED\x10\x01\x12\x1c\n\x18IMPORT_OUTCOME_DUPLICATE\x10\x02\x12\x1a\n\x16IMPORT_OUTCOME_REFUSED\x10\x03\x32\xf5\x04\n\x0c\x41\x64minService\x12g\n\x12ListPolicyVersions\x12\'.thumbloop.v1.ListPolicyVersionsRequest\x1a(.thumbloop.v1.ListPolicyVersionsResponse\x12\x61\n\x10GetPolicyVersion\x12%.thumbloop.v1.GetPolicyVersionRequest\x1a&.thumbloop.v1.GetPolicyVersionResponse\x12[\n\x0eGetUserLineage\x12#.thumbloop.v1.GetUserLineageRequest\x1a$.thumbloop.v1.GetUserLineageResponse\x12m\n\x14PromotePolicyVersion\x12).thumbloop.v1.PromotePolicyVersionRequest\x1a*.thumbloop.v1.PromotePolicyVersionResponse\x12p\n\x15RollbackPolicyVersion\x12*.thumbloop.v1.RollbackPolicyVersionRequest\x1a+.thumbloop.v1.RollbackPolicyVersionResponse\x12[\n\x0eImportFeedback\x12#.thumbloop.v1.ImportFeedbackRequest\x1a$.thumbloop.v1.ImportFeedbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,42 +36,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_POLICYVERSION_METRICSENTRY']._loaded_options = None
   _globals['_POLICYVERSION_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_POLICYVERSIONSTATE']._serialized_start=2889
-  _globals['_POLICYVERSIONSTATE']._serialized_end=3192
-  _globals['_POLICYVERSION']._serialized_start=76
-  _globals['_POLICYVERSION']._serialized_end=665
-  _globals['_POLICYVERSION_METRICSENTRY']._serialized_start=600
-  _globals['_POLICYVERSION_METRICSENTRY']._serialized_end=646
-  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_start=667
-  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_end=768
-  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_start=771
-  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_end=903
-  _globals['_GETPOLICYVERSIONREQUEST']._serialized_start=905
-  _globals['_GETPOLICYVERSIONREQUEST']._serialized_end=994
-  _globals['_GETPOLICYVERSIONRESPONSE']._serialized_start=997
-  _globals['_GETPOLICYVERSIONRESPONSE']._serialized_end=1209
-  _globals['_LINEAGE']._serialized_start=1212
-  _globals['_LINEAGE']._serialized_end=1385
-  _globals['_LINEAGESTEP']._serialized_start=1388
-  _globals['_LINEAGESTEP']._serialized_end=1684
-  _globals['_GETUSERLINEAGEREQUEST']._serialized_start=1686
-  _globals['_GETUSERLINEAGEREQUEST']._serialized_end=1776
-  _globals['_GETUSERLINEAGERESPONSE']._serialized_start=1778
-  _globals['_GETUSERLINEAGERESPONSE']._serialized_end=1869
-  _globals['_USERINFLUENCE']._serialized_start=1871
-  _globals['_USERINFLUENCE']._serialized_end=1964
-  _globals['_POLICYVERSIONEVENT']._serialized_start=1967
-  _globals['_POLICYVERSIONEVENT']._serialized_end=2153
-  _globals['_TRIALMEASURE']._serialized_start=2156
-  _globals['_TRIALMEASURE']._serialized_end=2354
-  _globals['_PROMOTEPOLICYVERSIONREQUEST']._serialized_start=2357
-  _globals['_PROMOTEPOLICYVERSIONREQUEST']._serialized_end=2534
-  _globals['_PROMOTEPOLICYVERSIONRESPONSE']._serialized_start=2536
-  _globals['_PROMOTEPOLICYVERSIONRESPONSE']._serialized_end=2619
-  _globals['_ROLLBACKPOLICYVERSIONREQUEST']._serialized_start=2622
-  _globals['_ROLLBACKPOLICYVERSIONREQUEST']._serialized_end=2800
-  _globals['_ROLLBACKPOLICYVERSIONRESPONSE']._serialized_start=2802
-  _globals['_ROLLBACKPOLICYVERSIONRESPONSE']._serialized_end=2886
-  _globals['_ADMINSERVICE']._serialized_start=3195
-  _globals['_ADMINSERVICE']._serialized_end=3731
+  _globals['_POLICYVERSIONSTATE']._serialized_start=3652
+  _globals['_POLICYVERSIONSTATE']._serialized_end=3955
+  _globals['_IMPORTOUTCOME']._serialized_start=3958
+  _globals['_IMPORTOUTCOME']._serialized_end=4092
+  _globals['_POLICYVERSION']._serialized_start=132
+  _globals['_POLICYVERSION']._serialized_end=721
+  _globals['_POLICYVERSION_METRICSENTRY']._serialized_start=656
+  _globals['_POLICYVERSION_METRICSENTRY']._serialized_end=702
+  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_start=723
+  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_end=824
+  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_start=827
+  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_end=959
+  _globals['_GETPOLICYVERSIONREQUEST']._serialized_start=961
+  _globals['_GETPOLICYVERSIONREQUEST']._serialized_end=1050
+  _globals['_GETPOLICYVERSIONRESPONSE']._serialized_start=1053
+  _globals['_GETPOLICYVERSIONRESPONSE']._serialized_end=1265
+  _globals['_LINEAGE']._serialized_start=1268
+  _globals['_LINEAGE']._serialized_end=1441
+  _globals['_LINEAGESTEP']._serialized_start=1444
+  _globals['_LINEAGESTEP']._serialized_end=1740
+  _globals['_GETUSERLINEAGEREQUEST']._serialized_start=1742
+  _globals['_GETUSERLINEAGEREQUEST']._serialized_end=1832
+  _globals['_GETUSERLINEAGERESPONSE']._serialized_start=1834
+  _globals['_GETUSERLINEAGERESPONSE']._serialized_end=1925
+  _globals['_USERINFLUENCE']._serialized_start=1927
+  _globals['_USERINFLUENCE']._serialized_end=2020
+  _globals['_POLICYVERSIONEVENT']._serialized_start=2023
+  _globals['_POLICYVERSIONEVENT']._serialized_end=2209
+  _globals['_TRIALMEASURE']._serialized_start=2212
+  _globals['_TRIALMEASURE']._serialized_end=2410
+  _globals['_PROMOTEPOLICYVERSIONREQUEST']._serialized_start=2413
+  _globals['_PROMOTEPOLICYVERSIONREQUEST']._serialized_end=2590
+  _globals['_PROMOTEPOLICYVERSIONRESPONSE']._serialized_start=2592
+  _globals['_PROMOTEPOLICYVERSIONRESPONSE']._serialized_end=2675
+  _globals['_ROLLBACKPOLICYVERSIONREQUEST']._serialized_start=2678
+  _globals['_ROLLBACKPOLICYVERSIONREQUEST']._serialized_end=2856
+  _globals['_ROLLBACKPOLICYVERSIONRESPONSE']._serialized_start=2858
+  _globals['_ROLLBACKPOLICYVERSIONRESPONSE']._serialized_end=2942
+  _globals['_IMPORTEDTHUMB']._serialized_start=2944
+  _globals['_IMPORTEDTHUMB']._serialized_end=3027
+  _globals['_IMPORTEDPREFERENCE']._serialized_start=3029
+  _globals['_IMPORTEDPREFERENCE']._serialized_end=3080
+  _globals['_IMPORTEDFEEDBACK']._serialized_start=3083
+  _globals['_IMPORTEDFEEDBACK']._serialized_end=3357
+  _globals['_IMPORTFEEDBACKREQUEST']._serialized_start=3359
+  _globals['_IMPORTFEEDBACKREQUEST']._serialized_end=3479
+  _globals['_IMPORTRESULT']._serialized_start=3481
+  _globals['_IMPORTRESULT']._serialized_end=3578
+  _globals['_IMPORTFEEDBACKRESPONSE']._serialized_start=3580
+  _globals['_IMPORTFEEDBACKRESPONSE']._serialized_end=3649
+  _globals['_ADMINSERVICE']._serialized_start=4095
+  _globals['_ADMINSERVICE']._serialized_end=4724
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,8 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from thumbloop.v1 import feedback_pb2 as _feedback_pb2
+from thumbloop.v1 import policy_pb2 as _policy_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -63,6 +65,34 @@ POLICY_VERSION_STATE_REJECTED: PolicyVersionState.ValueType  # 6
 POLICY_VERSION_STATE_ROLLED_BACK: PolicyVersionState.ValueType  # 7
 """It served and was taken back."""
 Global___PolicyVersionState: _TypeAlias = PolicyVersionState  # noqa: Y015
+
+class _ImportOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ImportOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IMPORT_OUTCOME_UNSPECIFIED: _ImportOutcome.ValueType  # 0
+    """Not known."""
+    IMPORT_OUTCOME_IMPORTED: _ImportOutcome.ValueType  # 1
+    """It is stored."""
+    IMPORT_OUTCOME_DUPLICATE: _ImportOutcome.ValueType  # 2
+    """It was there already, and nothing changed."""
+    IMPORT_OUTCOME_REFUSED: _ImportOutcome.ValueType  # 3
+    """It is wrong, as the reason says, and nothing of it was stored."""
+
+class ImportOutcome(_ImportOutcome, metaclass=_ImportOutcomeEnumTypeWrapper):
+    """What became of an item."""
+
+IMPORT_OUTCOME_UNSPECIFIED: ImportOutcome.ValueType  # 0
+"""Not known."""
+IMPORT_OUTCOME_IMPORTED: ImportOutcome.ValueType  # 1
+"""It is stored."""
+IMPORT_OUTCOME_DUPLICATE: ImportOutcome.ValueType  # 2
+"""It was there already, and nothing changed."""
+IMPORT_OUTCOME_REFUSED: ImportOutcome.ValueType  # 3
+"""It is wrong, as the reason says, and nothing of it was stored."""
+Global___ImportOutcome: _TypeAlias = ImportOutcome  # noqa: Y015
 
 @_typing.final
 class PolicyVersion(_message.Message):
@@ -736,3 +766,211 @@ class RollbackPolicyVersionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RollbackPolicyVersionResponse: _TypeAlias = RollbackPolicyVersionResponse  # noqa: Y015
+
+@_typing.final
+class ImportedThumb(_message.Message):
+    """A thumb from before, with the reply that it was given for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLY_FIELD_NUMBER: _builtins.int
+    THUMB_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
+    reply: _builtins.str
+    """The reply, UTF-8; not empty, and no longer than a prompt may be."""
+    thumb: _feedback_pb2.Thumb.ValueType
+    """Up or down; required."""
+    comment: _builtins.str
+    """Free words, at most 4,096 characters; stored, never trained on."""
+    def __init__(
+        self,
+        *,
+        reply: _builtins.str = ...,
+        thumb: _feedback_pb2.Thumb.ValueType = ...,
+        comment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment", "reply", b"reply", "thumb", b"thumb"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportedThumb: _TypeAlias = ImportedThumb  # noqa: Y015
+
+@_typing.final
+class ImportedPreference(_message.Message):
+    """A preference from before, with the two replies that were compared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BETTER_FIELD_NUMBER: _builtins.int
+    WORSE_FIELD_NUMBER: _builtins.int
+    better: _builtins.str
+    """The better reply, as ImportedThumb has it."""
+    worse: _builtins.str
+    """The worse one; not the same."""
+    def __init__(
+        self,
+        *,
+        better: _builtins.str = ...,
+        worse: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["better", b"better", "worse", b"worse"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportedPreference: _TypeAlias = ImportedPreference  # noqa: Y015
+
+@_typing.final
+class ImportedFeedback(_message.Message):
+    """What somebody said of a reply that this server did not give."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
+    THUMB_FIELD_NUMBER: _builtins.int
+    PREFERENCE_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
+    SAID_AT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Plain text to continue, UTF-8; not empty."""
+    user_id: _builtins.str
+    """Who said it; at most 256 characters. Empty is whoever the subject itself is."""
+    source_id: _builtins.str
+    """What it is called where it comes from, at most 256 characters; empty means nothing. Under the same name of the same user
+    the same is there once and anything else is refused; without one, whatever is the same in all fields is there
+    once. The response_id of a reply that is in this server's store is there already.
+    """
+    @_builtins.property
+    def chat(self) -> _policy_pb2.Chat:
+        """A conversation to answer."""
+
+    @_builtins.property
+    def thumb(self) -> Global___ImportedThumb:
+        """Of one reply."""
+
+    @_builtins.property
+    def preference(self) -> Global___ImportedPreference:
+        """Of two."""
+
+    @_builtins.property
+    def said_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was said, UTC, not later than now; absent means now."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        chat: _policy_pb2.Chat | None = ...,
+        thumb: Global___ImportedThumb | None = ...,
+        preference: Global___ImportedPreference | None = ...,
+        user_id: _builtins.str = ...,
+        source_id: _builtins.str = ...,
+        said_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "preference", b"preference", "prompt", b"prompt", "said_at", b"said_at", "text", b"text", "thumb", b"thumb", "verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "preference", b"preference", "prompt", b"prompt", "said_at", b"said_at", "source_id", b"source_id", "text", b"text", "thumb", b"thumb", "user_id", b"user_id", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "chat"]  # noqa: Y015
+    _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    _WhichOneofReturnType_verdict: _TypeAlias = _typing.Literal["thumb", "preference"]  # noqa: Y015
+    _WhichOneofArgType_verdict: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_verdict) -> _WhichOneofReturnType_verdict | None: ...
+
+Global___ImportedFeedback: _TypeAlias = ImportedFeedback  # noqa: Y015
+
+@_typing.final
+class ImportFeedbackRequest(_message.Message):
+    """Feedback from before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """Name of the policy; empty means "default"."""
+    subject: _builtins.str
+    """Subject of the token that names these users; absent means the caller's own."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportedFeedback]:
+        """What is brought in, at most 256 items."""
+
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        items: _abc.Iterable[Global___ImportedFeedback] | None = ...,
+        subject: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_subject", b"_subject", "subject", b"subject"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_subject", b"_subject", "items", b"items", "policy", b"policy", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__subject: _TypeAlias = _typing.Literal["subject"]  # noqa: Y015
+    _WhichOneofArgType__subject: _TypeAlias = _typing.Literal["_subject", b"_subject"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__subject) -> _WhichOneofReturnType__subject | None: ...
+
+Global___ImportFeedbackRequest: _TypeAlias = ImportFeedbackRequest  # noqa: Y015
+
+@_typing.final
+class ImportResult(_message.Message):
+    """What became of one item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    RESPONSE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    outcome: Global___ImportOutcome.ValueType
+    """Whether it is there."""
+    response_id: _builtins.str
+    """What its reply is called; empty where it was refused."""
+    reason: _builtins.str
+    """Why it was refused, field by field; empty where it was not."""
+    def __init__(
+        self,
+        *,
+        outcome: Global___ImportOutcome.ValueType = ...,
+        response_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "reason", b"reason", "response_id", b"response_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportResult: _TypeAlias = ImportResult  # noqa: Y015
+
+@_typing.final
+class ImportFeedbackResponse(_message.Message):
+    """What became of each item, in their order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportResult]:
+        """As many as there were items."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ImportResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportFeedbackResponse: _TypeAlias = ImportFeedbackResponse  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """Shows policy versions and moves the pointer to the current one.
+    """Shows policy versions, moves the pointer to the current one, and takes in feedback from before.
     """
 
     def __init__(self, channel):
@@ -60,10 +60,15 @@ class AdminServiceStub:
                 request_serializer=thumbloop_dot_v1_dot_admin__pb2.RollbackPolicyVersionRequest.SerializeToString,
                 response_deserializer=thumbloop_dot_v1_dot_admin__pb2.RollbackPolicyVersionResponse.FromString,
                 _registered_method=True)
+        self.ImportFeedback = channel.unary_unary(
+                '/thumbloop.v1.AdminService/ImportFeedback',
+                request_serializer=thumbloop_dot_v1_dot_admin__pb2.ImportFeedbackRequest.SerializeToString,
+                response_deserializer=thumbloop_dot_v1_dot_admin__pb2.ImportFeedbackResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
-    """Shows policy versions and moves the pointer to the current one.
+    """Shows policy versions, moves the pointer to the current one, and takes in feedback from before.
     """
 
     def ListPolicyVersions(self, request, context):
@@ -106,6 +111,16 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportFeedback(self, request, context):
+        """Brings in feedback from before, on replies that this server did not give: the reward model learns from it, PPO
+        does not use those replies, and no trial counts them. Each item is durable, or refused with a reason, before
+        the answer; the same item again changes nothing. Errors: INVALID_ARGUMENT (too many items), NOT_FOUND (policy),
+        ALREADY_EXISTS (another server brings in the same), UNAVAILABLE (starting or draining).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -134,6 +149,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=thumbloop_dot_v1_dot_admin__pb2.RollbackPolicyVersionRequest.FromString,
                     response_serializer=thumbloop_dot_v1_dot_admin__pb2.RollbackPolicyVersionResponse.SerializeToString,
             ),
+            'ImportFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportFeedback,
+                    request_deserializer=thumbloop_dot_v1_dot_admin__pb2.ImportFeedbackRequest.FromString,
+                    response_serializer=thumbloop_dot_v1_dot_admin__pb2.ImportFeedbackResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'thumbloop.v1.AdminService', rpc_method_handlers)
@@ -143,7 +163,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """Shows policy versions and moves the pointer to the current one.
+    """Shows policy versions, moves the pointer to the current one, and takes in feedback from before.
     """
 
     @staticmethod
@@ -271,6 +291,33 @@ class AdminService:
             '/thumbloop.v1.AdminService/RollbackPolicyVersion',
             thumbloop_dot_v1_dot_admin__pb2.RollbackPolicyVersionRequest.SerializeToString,
             thumbloop_dot_v1_dot_admin__pb2.RollbackPolicyVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thumbloop.v1.AdminService/ImportFeedback',
+            thumbloop_dot_v1_dot_admin__pb2.ImportFeedbackRequest.SerializeToString,
+            thumbloop_dot_v1_dot_admin__pb2.ImportFeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

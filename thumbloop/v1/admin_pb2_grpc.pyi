@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """Shows policy versions and moves the pointer to the current one."""
+    """Shows policy versions, moves the pointer to the current one, and takes in feedback from before."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -50,10 +50,16 @@ class AdminServiceStub:
     Errors: those of PromotePolicyVersion; FAILED_PRECONDITION also when the version never served or was
     taken back itself, or when there is nothing to go back to.
     """
+    ImportFeedback: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ImportFeedbackRequest, _admin_pb2.ImportFeedbackResponse]
+    """Brings in feedback from before, on replies that this server did not give: the reward model learns from it, PPO
+    does not use those replies, and no trial counts them. Each item is durable, or refused with a reason, before
+    the answer; the same item again changes nothing. Errors: INVALID_ARGUMENT (too many items), NOT_FOUND (policy),
+    ALREADY_EXISTS (another server brings in the same), UNAVAILABLE (starting or draining).
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """Shows policy versions and moves the pointer to the current one."""
+    """Shows policy versions, moves the pointer to the current one, and takes in feedback from before."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListPolicyVersions: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListPolicyVersionsRequest, _admin_pb2.ListPolicyVersionsResponse]  # type: ignore[assignment]
@@ -73,9 +79,15 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Errors: those of PromotePolicyVersion; FAILED_PRECONDITION also when the version never served or was
     taken back itself, or when there is nothing to go back to.
     """
+    ImportFeedback: _aio.UnaryUnaryMultiCallable[_admin_pb2.ImportFeedbackRequest, _admin_pb2.ImportFeedbackResponse]  # type: ignore[assignment]
+    """Brings in feedback from before, on replies that this server did not give: the reward model learns from it, PPO
+    does not use those replies, and no trial counts them. Each item is durable, or refused with a reason, before
+    the answer; the same item again changes nothing. Errors: INVALID_ARGUMENT (too many items), NOT_FOUND (policy),
+    ALREADY_EXISTS (another server brings in the same), UNAVAILABLE (starting or draining).
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Shows policy versions and moves the pointer to the current one."""
+    """Shows policy versions, moves the pointer to the current one, and takes in feedback from before."""
 
     @_abc_1.abstractmethod
     def ListPolicyVersions(
@@ -122,6 +134,18 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Goes back to an earlier version, or takes back the canary; new requests go there when this returns.
         Errors: those of PromotePolicyVersion; FAILED_PRECONDITION also when the version never served or was
         taken back itself, or when there is nothing to go back to.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportFeedback(
+        self,
+        request: _admin_pb2.ImportFeedbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ImportFeedbackResponse, _abc.Awaitable[_admin_pb2.ImportFeedbackResponse]]:
+        """Brings in feedback from before, on replies that this server did not give: the reward model learns from it, PPO
+        does not use those replies, and no trial counts them. Each item is durable, or refused with a reason, before
+        the answer; the same item again changes nothing. Errors: INVALID_ARGUMENT (too many items), NOT_FOUND (policy),
+        ALREADY_EXISTS (another server brings in the same), UNAVAILABLE (starting or draining).
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

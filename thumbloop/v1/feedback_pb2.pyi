@@ -94,7 +94,7 @@ class SubmitFeedbackResponse(_message.Message):
     feedback_id: _builtins.int
     """Number of the stored event, from 1; a repeated request returns the first one's."""
     policy_version: _builtins.int
-    """The version that had answered; from 0."""
+    """The version that had answered; from 0, or -1 where the reply was imported."""
     duplicate: _builtins.bool
     """True when this request had already been stored and nothing changed."""
     def __init__(

@@ -51,16 +51,13 @@ async def test_what_was_acknowledged_survives_every_kill(tiny_model: Path, tmp_p
             )
             users = [asyncio.create_task(people.use(n, leaving)) for n in range(4)]
             for kill in range(KILLS):
-                before = len(journal.entries)
-                async with asyncio.timeout(60):
-                    while not any(e.status == OK for e in journal.entries[before:]):  # noqa: ASYNC110
-                        await asyncio.sleep(0.01)
+                await _rated(journal)
                 await asyncio.sleep(0.01 * kill)
                 os.kill(process.pid, signal.SIGKILL)
                 process.stop()
                 process = start(settings, tmp_path)
             await process.serving_ports()
-            await asyncio.sleep(0.3)
+            await _rated(journal)
             leaving.set()
             await asyncio.gather(*users)
     finally:
@@ -76,3 +73,13 @@ async def test_what_was_acknowledged_survives_every_kill(tiny_model: Path, tmp_p
         "generate UNAVAILABLE",
         "rate UNAVAILABLE",
     }
+
+
+async def _rated(journal: Journal) -> None:
+    """Wait until a thumb that is given from now on is acknowledged."""
+    before = len(journal.entries)
+    async with asyncio.timeout(60):
+        while not any(  # noqa: ASYNC110
+            e.kind == "rate" and e.status == OK for e in journal.entries[before:]
+        ):
+            await asyncio.sleep(0.01)

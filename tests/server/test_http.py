@@ -366,7 +366,7 @@ async def test_an_engine_that_fails_before_the_first_text_has_a_status(
     assert full.json()["error"]["type"] == "rate_limit_error"
     assert full.json()["error"]["code"] == "resource_exhausted"
     assert dead.json()["error"]["type"] == "server_error"
-    assert caplog.records == []
+    assert {record.name for record in caplog.records} <= {"server.supervision"}  # it may have heard
 
 
 async def test_who_comes_too_often_is_told_when_to_come_back(tiny_model: Path, state: State):

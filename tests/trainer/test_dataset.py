@@ -9,7 +9,7 @@ from thumbloop.store import deployments, feedback, interactions, open_store, pre
 from thumbloop.types import FinishReason, Learning, Sampling, Status, User, VersionState
 from trainer import dataset
 from trainer.dataset import usable_versions
-from trainer.rollouts import Comparison, Thumb
+from trainer.rollouts import Comparison, Rollout, Thumb
 
 SETTINGS = Round(max_rollouts=100, max_staleness=1)
 
@@ -467,3 +467,10 @@ def test_a_thumb_knows_how_its_reply_was_sampled_where_that_was_plain(connection
     assert plain.sample.user == "\0bob"
     assert (plain.sample.temperature, plain.sample.logprobs) == (1.0, (-0.5, -0.25, -1.5))
     assert truncated.sample is None
+
+
+def test_staleness_is_in_generations_of_the_parents_line():
+    of = {v: Rollout("r", v, (5,), (6,), (-1.0,), 1.0) for v in (3, 5, 9)}
+    assert dataset.staleness([], {9, 5, 3}) == 0
+    assert dataset.staleness([of[9]], {9, 5, 3}) == 0
+    assert dataset.staleness([of[9], of[5], of[3], of[3]], {9, 5, 3}) == 1.25

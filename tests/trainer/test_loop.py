@@ -1,4 +1,5 @@
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -356,6 +357,29 @@ def test_every_metric_of_a_round_is_exported(bench):
     assert sample("thumbloop_trainer_value", {"name": "reward_auroc"}) > 0.5
     assert sample("thumbloop_trainer_left_out", {"kind": "candidate", "reason": "over_limit"}) == 16
     assert sample("thumbloop_trainer_stage_seconds_count", {"stage": "ppo"}) == 1
+    assert sample("thumbloop_trainer_value", {"name": "rollout_staleness"}) == 0
+    assert sample("thumbloop_trainer_limit", {"name": "kl_to_reference"}) == 20
+    assert sample("thumbloop_trainer_rollouts_used_total") == 64
+    assert sample("thumbloop_trainer_optimizer_steps_total") > 0
+    assert sample("thumbloop_trainer_round") == 1
+
+
+def test_when_the_trainer_looked_and_published_last_is_exported(bench):
+    sample = bench.metrics.registry.get_sample_value
+    bench.rate(40)
+    before = time.time()
+    bench.loop.step()
+    assert sample("thumbloop_trainer_last_success_timestamp_seconds") == 0
+    bench.loop.step()  # waits for the server to try version 1
+    assert before < sample("thumbloop_trainer_last_success_timestamp_seconds") < time.time()
+    assert before < sample("thumbloop_trainer_last_look_timestamp_seconds") < time.time()
+    assert sample("thumbloop_trainer_new_feedback") == 40
+    assert sample("thumbloop_trainer_needed_feedback") > 40  # tried ones alone start no round
+    for loop in (bench.loop, bench.new_loop()):
+        bench.adopt(1)
+        loop.step()
+        assert sample("thumbloop_trainer_needed_feedback") == 32
+        assert sample("thumbloop_trainer_last_success_timestamp_seconds") > before
 
 
 def test_numbers_that_break_down_block_the_round(bench, monkeypatch):

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.engine import Sampled
 from server.rollout import derive_seed
 from tests.fakes import FakeEngine
+from tests.prometheus import complaints
 from tests.publishing import FakeSpeaker, Publisher
 from tests.refusals import fields, refused
 from tests.serving import Running, running, until
@@ -130,6 +131,17 @@ async def test_all_families_are_there_after_some_use_and_none_is_noise(
     assert found >= OURS
     assert not [name for name in found if name.endswith("_created")]
     assert {n for n in found if n.startswith(("thumbloop_", "grpc_"))} == OURS
+
+
+async def test_prometheus_own_linter_has_nothing_to_say(
+    server: Running, tiny_model: Path, state: State
+):
+    await use(server, tiny_model, state)
+    page = await asyncio.to_thread(
+        read, f"http://127.0.0.1:{server.application.metrics_port}/metrics"
+    )
+    assert complaints(page) == []
+    assert complaints(page.replace("thumbloop_feedback_total", "thumbloop_feedback_count"))
 
 
 async def test_counts_are_right(server: Running, tiny_model: Path, state: State):

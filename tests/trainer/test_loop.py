@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from prometheus_client import generate_latest
 from sqlalchemy import select
 
 from tests.bench import VERDICT, Bench
 from tests.finding import found
+from tests.prometheus import complaints
 from tests.tiny_model import build_tiny_model
 from thumbloop import artifacts
 from thumbloop.config import TrainerConfig
@@ -362,6 +364,14 @@ def test_every_metric_of_a_round_is_exported(bench):
     assert sample("thumbloop_trainer_rollouts_used_total") == 64
     assert sample("thumbloop_trainer_optimizer_steps_total") > 0
     assert sample("thumbloop_trainer_round") == 1
+
+
+def test_prometheus_own_linter_has_nothing_to_say(bench):
+    bench.rate(40)
+    bench.loop.step()
+    page = generate_latest(bench.metrics.registry).decode()
+    assert "thumbloop_trainer_stage_seconds_bucket" in page
+    assert complaints(page) == []
 
 
 def test_when_the_trainer_looked_and_published_last_is_exported(bench):

@@ -195,7 +195,9 @@ class ServerMetrics:
             self._propensity.observe(chosen.propensity)
         if chosen.reward is not None:
             self._reward.observe(chosen.reward)
-            self._by_version.observe_reward(interaction.policy_version, chosen.reward)
+            parts = chosen.reward_components or {"thumbs": chosen.reward}
+            if "thumbs" in parts:  # the part that promises any
+                self._by_version.observe_reward(interaction.policy_version, parts["thumbs"])
             rewards = [c.reward for c in interaction.candidates if c.reward is not None]
             if interaction.reranked:
                 self._lift.observe(chosen.reward - sum(rewards) / len(rewards))

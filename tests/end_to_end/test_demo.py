@@ -109,11 +109,13 @@ class Watch:
                 return
         targets = targets_of(folder)
         with prometheus(data, targets) as watching:
-            while self.without_data and not ended.wait(5):
+            while self.without_data:
+                if ended.wait(5):
+                    return
                 self.without_data = watching.without_data(self.without_data)
                 self.fired |= watching.firing()
-                self.broken_rules = watching.broken_rules()
-                self.complaints = [c for a in targets.values() for c in complaints(page_of(a))]
+            self.broken_rules = watching.broken_rules()
+            self.complaints = [c for a in targets.values() for c in complaints(page_of(a))]
 
 
 def page_of(address: str) -> str:

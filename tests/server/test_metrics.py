@@ -16,11 +16,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine import Sampled
+from server.metrics import ServerMetrics
 from server.rollout import derive_seed
 from tests.fakes import FakeEngine
 from tests.prometheus import complaints
 from tests.publishing import FakeSpeaker, Publisher
 from tests.refusals import fields, refused
+from tests.rows import candidate, interaction
 from tests.serving import Running, running, until
 from thumbloop.artifacts import Manifest
 from thumbloop.config import State, Verdict
@@ -337,6 +339,18 @@ async def test_what_comes_to_nothing_is_counted_by_reason(
         frozenset({"corrupted"}): 1,
         frozenset({"failed"}): 0,
     }
+
+
+def test_of_several_rewards_the_one_of_thumbs_promises_some():
+    metrics = ServerMetrics()
+    value = metrics.registry.get_sample_value
+    of_three = {"version": "3"}
+    for parts in ({"thumbs": 0.0, "length": -9.0}, {"length": -9.0}, {}):
+        shown = candidate(chosen=True, reward=0.0, reward_components=parts)
+        metrics.observe_reply(interaction(policy_version=3, candidates=(shown,)))
+    assert value("thumbloop_reward_count") == 3
+    assert value("thumbloop_version_promise_ratio_count", of_three) == 2
+    assert value("thumbloop_version_promise_ratio_sum", of_three) == 1
 
 
 async def test_refused_feedback_is_counted_by_reason(server: Running):

@@ -81,7 +81,7 @@ def main(
     address = f"127.0.0.1:{port}"
     words = command(folder, address, targets, interval_s=interval_s)
     print(
-        f"http://{address}/alerts and /graph show {' and '.join(targets.values())}; Ctrl-C ends it",
+        f"http://{address} has graphs and alerts of {' and '.join(targets.values())}; Ctrl-C ends it",
         flush=True,
     )
     os.execvp(words[0], words)

@@ -12,7 +12,6 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
@@ -26,6 +25,7 @@ from server.engine import Engine
 from server.engine.supervised import SupervisedEngine
 from server.erasures import Erasures
 from server.evidence import Look
+from server.exposition import serve_metrics
 from server.guidance import find_strategies
 from server.hotswap import Swapper
 from server.http import OpenAi
@@ -249,7 +249,7 @@ class Application:
         self._metrics.registry.register(CanaryEvidence(self._latest_look))
         where = self._config.metrics
         try:
-            http, thread = start_http_server(where.port, where.host, self._metrics.registry)
+            http, thread = serve_metrics(where.host, where.port, self._metrics.registry)
         except OSError as error:
             raise _port_taken("metrics", where.host, where.port, error.strerror) from None
         self.metrics_port = int(http.server_port)

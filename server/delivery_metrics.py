@@ -66,6 +66,8 @@ class DeliveryMetrics:
         )
         for result in _SWAPS:
             self._swaps.labels(result.value)
+        for result in (VersionState.CANARY, VersionState.CURRENT, VersionState.REJECTED):
+            self._try_seconds.labels(result.value)
         for reason in NOT_AS_PUBLISHED:
             self._rejected.labels(reason)
 

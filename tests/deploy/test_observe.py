@@ -49,7 +49,7 @@ def test_the_command_says_where_to_look_and_becomes_prometheus(
     app.command()(observe.main)
     done = CliRunner().invoke(app, [*arguments, "--trainer", "127.0.0.1:7"])
     assert done.exit_code == 0, done.output
-    assert done.output.startswith("http://127.0.0.1:9099/alerts")
+    assert done.output.startswith("http://127.0.0.1:9099 has graphs and alerts of ")
     assert "127.0.0.1:9464 and 127.0.0.1:7" in done.output
     (words,) = become
     assert words[0] == "prometheus"

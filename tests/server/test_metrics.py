@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine import Sampled
@@ -77,7 +78,7 @@ Samples = dict[str, dict[frozenset[str], float]]
 NO_LABELS: frozenset[str] = frozenset()
 
 
-def read(url: str) -> str:
+def read(url: str | urllib.request.Request) -> str:
     with urllib.request.urlopen(url, timeout=10) as answer:
         return answer.read().decode()
 
@@ -146,6 +147,15 @@ async def test_prometheus_own_linter_has_nothing_to_say(
     assert complaints(page.replace("thumbloop_feedback_total", "thumbloop_feedback_count"))
 
 
+async def test_whatever_a_scraper_prefers_vllm_s_names_keep_their_colon(server: Running):
+    Gauge("vllm:requests", "As vLLM calls its own.", registry=server.application._metrics.registry)
+    url = f"http://127.0.0.1:{server.application.metrics_port}/metrics"
+    request = urllib.request.Request(
+        url, headers={"accept": "application/openmetrics-text;version=1.0.0"}
+    )
+    assert "\nvllm:requests 0.0\n" in await asyncio.to_thread(read, request)
+
+
 async def test_counts_are_right(server: Running, tiny_model: Path, state: State):
     await use(server, tiny_model, state)
     samples = await scrape(server)
@@ -172,7 +182,9 @@ async def test_counts_are_right(server: Running, tiny_model: Path, state: State)
     assert {k: n for k, n in samples["thumbloop_swaps_total"].items() if n} == {
         frozenset({"current"}): 1
     }
-    assert samples["thumbloop_swap_seconds_count"] == {frozenset({"current"}): 1}
+    assert {k: n for k, n in samples["thumbloop_swap_seconds_count"].items() if n} == {
+        frozenset({"current"}): 1
+    }
     assert not sum(samples["thumbloop_versions_rejected_total"].values())
     assert not sum(samples["thumbloop_given_up_total"].values())
     assert samples["thumbloop_published_to_serving_seconds_count"][NO_LABELS] == 1

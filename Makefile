@@ -8,7 +8,7 @@ export ACCELERATOR ?= cpu
 # The base model where neither CONFIG nor the environment names one: the demo's, built when missing.
 demo_model = $(if $(CONFIG)$(THUMBLOOP_$(1)_MODEL__PATH),,model=$$($(PYTHON) -m demo.base_model) && export THUMBLOOP_$(1)_MODEL__PATH="$$model" &&)
 
-.PHONY: demo test check serve train loadtest bench bench-learning soak protos lock setup clean
+.PHONY: demo test check serve train observe loadtest bench bench-learning soak protos dashboard lock setup prometheus clean
 .DEFAULT_GOAL := demo
 
 # Builds the base model, then learns from simulated users while serving them: a table in the
@@ -22,7 +22,7 @@ demo: setup
 # All tests; those of tests/gpu with ACCELERATOR=gpu only. TESTS=tests/trainer runs a part.
 # One process a core, one thread each; then, alone, those whose engines take all cores.
 pytest = $(PYTHON) -m pytest $(if $(filter cpu,$(ACCELERATOR)),-m 'not gpu')
-test: setup
+test: setup prometheus
 ifdef TESTS
 	$(pytest) $(TESTS)
 else
@@ -41,6 +41,11 @@ serve: setup
 # Learns from what the server stored. CONFIG=trainer.yaml
 train: setup
 	$(call demo_model,TRAINER) exec $(PYTHON) -m trainer $(if $(CONFIG),--config '$(CONFIG)')
+
+# Prometheus, with our alerts, beside a demo or a server and a trainer that run here: http://127.0.0.1:9090
+# SERVER=127.0.0.1:9464 TRAINER=127.0.0.1:9465 PORT=9090; without SERVER and TRAINER those of runs/demo, or these.
+observe: setup prometheus
+	exec $(PYTHON) -m deploy.observe $(if $(SERVER),--server '$(SERVER)') $(if $(TRAINER),--trainer '$(TRAINER)') $(if $(PORT),--port '$(PORT)')
 
 # Calls at random moments against a server that runs: runs/loadtest holds the latencies.
 # ADDRESS=127.0.0.1:50051 RATE=4 DURATION=30 MIX=none=3,soft_best_of_n:4=1 DEADLINE=60 SWAPS=0.2 STATE=state PROMPTS=file
@@ -72,12 +77,20 @@ bench-learning: setup
 protos: setup
 	scripts/protos
 
+# Regenerates deploy/grafana/thumbloop.json from deploy/panels.py.
+dashboard: setup
+	scripts/dashboard
+
 # Recompiles locks/ from pyproject.toml; UPGRADE=1 takes newer versions.
 lock: setup
 	scripts/lock $(if $(UPGRADE),--upgrade)
 
 setup:
 	@scripts/setup
+
+# Debian's package, where the commands are missing.
+prometheus:
+	@scripts/packages prometheus
 
 # Removes what can be made again; leaves state/ and runs/ alone.
 clean:

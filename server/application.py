@@ -12,7 +12,6 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
@@ -20,11 +19,13 @@ from server.access import Doorkeeper, credentials_of, refuse_strangers
 from server.admission import Admission, Quota
 from server.calibration import Calibration
 from server.collecting import Collector
+from server.collectors import CanaryEvidence
 from server.concurrency import end_all
 from server.engine import Engine
 from server.engine.supervised import SupervisedEngine
 from server.erasures import Erasures
 from server.evidence import Look
+from server.exposition import serve_metrics
 from server.guidance import find_strategies
 from server.hotswap import Swapper
 from server.http import OpenAi
@@ -34,7 +35,7 @@ from server.interceptors import Translator
 from server.ledger import Ledger
 from server.lifecycle import Lifecycle, Phase
 from server.loading import Loader
-from server.metrics import CanaryEvidence, HeldVersions, ServerMetrics
+from server.metrics import ServerMetrics
 from server.pipeline import Pipeline
 from server.ratings import Ratings
 from server.reception import Reception
@@ -50,7 +51,7 @@ from thumbloop.base_model import claim_base, identify, locate
 from thumbloop.config import ServerConfig
 from thumbloop.errors import SettingsError
 from thumbloop.rendering import verdict_tokens
-from thumbloop.store import GroupWriter, interactions, open_store
+from thumbloop.store import GroupWriter, feedback, interactions, open_store, reading
 from thumbloop.types import DEFAULT_POLICY, Interaction
 from thumbloop.v1 import (
     admin_pb2,
@@ -85,10 +86,10 @@ class Application:
         self._config = config
         self._make_engine = make_engine
         self._strategies = find_strategies()
-        self._metrics = ServerMetrics()
+        self._routes = Routes()
+        self._metrics = ServerMetrics(self._routes)
         self._doorkeeper = Doorkeeper(config.access)
         self._admission = Admission(config.limits)
-        self._routes = Routes()
         self._lifecycle = Lifecycle(config.limits.max_requests_in_flight)
         self._health = health.aio.HealthServicer()
         self._stack = AsyncExitStack()
@@ -114,8 +115,13 @@ class Application:
         self._stack.callback(database.dispose)
         identity = identify(model)
         claim_base(self._config.state.versions, DEFAULT_POLICY, identity, time.time())
-        writer = GroupWriter(database, on_commit=self._metrics.observe_commit)
+        metrics = self._metrics
+        writer = GroupWriter(
+            database, on_commit=metrics.observe_commit, on_error=metrics.store_errors.inc
+        )
         self._stack.callback(writer.close)
+        with reading(database) as connection:
+            metrics.last_feedback.set(feedback.last_given_at(connection))
         self._start_metrics(writer)
         reception = self._make_reception(database)
         ratings = Ratings(writer, self._metrics, self._config.feedback)
@@ -170,7 +176,7 @@ class Application:
             lambda: loader.held,
             folder,
             delivery.keep_versions,
-            on_collected=self._metrics.observe_collected,
+            on_collected=self._metrics.delivery.observe_collected,
         )
         swapper = Swapper(
             loader,
@@ -179,10 +185,12 @@ class Application:
             folder,
             delivery,
             max_versions=max_versions,
-            on_swap=self._metrics.observe_swap,
+            on_swap=self._metrics.delivery.observe_swap,
         )
 
         def append(interaction: Interaction) -> Awaitable[None]:
+            self._metrics.observe_row(interaction)
+
             def change(connection: Connection) -> None:
                 interactions.append(connection, interaction)
 
@@ -200,6 +208,7 @@ class Application:
             scoring_timeout_s=self._config.guidance.scoring_timeout_s,
             max_prompt_tokens=self._config.limits.max_prompt_tokens,
             on_fallback=self._metrics.observe_fallback,
+            on_rerank=self._metrics.observe_rerank,
         )
         self._watch_pruning(calibration)
         return Supervisor(
@@ -239,11 +248,10 @@ class Application:
         self._metrics.candidates_in_flight.set_function(lambda: self._admission.candidates)
         self._metrics.candidates_queued.set_function(lambda: self._admission.queued)
         self._metrics.version.set_function(self._routes.current_or_nan)
-        self._metrics.registry.register(HeldVersions(self._routes))
         self._metrics.registry.register(CanaryEvidence(self._latest_look))
         where = self._config.metrics
         try:
-            http, thread = start_http_server(where.port, where.host, self._metrics.registry)
+            http, thread = serve_metrics(where.host, where.port, self._metrics.registry)
         except OSError as error:
             raise _port_taken("metrics", where.host, where.port, error.strerror) from None
         self.metrics_port = int(http.server_port)
@@ -281,8 +289,8 @@ class Application:
         translator = Translator(self._doorkeeper, self._metrics)
         server = grpc.aio.server(interceptors=[translator], options=options)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(reception), server)
-        feedback = FeedbackServicer(ratings, erasures)
-        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, server)
+        servicer = FeedbackServicer(ratings, erasures)
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(servicer, server)
         versions = self._config.state.versions
         self._admin = AdminServicer(database, self._routes, versions, imports)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self._admin, server)

@@ -88,8 +88,10 @@ class Swapper:
         with suppress(VersionConflict):
             if version.state is VersionState.CANARY:
                 await self._ledger.end_trial(number, expected=current.version, reason=reason)
+                self._on_swap(Swap(version, VersionState.ROLLED_BACK))
             elif version.state in WAITING:
                 await self._ledger.decide(version, VersionState.REJECTED, reason)
+                self._on_swap(Swap(version, VersionState.REJECTED))
 
     def suspect(self) -> int | None:
         """Return the version that the engine may have died of: the one that is loaded, or else the canary."""

@@ -15,7 +15,7 @@ from server.references import collectable
 from server.trial import Evidence, Terms
 from thumbloop.config.delivery import Canary as Settings
 from thumbloop.errors import VersionConflict
-from thumbloop.store import GroupWriter, deployments, reading, trials, versions
+from thumbloop.store import GroupWriter, deployments, feedback, reading, trials, versions
 from thumbloop.types import DEFAULT_POLICY, WAITING, PolicyVersion, VersionState
 
 T = TypeVar("T")
@@ -40,6 +40,13 @@ class Ledger:
     def __init__(self, database: Database, writer: GroupWriter) -> None:
         self._database = database
         self._writer = writer
+
+    async def given_at(self, version: PolicyVersion) -> list[float]:
+        """Return when the thumbs were given that a version's own round learned from, unix seconds."""
+        round_id = version.round_id
+        if round_id is None:
+            return []
+        return await self._read(lambda connection: feedback.given_at(connection, round_id))
 
     async def mark(self) -> versions.Mark:
         """Return what tells whether there is anything new."""

@@ -1,6 +1,6 @@
 """What Prometheus sees of the server. Labels are bounded: never a user, a prompt or a reply."""
 
-from collections.abc import Callable, Iterable
+import re
 
 from prometheus_client import (
     REGISTRY,
@@ -10,78 +10,35 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
-from server.evidence import Look
-from server.performing import Swap
+from server.by_version import ByVersion
+from server.collectors import HeldVersions
+from server.delivery_metrics import DeliveryMetrics
 from server.routes import Routes
-from thumbloop.types import Feedback, FinishReason, Interaction, Preference
+from thumbloop.errors import ThumbloopError
+from thumbloop.types import Feedback, FinishReason, Interaction, Preference, Status
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REWARDS = (-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8)
+_LIFTS = (-2, -1, -0.5, -0.25, 0, 0.25, 0.5, 1, 2, 4)
+_PROPENSITIES = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
-
-class HeldVersions(Collector):
-    """A 1 for each version that requests may reach, by number and by the digests of its adapters."""
-
-    def __init__(self, routes: Routes) -> None:
-        self._routes = routes
-
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Return the family as it is now; as many series as the engine has room for versions."""
-        family = GaugeMetricFamily(
-            "thumbloop_policy_version_info",
-            "Versions that the engine holds, with sha256 of their adapters.",
-            labels=["version", "state", "policy_digest", "reward_digest"],
-        )
-        names = {number: name for name, number in self._routes.routed._asdict().items()}
-        for held in self._routes.held:
-            state = names.get(held.number, "held")
-            facts = held.facts
-            labels = [str(held.number), state, facts.policy_digest, facts.reward_digest]
-            family.add_metric(labels, 1.0)
-        return [family]
-
-
-class CanaryEvidence(Collector):
-    """What the users of a canary say of it, as long as it is tried."""
-
-    def __init__(self, look: Callable[[], Look | None]) -> None:
-        self._look = look
-
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Return the families as the last look at the trial found them; without series where there is none."""
-        users = GaugeMetricFamily(
-            "thumbloop_canary_users", "Users who count.", labels=["measure", "side"]
-        )
-        means = GaugeMetricFamily(
-            "thumbloop_canary_mean", "Their mean, 0 to 1.", labels=["measure", "side"]
-        )
-        evidence = GaugeMetricFamily(
-            "thumbloop_canary_log_evidence",
-            "Log of what bets have won that the canary's mean is higher, or lower.",
-            labels=["measure", "direction"],
-        )
-        look = self._look()
-        for name, found in look.evidence.items() if look else ():
-            users.add_metric([name, "canary"], found.canary_users)
-            users.add_metric([name, "current"], found.current_users)
-            means.add_metric([name, "canary"], found.canary_mean)
-            means.add_metric([name, "current"], found.current_mean)
-            evidence.add_metric([name, "higher"], found.log_higher)
-            evidence.add_metric([name, "lower"], found.log_lower)
-        return [users, means, evidence]
+_GIVEN_UP = ("cancelled", "corrupted", "failed")
 
 
 class ServerMetrics:
     """Our own metrics; vLLM's are on the same endpoint under their own names."""
 
-    def __init__(self) -> None:
+    def __init__(self, routes: Routes | None = None) -> None:
+        """Tell versions apart by their routes; without any, all are gone."""
+        self._routes = routes or Routes()
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series each, of no use
         self.registry = CollectorRegistry()
         self.registry.register(REGISTRY)  # vLLM's, the process's and Python's
+        self.registry.register(HeldVersions(self._routes))
         r = self.registry
+        self._by_version = ByVersion(r)
+        self.delivery = DeliveryMetrics(r)
         method = ["grpc_service", "grpc_method"]
         self._started = Counter("grpc_server_started", "Calls started.", method, registry=r)
         self._handled = Counter(
@@ -126,6 +83,30 @@ class ServerMetrics:
         self._reward = Histogram(
             "thumbloop_reward", "Reward of shown replies, logits.", buckets=_REWARDS, registry=r
         )
+        self._lift = Histogram(
+            "thumbloop_rerank_lift",
+            "Reward of the shown reply minus the mean of its candidates, logits.",
+            buckets=_LIFTS,
+            registry=r,
+        )
+        self._rerank_seconds = Histogram(
+            "thumbloop_rerank_seconds",
+            "From a reply's last sampled candidate until one was chosen by its reward.",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self._propensity = Histogram(
+            "thumbloop_propensity",
+            "Probability with which guidance chose the shown reply.",
+            buckets=_PROPENSITIES,
+            registry=r,
+        )
+        self._given_up = Counter(
+            "thumbloop_given_up",
+            "Requests that came to nothing, by reason.",
+            ["reason"],
+            registry=r,
+        )
         self._first_text = Histogram(
             "thumbloop_time_to_first_text_seconds",
             "From a streamed call to its first text, by strategy.",
@@ -134,7 +115,21 @@ class ServerMetrics:
             registry=r,
         )
         self._feedback = Counter(
-            "thumbloop_feedback", "Thumbs, by value and result.", ["thumb", "result"], registry=r
+            "thumbloop_feedback",
+            "Thumbs, by value, result and where the version is that replied.",
+            ["thumb", "result", "state"],
+            registry=r,
+        )
+        self._refused = Counter(
+            "thumbloop_feedback_rejected",
+            "Thumbs and preferences that were refused, by reason.",
+            ["kind", "reason"],
+            registry=r,
+        )
+        self.last_feedback = Gauge(
+            "thumbloop_last_feedback_timestamp_seconds",
+            "When the last thumb or preference was taken, unix time; 0 where there is none.",
+            registry=r,
         )
         self._preferences = Counter(
             "thumbloop_preferences", "Preferences, by result.", ["result"], registry=r
@@ -145,23 +140,8 @@ class ServerMetrics:
             ["kind", "result"],
             registry=r,
         )
-        self._swaps = Counter(
-            "thumbloop_swaps", "Published versions tried, by result.", ["result"], registry=r
-        )
-        self._swap_seconds = Histogram(
-            "thumbloop_published_to_serving_seconds",
-            "From a version's publication until it answers.",
-            buckets=_SECONDS,
-            registry=r,
-        )
         self.engine_restarts = Counter(
             "thumbloop_engine_restarts", "Engines started in place of one that died.", registry=r
-        )
-        self._collected = Counter(
-            "thumbloop_collected_versions", "Versions whose folders were deleted.", registry=r
-        )
-        self._collected_bytes = Counter(
-            "thumbloop_collected_bytes", "Size of what was deleted of them.", registry=r
         )
         self.version = Gauge("thumbloop_policy_version", "The version that answers.", registry=r)
         self.store_queue = Gauge(
@@ -171,6 +151,9 @@ class ServerMetrics:
             "thumbloop_store_unscrubbed",
             "1 while files may hold remains of what was erased.",
             registry=r,
+        )
+        self.store_errors = Counter(
+            "thumbloop_store_errors", "Commits that the database did not take.", registry=r
         )
         self._commit_seconds = Histogram(
             "thumbloop_store_commit_seconds", "Time of a commit.", buckets=_SECONDS, registry=r
@@ -186,6 +169,8 @@ class ServerMetrics:
         self.in_flight = Gauge(
             "thumbloop_requests_in_flight", "Generate calls being answered.", registry=r
         )
+        for reason in _GIVEN_UP:
+            self._given_up.labels(reason)
 
     def call_started(self, method: str) -> None:
         """Count a call."""
@@ -211,8 +196,26 @@ class ServerMetrics:
         self._tokens.labels("prompt", learning).inc(len(interaction.prompt_token_ids))
         sampled = sum(len(c.token_ids) for c in interaction.candidates)
         self._tokens.labels("candidate", learning).inc(sampled)
-        if interaction.chosen.reward is not None:
-            self._reward.observe(interaction.chosen.reward)
+        chosen = interaction.chosen
+        if chosen.propensity is not None:
+            self._propensity.observe(chosen.propensity)
+        if chosen.reward is not None:
+            self._reward.observe(chosen.reward)
+            parts = chosen.reward_components or {"thumbs": chosen.reward}
+            if "thumbs" in parts:  # the part that promises any
+                self._by_version.observe_reward(interaction.policy_version, parts["thumbs"])
+            rewards = [c.reward for c in interaction.candidates if c.reward is not None]
+            if interaction.reranked:
+                self._lift.observe(chosen.reward - sum(rewards) / len(rewards))
+
+    def observe_row(self, interaction: Interaction) -> None:
+        """Count a request that came to nothing."""
+        if interaction.status is not Status.COMPLETED:
+            self._given_up.labels(interaction.untrainable_reason).inc()
+
+    def observe_rerank(self, seconds: float) -> None:
+        """Count the time that a choice by rewards took beyond sampling."""
+        self._rerank_seconds.observe(seconds)
 
     def observe_first_text(self, strategy: str, seconds: float) -> None:
         """Count a stream that said something."""
@@ -225,26 +228,26 @@ class ServerMetrics:
     def observe_feedback(self, feedback: Feedback) -> None:
         """Count a thumb."""
         result = "duplicate" if feedback.duplicate else "accepted"
-        self._feedback.labels("up" if feedback.value else "down", result).inc()
+        state = self._routes.state_of(feedback.policy_version)
+        self._feedback.labels("up" if feedback.value else "down", result, state).inc()
+        if not feedback.duplicate:
+            self._by_version.observe_thumb(feedback.policy_version, is_up=bool(feedback.value))
+            self.last_feedback.set(feedback.created_at)
 
     def observe_preference(self, preference: Preference) -> None:
         """Count a preference."""
         self._preferences.labels("duplicate" if preference.duplicate else "accepted").inc()
+        if not preference.duplicate:
+            self.last_feedback.set(preference.created_at)
 
     def observe_import(self, kind: str, result: str) -> None:
         """Count something that somebody brought in; it is no traffic and counts as nothing else."""
         self._imports.labels(kind, result).inc()
 
-    def observe_swap(self, swap: Swap) -> None:
-        """Count a version that was tried."""
-        self._swaps.labels(swap.result.value).inc()
-        if swap.published_to_serving_s is not None:
-            self._swap_seconds.observe(swap.published_to_serving_s)
-
-    def observe_collected(self, size_bytes: int) -> None:
-        """Count a version's folder that was deleted."""
-        self._collected.inc()
-        self._collected_bytes.inc(size_bytes)
+    def observe_refusal(self, kind: str, error: ThumbloopError) -> None:
+        """Count a thumb or a preference that was refused; the reason is the error's name."""
+        reason = re.sub(r"(?<!^)([A-Z])", r"_\1", type(error).__name__).lower()
+        self._refused.labels(kind, reason).inc()
 
     def observe_commit(self, _changes: int, seconds: float) -> None:
         """Count a commit of the store's writer."""

@@ -28,7 +28,7 @@ from server.ledger import Ledger
 from server.loading import Loader
 from server.routes import Routes
 from thumbloop.config.delivery import Delivery
-from thumbloop.errors import BadPolicyVersion, SettingsError, ThumbloopError
+from thumbloop.errors import BadPolicyVersion, SettingsError, StoreUnavailable, ThumbloopError
 from thumbloop.types import BASE_VERSION, WAITING, PolicyVersion, VersionState
 
 log = logging.getLogger(__name__)
@@ -52,11 +52,18 @@ OF_THE_SERVER = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """What became of one version: where it first answers, seconds from its publication."""
+    """What became of one version.
+
+    Where it was tried: how long that took, and why it was rejected, a stable word. Where it first
+    answers: seconds from its publication, and from each thumb that its round learned from.
+    """
 
     version: PolicyVersion
     result: VersionState
     published_to_serving_s: float | None = None
+    took_s: float | None = None
+    reason: str = ""
+    feedback_to_serving_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +180,14 @@ class Performer:
         )
 
     async def _try(self, version: PolicyVersion, view: View, *, is_canary: bool) -> None:
+        began = time.perf_counter()
         try:
             loaded = await self._loader.load(version, view.rows)
         except BadPolicyVersion as error:
             log.warning("version %d is rejected: %s", version.version, error)
             await self._ledger.decide(version, VersionState.REJECTED, str(error))
-            self._on_swap(Swap(version, VersionState.REJECTED))
+            took_s = time.perf_counter() - began
+            self._on_swap(Swap(version, VersionState.REJECTED, took_s=took_s, reason=error.reason))
             return
         try:
             await self._ledger.decide(version, VersionState.ATTESTED, "")
@@ -203,11 +212,21 @@ class Performer:
         else:
             await self._route(version.version, None, view)
         result = VersionState.CANARY if is_canary else VersionState.CURRENT
-        seconds = time.time() - version.published_at
+        now, took_s = time.time(), time.perf_counter() - began
+        seconds = now - version.published_at
         log.info(
             "version %d is %s, %.2f s after it was published", version.version, result, seconds
         )
-        self._on_swap(Swap(version, result, seconds))
+        waits = tuple(now - at for at in await self._given_at(version))
+        self._on_swap(Swap(version, result, seconds, took_s, feedback_to_serving_s=waits))
+
+    async def _given_at(self, version: PolicyVersion) -> list[float]:
+        """Return when the thumbs were given that a version learned from; none where the store is away."""
+        try:
+            return await self._ledger.given_at(version)
+        except StoreUnavailable as error:
+            log.warning("how long feedback took to serve is not known: %s", error)
+            return []
 
     async def _promote(self, version: PolicyVersion, reason: str, view: View) -> None:
         """Make the canary current in the place of the one that is."""

@@ -77,6 +77,7 @@ class Pipeline:
         scoring_timeout_s: float,
         max_prompt_tokens: int | None = None,
         on_fallback: Callable[[str], None] = lambda _reason: None,
+        on_rerank: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self._max_prompt_tokens = max_prompt_tokens
         self._engine = engine
@@ -87,6 +88,7 @@ class Pipeline:
         self._calibration = calibration
         self._scoring_timeout_s = scoring_timeout_s
         self._on_fallback = on_fallback
+        self._on_rerank = on_rerank
         self._load = Load()
 
     async def respond(
@@ -171,6 +173,8 @@ class Pipeline:
         self._calibration.observe(version.number, choice, outcome, time.perf_counter() - started)
         if outcome.fallback:
             self._on_fallback(outcome.fallback)
+        if outcome.reranked:
+            self._on_rerank(time.perf_counter() - worker.sampled_at)
         is_as_planned = outcome.extent is Extent.REQUESTED
         return replace(outcome, extent=extent) if is_as_planned else outcome
 

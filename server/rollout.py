@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 import math
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -89,6 +90,8 @@ class RolloutWorker:
         self._listener = listener
         self._shown: int | None = None
         self._decodings: dict[int, StreamedDecoding] = {}
+        self.sampled_at = time.perf_counter()
+        """When the engine last gave a candidate, or a part of one, on the clock of performance."""
 
     @property
     def can_score(self) -> bool:
@@ -151,6 +154,7 @@ class RolloutWorker:
         if not all(map(math.isfinite, sampled.logprobs)):
             number = self._version.number
             raise CorruptedReply(f"version {number} gave log-probabilities that are no numbers")
+        self.sampled_at = time.perf_counter()
         return Candidate(
             index=index,
             policy_version=self._version.number,

@@ -73,6 +73,15 @@ class Routes:
         """Return a version that a request may be pinned to; None: it is not loaded."""
         return self._loaded.get(number)
 
+    def state_of(self, number: int) -> str:
+        """Say where a version is, in one word: current, canary, held (for pins), or gone; for any thread."""
+        routed = self.routed
+        if number == routed.current:
+            return "current"
+        if number == routed.canary:
+            return "canary"
+        return "held" if number in self._loaded else "gone"
+
     def know(self, highest: int) -> None:
         """Hear of the highest version in the store, so that a pin to it is answered rightly."""
         self._highest = highest

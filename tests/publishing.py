@@ -183,20 +183,35 @@ class Publisher:
             metrics={"reward_auroc": 0.9},
         )
 
-    def publish(self, version: int, parent: int = 0, **options: object) -> PolicyVersion:
+    def publish(
+        self,
+        version: int,
+        parent: int = 0,
+        *,
+        new_feedback: tuple[int, ...] = (),
+        **options: object,
+    ) -> PolicyVersion:
         """Write a version and insert its row; options are those of `write`."""
         row = self.write(version, parent, **options)  # type: ignore[arg-type]
-        self.insert(row)
+        self.insert(row, new_feedback)
         return row
 
-    def insert(self, row: PolicyVersion) -> None:
-        """Make a written version visible."""
+    def insert(self, row: PolicyVersion, new_feedback: tuple[int, ...] = ()) -> None:
+        """Make a written version visible; `new_feedback` are the thumbs that it learned from."""
         assert self._database is not None
         assert row.round_id is not None
         assert row.parent is not None
         now = time.time()
         done = Round(
-            row.round_id, row.policy, row.parent, now, now, row.version, "published", row.metrics
+            row.round_id,
+            row.policy,
+            row.parent,
+            now,
+            now,
+            row.version,
+            "published",
+            row.metrics,
+            new_feedback,
         )
         with self._database.begin() as connection:
             versions.finish_round(connection, done, row)

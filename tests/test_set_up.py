@@ -244,7 +244,10 @@ def test_make_serve_builds_the_demo_model_only_without_a_configuration():
     assert recipe("train", "CONFIG=trainer.yaml").endswith("-m trainer --config 'trainer.yaml'")
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "check", "serve", "train", "protos", "lock"])
+SETTING_UP = ["demo", "test", "check", "serve", "train", "observe", "protos", "dashboard", "lock"]
+
+
+@pytest.mark.parametrize("target", SETTING_UP)
 def test_every_command_sets_up_first(target: str):
     assert recipe(target).startswith("scripts/setup")
 

@@ -48,6 +48,8 @@ class Dataset:
     recent: tuple[Judgement, ...]
     rollouts: tuple[Rollout, ...]
     intake: Mapping[str, Intake]
+    staleness: float = 0.0
+    """Generations between the parent and the version that sampled a rollout, on average."""
 
     @property
     def new_thumbs(self) -> list[Thumb]:
@@ -127,7 +129,16 @@ def read(
             "preference": Intake(num_pairs, dict(+no_pairs)),
             "candidate": Intake(num_candidates, dict(+no_rollouts)),
         },
+        staleness=staleness(rollouts, usable),
     )
+
+
+def staleness(rollouts: Sequence[Rollout], usable: Set[int]) -> float:
+    """Return how many generations before the parent rollouts were sampled, on average; `usable` is the
+    parent's line."""
+    generations = {version: n for n, version in enumerate(sorted(usable, reverse=True))}
+    ages = [generations[r.policy_version] for r in rollouts]
+    return sum(ages) / len(ages) if ages else 0.0
 
 
 def usable_versions(

@@ -70,6 +70,10 @@ class Loop:
         self._policy = policy
         self._waiting_for = ""
         self._rest_s = 0.0
+        gate = config.gate
+        metrics.show_limits(
+            {"kl_to_reference": gate.max_kl, "largest_update_norm": gate.max_update_norm}
+        )
 
     def run(self) -> None:
         """Run rounds until there have been enough of them, or for ever."""
@@ -95,6 +99,7 @@ class Loop:
         Raises StoreUnavailable: the store cannot be read. BadPolicyVersion: the parent's folder is damaged.
         """
         self._rest_s, started = 0.0, perf_counter()
+        self._metrics.last_look.set(time())
         due = self._due()
         data = None if due is None else self._read(due)
         if due is None or data is None:
@@ -143,12 +148,15 @@ class Loop:
         within = count_within(new.new_of, new.older_of, settings.max_user_factor)
         self._metrics.parent.set(parent.version)
         self._metrics.new_feedback.set(within)
-        if child := awaited(known, parent):
-            self._wait(f"waiting for the server to try version {child.version}")
-            return None
+        published = [r["finished_at"] for r in rounds if r["version"] is not None]
+        self._metrics.last_success.set(max(published, default=0.0))
         tainted = {v.version for v in known if v.is_tainted}
         tried = [r for r in rounds if r["version"] not in tainted]  # with what is gone
         needed = needed_feedback(tried, parent, settings, now=now)
+        self._metrics.needed_feedback.set(needed)
+        if child := awaited(known, parent):
+            self._wait(f"waiting for the server to try version {child.version}")
+            return None
         if within < needed:
             words = (
                 f"waiting for {needed} new thumbs; version {parent.version} {_what_it_is(parent)}"

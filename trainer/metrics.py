@@ -14,6 +14,7 @@ from thumbloop.config.shared import Metrics
 from thumbloop.errors import SettingsError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_OUTCOMES = ("published", "blocked", "superseded", "failed")
 _SECONDS = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 
 
@@ -51,12 +52,42 @@ class TrainerMetrics:
         self._value = Gauge(
             "thumbloop_trainer_value", "What the last round measured.", ["name"], registry=r
         )
+        self._rollouts = Counter(
+            "thumbloop_trainer_rollouts_used", "Candidates in published rounds.", registry=r
+        )
+        self._steps = Counter(
+            "thumbloop_trainer_optimizer_steps", "Steps of the policy's optimizer.", registry=r
+        )
+        self._round = Gauge(
+            "thumbloop_trainer_round", "Number of the last round that ended.", registry=r
+        )
+        self._limit = Gauge(
+            "thumbloop_trainer_limit",
+            "What the gate lets a measured value be at most, by the value's name.",
+            ["name"],
+            registry=r,
+        )
+        self.last_look = Gauge(
+            "thumbloop_trainer_last_look_timestamp_seconds",
+            "When the trainer last looked for new feedback, unix time.",
+            registry=r,
+        )
+        self.last_success = Gauge(
+            "thumbloop_trainer_last_success_timestamp_seconds",
+            "When a version was published last, unix time; 0 where there is none.",
+            registry=r,
+        )
+        self.needed_feedback = Gauge(
+            "thumbloop_trainer_needed_feedback", "New feedback that starts a round.", registry=r
+        )
         self.new_feedback = Gauge(
             "thumbloop_trainer_new_feedback", "Thumbs not learned from yet.", registry=r
         )
         self.parent = Gauge(
             "thumbloop_trainer_parent_version", "The version trained from.", registry=r
         )
+        for outcome in _OUTCOMES:  # Prometheus sees no increase in what begins with 1
+            self._rounds.labels(outcome)
 
     def serve(self, where: Metrics) -> int:
         """Open the Prometheus endpoint; return its port. Raises SettingsError: it is taken."""
@@ -68,6 +99,11 @@ class TrainerMetrics:
                 " choose another port, or 0 for a free one"
             ) from None
         return int(server.server_port)
+
+    def show_limits(self, limits: Mapping[str, float]) -> None:
+        """Show what values may be at most, by their names."""
+        for name, limit in limits.items():
+            self._limit.labels(name).set(limit)
 
     def say(self, line: str) -> None:
         """Print one line of progress. Where the log's disk is full the line is lost, not the trainer."""
@@ -101,8 +137,11 @@ class TrainerMetrics:
         """Record a round under its number: how it ended, and what it measured."""
         self._rounds.labels(outcome).inc()
         self._round_seconds.observe(seconds)
+        self._round.set(number)
+        self._steps.inc(values.get("optimizer_steps", 0.0))
         if outcome == "published":
             self._feedback.inc(values["feedback_used"])
+            self._rollouts.inc(values.get("rollouts", 0.0))
         self._left_out.clear()
         for kind, reasons in left_out.items():
             for reason, count in reasons.items():

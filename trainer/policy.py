@@ -98,7 +98,12 @@ class PolicyStage:
             moved = measure_policy(self._trunk, fixed)
             values = comparison.values(of_responses(moved.logprobs, fixed.mask))
             numbers |= of_parent | describe_child(fixed, moved, rollouts, likes)
-        numbers |= {"rollouts": float(len(rollouts)), **described, **describe_values(values)}
+        numbers |= {
+            "rollouts": float(len(rollouts)),
+            "rollout_staleness": data.staleness,
+            **described,
+            **describe_values(values),
+        }
         for name, at_first in CARRIED.items():
             known = parent.metrics.get(name, numbers.get(at_first))
             if known is not None:

@@ -1,6 +1,7 @@
 """A version is tried on real vLLM: its users keep it over a restart, and what they say decides."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from server.canary import Canary, unit_of
 from tests.end_to_end.conftest import Lend
 from tests.own_numbers import check_numbers
+from tests.prometheus import Query, prometheus, queries
 from tests.publishing import Publisher, RealSpeaker
 from tests.serving import Running, until
 from thumbloop.client import GenerateOptions
@@ -29,12 +31,24 @@ async def ask(server: Running, user: str) -> policy_pb2.GenerateResponse:
     return await server.client.generate("what did you think", user_id=user, options=SHORT)
 
 
+def lines_without_data(server: Running, folder: Path) -> set[Query]:
+    """Return the lines of the dashboard about a trial that show nothing of this one."""
+    targets = {"thumbloop-server": f"127.0.0.1:{server.application.metrics_port}"}
+    with prometheus(folder / "prometheus", targets) as watching:
+        empty, deadline = queries(of_trials=True), time.monotonic() + 20
+        assert empty
+        while empty and time.monotonic() < deadline:
+            time.sleep(0.5)
+            empty = watching.without_data(empty)
+        return empty
+
+
 def has_it(user: str) -> bool:
     return GROUP.has(unit_of(User("", user), ""))
 
 
 async def test_a_canary_keeps_its_users_over_a_restart_and_their_thumbs_promote_it(
-    lend: Lend, tiny_model: Path, state: State, speaker: RealSpeaker
+    lend: Lend, tiny_model: Path, state: State, speaker: RealSpeaker, tmp_path: Path
 ):
     async with lend(delivery=TRIALS) as server:
         verdict = verdict_tokens(Verdict(), server.engine.tokenizer)
@@ -43,6 +57,7 @@ async def test_a_canary_keeps_its_users_over_a_restart_and_their_thumbs_promote_
         await until(lambda: server.application._routes.routed == (0, 1))
         for user in USERS[:6]:
             assert (await ask(server, user)).policy_version == int(has_it(user))
+        assert await asyncio.to_thread(lines_without_data, server, tmp_path) == set()
     async with lend(delivery=TRIALS) as server:
         assert server.engine.most_held == 3  # the base model's, and two of the canary
         for user in USERS:

@@ -7,12 +7,19 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
 
+from deploy.observe import targets_of
+from tests.prometheus import Query, complaints, prometheus, queries
 from thumbloop.config import State
 from thumbloop.store import feedback, open_store, reading
 
@@ -84,9 +91,62 @@ def base_model():
     )
 
 
+@dataclass
+class Watch:
+    """What an operator sees of a run: lines of the dashboard without data so far, alerts, complaints."""
+
+    without_data: set[Query] = field(default_factory=queries)
+    fired: set[str] = field(default_factory=set)
+    broken_rules: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    error: Exception | None = None
+
+    def look(self, folder: Path, data: Path, ended: threading.Event) -> None:
+        """Watch until the run ends, or until nothing is left to be seen."""
+        logs = [folder / f"{name}.log" for name in ("server", "trainer")]
+        while not all(log.is_file() and "metrics on" in log.read_text() for log in logs):
+            if ended.wait(1):
+                return
+        targets = targets_of(folder)
+        with prometheus(data, targets) as watching:
+            while self.without_data:
+                if ended.wait(5):
+                    return
+                self.without_data = watching.without_data(self.without_data)
+                self.fired |= watching.firing()
+            self.broken_rules = watching.broken_rules()
+            self.complaints = [c for a in targets.values() for c in complaints(page_of(a))]
+
+
+def page_of(address: str) -> str:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as page:
+        return page.read().decode()
+
+
+@contextmanager
+def watched(folder: Path, data: Path) -> Iterator[Watch]:
+    """Watch a run with Prometheus as long as the block lasts."""
+    watch, ended = Watch(), threading.Event()
+
+    def look() -> None:
+        try:
+            watch.look(folder, data, ended)
+        except Exception as error:
+            watch.error = error
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        ended.set()
+        thread.join()
+
+
 @pytest.mark.timeout(1200)
 def test_the_policy_learns_from_thumbs_while_it_serves(tmp_path):
-    report = run_demo(tmp_path / "run", "--rounds", "2", "--max-minutes", "10")
+    with watched(tmp_path / "run", tmp_path / "prometheus") as watch:
+        report = run_demo(tmp_path / "run", "--rounds", "2", "--max-minutes", "10")
     examined = [v for v in report["versions"] if v["policy_thumb_up_rate"] is not None]
     first, last = examined[0], examined[-1]
     assert last["policy_version"] >= 2
@@ -106,6 +166,7 @@ def test_the_policy_learns_from_thumbs_while_it_serves(tmp_path):
     assert [swap["policy_version"] for swap in report["swaps"]] == [1, 2]
     assert all(set(report[name]) >= fields for name, fields in SECTIONS.items())
     assert (tmp_path / "run" / "learning.png").stat().st_size > 10_000
+    assert watch == Watch(without_data=set())
 
 
 @pytest.mark.timeout(900)

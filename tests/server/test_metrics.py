@@ -1,24 +1,33 @@
 """What Prometheus scrapes: documented families, bounded labels, counts that are right."""
 
 import asyncio
+import math
 import re
+import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine import Sampled
+from server.metrics import ServerMetrics
 from server.rollout import derive_seed
 from tests.fakes import FakeEngine
+from tests.prometheus import complaints
 from tests.publishing import FakeSpeaker, Publisher
 from tests.refusals import fields, refused
-from tests.serving import Running, running
+from tests.rows import candidate, interaction
+from tests.serving import Running, running, until
+from thumbloop.artifacts import Manifest
 from thumbloop.config import State, Verdict
-from thumbloop.errors import EngineUnavailable
+from thumbloop.errors import EngineUnavailable, InvalidRequest, NotFound
 from thumbloop.rendering import verdict_tokens
 from thumbloop.types import FinishReason, Sampling
 from thumbloop.v1 import admin_pb2, feedback_pb2, policy_pb2
@@ -34,6 +43,18 @@ OURS = {
     "thumbloop_pruning_enabled",
     "thumbloop_tokens",
     "thumbloop_reward",
+    "thumbloop_rerank_seconds",
+    "thumbloop_rerank_lift",
+    "thumbloop_propensity",
+    "thumbloop_given_up",
+    "thumbloop_feedback_rejected",
+    "thumbloop_last_feedback_timestamp_seconds",
+    "thumbloop_feedback_to_serving_seconds",
+    "thumbloop_version_thumb_up_ratio",
+    "thumbloop_version_promise_ratio",
+    "thumbloop_versions_rejected",
+    "thumbloop_swap_seconds",
+    "thumbloop_store_errors",
     "thumbloop_feedback",
     "thumbloop_swaps",
     "thumbloop_collected_versions",
@@ -57,7 +78,7 @@ Samples = dict[str, dict[frozenset[str], float]]
 NO_LABELS: frozenset[str] = frozenset()
 
 
-def read(url: str) -> str:
+def read(url: str | urllib.request.Request) -> str:
     with urllib.request.urlopen(url, timeout=10) as answer:
         return answer.read().decode()
 
@@ -72,14 +93,19 @@ async def scrape(server: Running) -> Samples:
     return samples
 
 
+def sample(server: Running, name: str, **labels: str) -> float | None:
+    """Return one value as it is now, without the wire."""
+    return server.application._metrics.registry.get_sample_value(name, labels)
+
+
 def families(samples: Samples) -> set[str]:
     return {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in samples}
 
 
-def publish(server: Running, model: Path, state: State) -> None:
+def publish(server: Running, model: Path, state: State, **options: Any) -> None:
     verdict = verdict_tokens(Verdict(), server.engine.tokenizer)
     speaker = FakeSpeaker(server.engine)
-    Publisher(model, state.versions, server.database, verdict, speaker).publish(1)
+    Publisher(model, state.versions, server.database, verdict, speaker).publish(1, **options)
 
 
 async def use(server: Running, model: Path, state: State) -> None:
@@ -110,6 +136,26 @@ async def test_all_families_are_there_after_some_use_and_none_is_noise(
     assert {n for n in found if n.startswith(("thumbloop_", "grpc_"))} == OURS
 
 
+async def test_prometheus_own_linter_has_nothing_to_say(
+    server: Running, tiny_model: Path, state: State
+):
+    await use(server, tiny_model, state)
+    page = await asyncio.to_thread(
+        read, f"http://127.0.0.1:{server.application.metrics_port}/metrics"
+    )
+    assert complaints(page) == []
+    assert complaints(page.replace("thumbloop_feedback_total", "thumbloop_feedback_count"))
+
+
+async def test_whatever_a_scraper_prefers_vllm_s_names_keep_their_colon(server: Running):
+    Gauge("vllm:requests", "As vLLM calls its own.", registry=server.application._metrics.registry)
+    url = f"http://127.0.0.1:{server.application.metrics_port}/metrics"
+    request = urllib.request.Request(
+        url, headers={"accept": "application/openmetrics-text;version=1.0.0"}
+    )
+    assert "\nvllm:requests 0.0\n" in await asyncio.to_thread(read, request)
+
+
 async def test_counts_are_right(server: Running, tiny_model: Path, state: State):
     await use(server, tiny_model, state)
     samples = await scrape(server)
@@ -122,18 +168,34 @@ async def test_counts_are_right(server: Running, tiny_model: Path, state: State)
     assert samples["grpc_server_started_total"][frozenset({policy, "Generate"})] == 4
     assert samples["grpc_server_handling_seconds_count"][frozenset({policy, "Generate"})] == 4
     assert samples["thumbloop_feedback_total"] == {
-        frozenset({"up", "accepted"}): 1,
-        frozenset({"up", "duplicate"}): 1,
-        frozenset({"down", "accepted"}): 1,
+        frozenset({"up", "accepted", "current"}): 1,
+        frozenset({"up", "duplicate", "current"}): 1,
+        frozenset({"down", "accepted", "current"}): 1,
+    }
+    assert samples["thumbloop_feedback_rejected_total"] == {
+        frozenset({"thumb", "invalid_request"}): 1
     }
     assert samples["thumbloop_candidates_total"] == {frozenset({"requested", "false"}): 12}
     assert samples["thumbloop_guidance_fallbacks_total"] == {frozenset({"full"}): 1}
     assert samples["thumbloop_pruning_enabled"] == {frozenset({"0.3"}): 1}
     assert samples["thumbloop_policy_version"][NO_LABELS] == 1
-    assert samples["thumbloop_swaps_total"] == {frozenset({"current"}): 1}
+    assert {k: n for k, n in samples["thumbloop_swaps_total"].items() if n} == {
+        frozenset({"current"}): 1
+    }
+    assert {k: n for k, n in samples["thumbloop_swap_seconds_count"].items() if n} == {
+        frozenset({"current"}): 1
+    }
+    assert not sum(samples["thumbloop_versions_rejected_total"].values())
+    assert not sum(samples["thumbloop_given_up_total"].values())
     assert samples["thumbloop_published_to_serving_seconds_count"][NO_LABELS] == 1
     assert sum(samples["thumbloop_replies_total"].values()) == 3
     assert samples["thumbloop_reward_count"][NO_LABELS] == 1  # version 0 has no opinion
+    assert samples["thumbloop_rerank_lift_count"][NO_LABELS] == 1
+    assert samples["thumbloop_rerank_seconds_count"][NO_LABELS] == 1
+    assert samples["thumbloop_version_promise_ratio_count"][frozenset({"1"})] == 1
+    assert samples["thumbloop_version_thumb_up_ratio_count"][frozenset({"0"})] == 2
+    assert samples["thumbloop_version_thumb_up_ratio_sum"][frozenset({"0"})] == 1
+    assert 0 <= time.time() - samples["thumbloop_last_feedback_timestamp_seconds"][NO_LABELS] < 60
     assert samples["thumbloop_requests_in_flight"][NO_LABELS] == 0
     assert samples["thumbloop_store_commit_seconds_count"][NO_LABELS] >= 5
 
@@ -234,6 +296,98 @@ async def test_no_label_depends_on_what_people_write_or_who_they_are(
             assert all("NOT_FOUND" in new for new in after[name].keys() - before[name].keys())
         shown = {value for labels in after[name] for value in labels}
         assert not {v for v in shown if re.search(r"user|secret|prompt \d|@|x{5}", v)}, name
+
+
+async def test_time_from_a_thumb_to_the_first_version_that_learned_from_it(
+    server: Running, tiny_model: Path, state: State
+):
+    reply = await server.generate("hello", user_id="ann")
+    thumb = await server.client.rate(reply.response_id, up=True, user_id="ann")
+    await asyncio.sleep(0.2)
+    publish(server, tiny_model, state, new_feedback=(thumb.feedback_id,))
+    await server.serves(1)
+    name = "thumbloop_feedback_to_serving_seconds"
+    await until(lambda: sample(server, f"{name}_count"))
+    samples = await scrape(server)
+    assert samples[f"{name}_count"][NO_LABELS] == 1
+    assert 0.2 < samples[f"{name}_sum"][NO_LABELS] < 60
+
+
+async def test_a_version_that_is_not_what_was_published_is_counted_by_reason(
+    server: Running, tiny_model: Path, state: State
+):
+    def alter(manifest: Manifest) -> Manifest:
+        return manifest.model_copy(update={"version": 7})
+
+    publish(server, tiny_model, state, alter=alter)
+    rejected = frozenset({"rejected"})
+    await until(lambda: sample(server, "thumbloop_swaps_total", result="rejected"))
+    samples = await scrape(server)
+    counted = {k: n for k, n in samples["thumbloop_versions_rejected_total"].items() if n}
+    assert counted == {frozenset({"wrong_version"}): 1}
+    assert samples["thumbloop_swap_seconds_count"][rejected] == 1
+
+
+async def test_what_comes_to_nothing_is_counted_by_reason(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+):
+    speak = server.engine.speak
+
+    def wrong(*arguments: object) -> Sampled:
+        sampled = speak(*arguments)
+        return replace(sampled, logprobs=(math.nan,) * len(sampled.logprobs))
+
+    monkeypatch.setattr(server.engine, "speak", wrong)
+    await refused(server.generate("hello"))
+    monkeypatch.undo()
+    server.engine.may_sample.clear()
+    call = server.policy.Generate(policy_pb2.GenerateRequest(text="hello"))
+    await server.sampling(4)
+    call.cancel()
+    await until(lambda: server.engine.aborted)
+    await until(lambda: sample(server, "thumbloop_given_up_total", reason="cancelled"))
+    assert (await scrape(server))["thumbloop_given_up_total"] == {
+        frozenset({"cancelled"}): 1,
+        frozenset({"corrupted"}): 1,
+        frozenset({"failed"}): 0,
+    }
+
+
+def test_of_several_rewards_the_one_of_thumbs_promises_some():
+    metrics = ServerMetrics()
+    value = metrics.registry.get_sample_value
+    of_three = {"version": "3"}
+    for parts in ({"thumbs": 0.0, "length": -9.0}, {"length": -9.0}, {}):
+        shown = candidate(chosen=True, reward=0.0, reward_components=parts)
+        metrics.observe_reply(interaction(policy_version=3, candidates=(shown,)))
+    assert value("thumbloop_reward_count") == 3
+    assert value("thumbloop_version_promise_ratio_count", of_three) == 2
+    assert value("thumbloop_version_promise_ratio_sum", of_three) == 1
+
+
+async def test_refused_feedback_is_counted_by_reason(server: Running):
+    reply = await server.generate("hello", user_id="ann")
+    for user, response_id in (("bob", reply.response_id), ("ann", "never given")):
+        with pytest.raises(NotFound):
+            await server.client.rate(response_id, up=True, user_id=user)
+    with pytest.raises(InvalidRequest):
+        await server.client.prefer(reply.response_id, better=1, worse=1, user_id="ann")
+    assert (await scrape(server))["thumbloop_feedback_rejected_total"] == {
+        frozenset({"thumb", "unknown_response"}): 2,
+        frozenset({"preference", "invalid_request"}): 1,
+    }
+
+
+async def test_the_time_of_the_last_thumb_outlives_a_restart(tiny_model: Path, state: State):
+    name = "thumbloop_last_feedback_timestamp_seconds"
+    async with running(tiny_model, state) as server:
+        assert (await scrape(server))[name][NO_LABELS] == 0
+        reply = await server.generate("hello", user_id="ann")
+        await server.client.rate(reply.response_id, up=True, user_id="ann")
+        given_at = (await scrape(server))[name][NO_LABELS]
+        assert abs(time.time() - given_at) < 60
+    async with running(tiny_model, state) as server:
+        assert (await scrape(server))[name][NO_LABELS] == given_at
 
 
 async def late(*_arguments: object, **_options: object) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from thumbloop.types import (
 )
 from trainer import dataset
 from trainer.dataset import usable_versions
-from trainer.rollouts import Comparison, Thumb
+from trainer.rollouts import Comparison, Rollout, Thumb
 
 SETTINGS = Round(max_rollouts=100, max_staleness=1)
 
@@ -508,3 +508,10 @@ def test_an_imported_thumb_teaches_the_reward_model_alone(connection):
     assert (thumb.sample, thumb.propensity) == (None, None)
     assert (data.recent, data.rollouts) == ((), ())
     assert data.left_out["candidate"] == {"imported": 1, "too_old": 2}
+
+
+def test_staleness_is_in_generations_of_the_parents_line():
+    of = {v: Rollout("r", v, (5,), (6,), (-1.0,), 1.0) for v in (3, 5, 9)}
+    assert dataset.staleness([], {9, 5, 3}) == 0
+    assert dataset.staleness([of[9]], {9, 5, 3}) == 0
+    assert dataset.staleness([of[9], of[5], of[3], of[3]], {9, 5, 3}) == 1.25

@@ -1,12 +1,15 @@
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from prometheus_client import generate_latest
 from sqlalchemy import select, update
 
 from tests.bench import VERDICT, Bench
 from tests.finding import found
+from tests.prometheus import complaints
 from tests.tiny_model import build_tiny_model
 from thumbloop import artifacts
 from thumbloop.config import TrainerConfig
@@ -378,6 +381,37 @@ def test_every_metric_of_a_round_is_exported(bench):
     assert sample("thumbloop_trainer_value", {"name": "reward_auroc"}) > 0.5
     assert sample("thumbloop_trainer_left_out", {"kind": "candidate", "reason": "over_limit"}) == 16
     assert sample("thumbloop_trainer_stage_seconds_count", {"stage": "ppo"}) == 1
+    assert sample("thumbloop_trainer_value", {"name": "rollout_staleness"}) == 0
+    assert sample("thumbloop_trainer_limit", {"name": "kl_to_reference"}) == 20
+    assert sample("thumbloop_trainer_rollouts_used_total") == 64
+    assert sample("thumbloop_trainer_optimizer_steps_total") > 0
+    assert sample("thumbloop_trainer_round") == 1
+
+
+def test_prometheus_own_linter_has_nothing_to_say(bench):
+    bench.rate(40)
+    bench.loop.step()
+    page = generate_latest(bench.metrics.registry).decode()
+    assert "thumbloop_trainer_stage_seconds_bucket" in page
+    assert complaints(page) == []
+
+
+def test_when_the_trainer_looked_and_published_last_is_exported(bench):
+    sample = bench.metrics.registry.get_sample_value
+    bench.rate(40)
+    before = time.time()
+    bench.loop.step()
+    assert sample("thumbloop_trainer_last_success_timestamp_seconds") == 0
+    bench.loop.step()  # waits for the server to try version 1
+    assert before < sample("thumbloop_trainer_last_success_timestamp_seconds") < time.time()
+    assert before < sample("thumbloop_trainer_last_look_timestamp_seconds") < time.time()
+    assert sample("thumbloop_trainer_new_feedback") == 40
+    assert sample("thumbloop_trainer_needed_feedback") > 40  # tried ones alone start no round
+    for loop in (bench.loop, bench.new_loop()):
+        bench.adopt(1)
+        loop.step()
+        assert sample("thumbloop_trainer_needed_feedback") == 32
+        assert sample("thumbloop_trainer_last_success_timestamp_seconds") > before
 
 
 def test_numbers_that_break_down_block_the_round(bench, monkeypatch):

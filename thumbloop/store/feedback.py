@@ -10,7 +10,7 @@ from thumbloop.store.interactions import BATCH, batches, candidate_of, sampling_
 from thumbloop.store.learned import NewFeedback, Rounds, keep_newest, learned_thumbs
 from thumbloop.store.owned import given, refuse_late
 from thumbloop.store.packing import unpack_ids
-from thumbloop.store.schema import candidates, feedback, interactions, thumbs
+from thumbloop.store.schema import candidates, feedback, interactions, round_inputs, thumbs
 from thumbloop.types import Arm, Feedback, Learning, RatedReply, Status, User
 
 THUMB = "thumb"
@@ -210,6 +210,25 @@ def count_new(
     learned = learned_thumbs(connection, learned_by)
     kept = keep_newest(effective, lambda row: _said(row) not in learned, max_older)
     return NewFeedback.of(kept, oldest)
+
+
+def given_at(connection: Connection, round_id: str) -> list[float]:
+    """Return when the thumbs were given that a round learned as new and that are still there, unix seconds."""
+    inputs = select(round_inputs.c.row).where(
+        round_inputs.c.round_id == round_id, round_inputs.c.role == "new"
+    )
+    ids = [int(row) for row in connection.scalars(inputs)]
+    return [
+        at
+        for batch in batches(ids)
+        for at in connection.scalars(select(feedback.c.created_at).where(feedback.c.id.in_(batch)))
+    ]
+
+
+def last_given_at(connection: Connection) -> float:
+    """Return when the last thumb was given, unix seconds; 0 where there is none."""
+    newest = select(feedback.c.created_at).order_by(feedback.c.id.desc()).limit(1)
+    return float(connection.scalar(newest) or 0.0)
 
 
 def _said(row: RowMapping) -> tuple[str, int]:

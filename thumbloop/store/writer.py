@@ -36,7 +36,8 @@ class GroupWriter:
     """Runs changes in order, as many in one transaction as have arrived; each undone alone if it fails.
 
     A result is delivered only after the commit that holds it. `on_commit` hears of each commit:
-    how many changes it held, and how long it took in seconds.
+    how many changes it held, and how long it took in seconds; `on_error` of each that the database
+    did not take.
     """
 
     def __init__(
@@ -45,10 +46,12 @@ class GroupWriter:
         *,
         max_group: int = 256,
         on_commit: Callable[[int, float], None] = lambda _changes, _seconds: None,
+        on_error: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
         self._max_group = max_group
         self._on_commit = on_commit
+        self._on_error = on_error
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._next: _Write | None = None  # taken out of the queue, and not in the last group
         self._is_closed = False
@@ -116,6 +119,7 @@ class GroupWriter:
         try:
             outcomes = self._apply(group)
         except SQLAlchemyError as error:
+            self._on_error()
             cause = getattr(error, "orig", None) or error
             failure = StoreUnavailable(f"the store did not take the write: {cause}")
             outcomes = [_Outcome(None, failure)] * len(group)

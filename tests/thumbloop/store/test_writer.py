@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, Engine, event, text
-from sqlalchemy.exc import DatabaseError, InternalError
+from sqlalchemy.exc import DatabaseError, InternalError, OperationalError
 
 from tests.rows import ANN, interaction
 from thumbloop.config import State
@@ -172,6 +172,22 @@ def test_a_change_that_fails_costs_its_group_nothing(store: Engine, writer: Grou
     with pytest.raises(UnknownResponse):
         failing.result(10)
     assert stored(store) == ["after", "before"]
+
+
+def test_commits_that_fail_are_told_and_changes_that_fail_are_not(store: Engine):
+    errors: list[int] = []
+    writer = GroupWriter(store, on_error=lambda: errors.append(1))
+    with pytest.raises(UnknownResponse):
+        writer.submit(half_done).result(20)
+    assert errors == []
+
+    def damaged(_connection: Connection) -> None:
+        raise OperationalError("COMMIT", None, Exception("database or disk is full"))
+
+    with pytest.raises(StoreUnavailable):
+        writer.submit(damaged).result(20)
+    assert errors == [1]
+    writer.close()
 
 
 def test_a_locked_database_is_unavailable_and_recovers(state: State, store: Engine):

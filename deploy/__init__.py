@@ -1,0 +1,1 @@
+"""What operators run beside the server and the trainer: Prometheus, its rules, a Grafana dashboard."""

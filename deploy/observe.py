@@ -1,0 +1,91 @@
+"""python -m deploy.observe: starts Prometheus, with our rules, beside a server and a trainer that run here."""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+RULES = Path(__file__).parent / "prometheus" / "rules.yml"
+_SERVER, _TRAINER = "127.0.0.1:9464", "127.0.0.1:9465"
+_PORT = r"metrics on (\d+)"
+
+
+def configuration(targets: Mapping[str, str], *, interval_s: int) -> dict[str, Any]:
+    """Return prometheus.yml: an address to scrape for each job, and our rules."""
+    return {
+        "global": {"scrape_interval": f"{interval_s}s", "evaluation_interval": f"{interval_s}s"},
+        "rule_files": [str(RULES.resolve())],
+        "scrape_configs": [
+            {"job_name": job, "static_configs": [{"targets": [address]}]}
+            for job, address in targets.items()
+        ],
+    }
+
+
+def command(
+    folder: Path, address: str, targets: Mapping[str, str], *, interval_s: int
+) -> list[str]:
+    """Write the configuration into a folder; return how Prometheus is started with it, data beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "prometheus.yml"
+    config.write_text(
+        yaml.safe_dump(configuration(targets, interval_s=interval_s), sort_keys=False)
+    )
+    return [
+        "prometheus",
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+        "--log.level=warn",
+    ]
+
+
+def targets_of(demo: Path) -> dict[str, str]:
+    """Return where server and trainer show their metrics: those of a run of the demo, or the settings' defaults."""
+    return {
+        f"thumbloop-{name}": _said_in(demo / f"{name}.log") or default
+        for name, default in (("server", _SERVER), ("trainer", _TRAINER))
+    }
+
+
+def _said_in(log: Path) -> str | None:
+    said = re.search(_PORT, log.read_text(errors="replace")) if log.is_file() else None
+    return f"127.0.0.1:{said[1]}" if said else None
+
+
+def main(
+    server: Annotated[str | None, typer.Option(help="host:port of the server's metrics.")] = None,
+    trainer: Annotated[str | None, typer.Option(help="host:port of the trainer's.")] = None,
+    demo: Annotated[Path, typer.Option(help="A run of the demo, whose ports count.")] = Path(
+        "runs/demo"
+    ),
+    folder: Annotated[Path, typer.Option(help="Where Prometheus keeps its data.")] = Path(
+        "runs/observe"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it is looked at.")] = 9090,
+    interval_s: Annotated[int, typer.Option(min=1, help="Seconds between two scrapes.")] = 5,
+) -> None:
+    """Watch a server and a trainer: graphs and alerts in a browser."""
+    if shutil.which("prometheus") is None:
+        print("error: there is no prometheus here; scripts/packages prometheus", file=sys.stderr)
+        raise SystemExit(2)
+    targets = targets_of(demo)
+    for name, given in (("thumbloop-server", server), ("thumbloop-trainer", trainer)):
+        targets[name] = given or targets[name]
+    address = f"127.0.0.1:{port}"
+    words = command(folder, address, targets, interval_s=interval_s)
+    print(
+        f"http://{address} has graphs and alerts of {' and '.join(targets.values())}; Ctrl-C ends it",
+        flush=True,
+    )
+    os.execvp(words[0], words)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,65 @@
+"""Prometheus beside a server and a trainer."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from deploy import observe
+from tests.prometheus import promtool
+
+TARGETS = {"thumbloop-server": "127.0.0.1:9464", "thumbloop-trainer": "127.0.0.1:9465"}
+
+
+def test_what_is_written_prometheus_can_read(tmp_path: Path):
+    words = observe.command(tmp_path / "new", "127.0.0.1:9090", TARGETS, interval_s=5)
+    config = tmp_path / "new/prometheus.yml"
+    assert words[:2] == ["prometheus", f"--config.file={config}"]
+    assert "--web.listen-address=127.0.0.1:9090" in words
+    checked = promtool("check", "config", str(config))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "21 rules found" in checked.stdout + checked.stderr
+    jobs = yaml.safe_load(config.read_text())["scrape_configs"]
+    assert {job["job_name"]: job["static_configs"][0]["targets"] for job in jobs} == {
+        name: [address] for name, address in TARGETS.items()
+    }
+
+
+def test_without_a_demo_the_ports_are_those_of_the_settings(tmp_path: Path):
+    assert observe.targets_of(tmp_path) == TARGETS
+
+
+def test_the_ports_of_a_demo_are_found_in_its_logs(tmp_path: Path):
+    (tmp_path / "server.log").write_text("…\nserving on port 41, metrics on 42, HTTP on 43\n")
+    (tmp_path / "trainer.log").write_text("training on cpu, metrics on 44\nround 1: …\n")
+    assert observe.targets_of(tmp_path) == {
+        "thumbloop-server": "127.0.0.1:42",
+        "thumbloop-trainer": "127.0.0.1:44",
+    }
+
+
+def test_the_command_says_where_to_look_and_becomes_prometheus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    become: list[list[str]] = []
+    monkeypatch.setattr(observe.os, "execvp", lambda _name, words: become.append(words))
+    arguments = ["--demo", str(tmp_path), "--folder", str(tmp_path / "o"), "--port", "9099"]
+    app = observe.typer.Typer()
+    app.command()(observe.main)
+    done = CliRunner().invoke(app, [*arguments, "--trainer", "127.0.0.1:7"])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("http://127.0.0.1:9099 has graphs and alerts of ")
+    assert "127.0.0.1:9464 and 127.0.0.1:7" in done.output
+    (words,) = become
+    assert words[0] == "prometheus"
+    assert "127.0.0.1:7" in (tmp_path / "o/prometheus.yml").read_text()
+
+
+def test_where_there_is_no_prometheus_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        observe.main(demo=tmp_path, folder=tmp_path)
+    assert ended.value.code == 2

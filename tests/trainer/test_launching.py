@@ -15,6 +15,7 @@ from thumbloop import artifacts
 from thumbloop.config import State
 from thumbloop.errors import SettingsError
 from trainer import __main__ as trainer_main
+from trainer import training
 
 
 def adapters_of(state: Path, version: int) -> dict[str, torch.Tensor]:
@@ -77,7 +78,7 @@ def test_when_the_launcher_is_killed_its_processes_end_and_hold_no_lock(tmp_path
         each.kill()
     launcher.communicate(timeout=60)
     assert (len(ranks), left) == (2, [])
-    with trainer_main.only_trainer_of(State(folder=tmp_path / "state")):
+    with training.only_trainer_of(State(folder=tmp_path / "state")):
         pass
 
 
@@ -103,10 +104,11 @@ def is_alive(process: psutil.Process) -> bool:
     ],
 )
 def test_whichever_process_fails_says_why_in_a_line(monkeypatch, capsys, error, rank, line):
-    def fail(_settings, _rank):
+    def fail(_settings, _folder, _rank):
         raise error
 
-    monkeypatch.setattr(trainer_main, "train", fail)
+    monkeypatch.setattr(training, "_train", fail)
+    monkeypatch.setattr(trainer_main, "locate", lambda _model: Path("model"))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
         trainer_main.main(None, rank)

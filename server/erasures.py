@@ -3,24 +3,23 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
 from server.access import Caller
+from server.stored import ask
 from server.users import user_to_forget
 from thumbloop.errors import StoreUnavailable
-from thumbloop.store import GroupWriter, erasure, reading, scrubbing
+from thumbloop.store import GroupWriter, erasure, scrubbing
 from thumbloop.store.erasure import Erasure
 from thumbloop.types import DEFAULT_POLICY, User
 from thumbloop.v1 import feedback_pb2
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 GATHER_S = 2.0
 """How long more erasures are waited for, so that many cost the files one rewriting."""
@@ -91,10 +90,10 @@ class Erasures:
         if not scrubbing.leaves_remains(self._database):
             self.is_scrubbed = True
             return
-        if await self._read(erasure.unscrubbed) is not None:
+        if await ask(self._database, erasure.unscrubbed) is not None:
             await asyncio.sleep(GATHER_S)
-            await self._scrub_up_to(await self._read(erasure.unscrubbed))
-        self.is_scrubbed = await self._read(erasure.unscrubbed) is None
+            await self._scrub_up_to(await ask(self._database, erasure.unscrubbed))
+        self.is_scrubbed = await ask(self._database, erasure.unscrubbed) is None
 
     async def _scrub_up_to(self, event: int | None) -> None:
         """Rid the files of all that was erased up to an event."""
@@ -111,13 +110,6 @@ class Erasures:
         )
         seconds = time.perf_counter() - began
         log.info("no file of the store holds what was erased; took %.1f s", seconds)
-
-    async def _read(self, query: Callable[[Connection], T]) -> T:
-        def read() -> T:
-            with reading(self._database) as connection:
-                return query(connection)
-
-        return await asyncio.to_thread(read)
 
 
 def _patience() -> Iterator[float]:

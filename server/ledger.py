@@ -1,10 +1,9 @@
 """Versions in the store: what is read of them, and how the server writes what became of each."""
 
-import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
@@ -12,13 +11,12 @@ from sqlalchemy import Engine as Database
 from server.delivery import Move, canary_of, current_of, destination
 from server.guards import GUARDS
 from server.references import collectable
+from server.stored import ask
 from server.trial import Evidence, Terms
 from thumbloop.config.delivery import Canary as Settings
 from thumbloop.errors import VersionConflict
-from thumbloop.store import GroupWriter, deployments, feedback, reading, trials, versions
+from thumbloop.store import GroupWriter, deployments, feedback, trials, versions
 from thumbloop.types import DEFAULT_POLICY, WAITING, PolicyVersion, VersionState
-
-T = TypeVar("T")
 
 _TYPICAL_S, _TYPICAL_TOKENS = 1.0, 32.0  # where the current version has answered nobody yet
 
@@ -46,23 +44,29 @@ class Ledger:
         round_id = version.round_id
         if round_id is None:
             return []
-        return await self._read(lambda connection: feedback.given_at(connection, round_id))
+        return await ask(self._database, lambda connection: feedback.given_at(connection, round_id))
 
     async def mark(self) -> versions.Mark:
         """Return what tells whether there is anything new."""
-        return await self._read(lambda connection: versions.mark(connection, DEFAULT_POLICY))
+        return await ask(
+            self._database, lambda connection: versions.mark(connection, DEFAULT_POLICY)
+        )
 
     async def rows(self) -> list[PolicyVersion]:
         """Return all versions, oldest first, without their metrics."""
-        return await self._read(
-            lambda connection: versions.list_versions(connection, DEFAULT_POLICY, has_metrics=False)
+        return await ask(
+            self._database,
+            lambda connection: versions.list_versions(
+                connection, DEFAULT_POLICY, has_metrics=False
+            ),
         )
 
     async def terms(self, version: int) -> Terms:
         """Return by which terms a canary is judged."""
         return Terms(
-            **await self._read(
-                lambda connection: deployments.terms_of_trial(connection, DEFAULT_POLICY, version)
+            **await ask(
+                self._database,
+                lambda connection: deployments.terms_of_trial(connection, DEFAULT_POLICY, version),
             )
         )
 
@@ -78,7 +82,7 @@ class Ledger:
                 trials.count_corrupted(connection, policy, number, since),
             )
 
-        return await self._read(read)
+        return await ask(self._database, read)
 
     async def decide(self, version: PolicyVersion, state: VersionState, reason: str) -> None:
         """Say of a version that waits that it is attested, or rejected.
@@ -183,14 +187,10 @@ class Ledger:
         now = time.time()
 
         def change(connection: Connection) -> None:
-            policy, rows = (
-                version.policy,
-                versions.list_versions(connection, version.policy, has_metrics=False),
-            )
-            deployments.expect_current(connection, policy, current_of(rows).version)
-            rows = versions.list_versions(
-                connection, policy, has_metrics=False
-            )  # as nobody can change them by now
+            policy = version.policy
+            current = versions.current(connection, policy).version
+            deployments.expect_current(connection, policy, current)  # nobody can change rows by now
+            rows = versions.list_versions(connection, policy, has_metrics=False)
             if version.version not in {v.version for v in collectable(rows, held=held, keep=keep)}:
                 raise VersionConflict(f"version {version.version} is needed again")
             reason = f"its folder is deleted: delivery.keep_versions is {keep}"
@@ -246,13 +246,6 @@ class Ledger:
             return moved
 
         return await self._writer.run(change)
-
-    async def _read(self, query: Callable[[Connection], T]) -> T:
-        def read() -> T:
-            with reading(self._database) as connection:
-                return query(connection)
-
-        return await asyncio.to_thread(read)
 
 
 def terms_of(settings: Settings, typical: trials.Typical) -> Terms:

@@ -51,7 +51,7 @@ def influence_of(
 ) -> admin_pb2.GetUserLineageResponse:
     """Return which versions learned from a user, and which grew from them."""
     learned = lineage.learned_from(connection, policy, user)
-    known = versions.list_versions(connection, policy)
+    known = versions.list_versions(connection, policy, has_metrics=False)
     return admin_pb2.GetUserLineageResponse(
         learned=[
             admin_pb2.UserInfluence(

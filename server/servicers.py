@@ -1,9 +1,8 @@
 """The gRPC services: protocol buffers in, types through, protocol buffers out. Nothing else."""
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import grpc
 from sqlalchemy import Connection
@@ -29,10 +28,11 @@ from server.origins import influence_of, lineage_of
 from server.ratings import Ratings
 from server.reception import Reception
 from server.routes import Routes
+from server.stored import ask
 from server.translation import check_policy
 from server.users import user_to_trace
 from thumbloop.errors import EngineUnavailable, InvalidRequest, UnknownPolicyVersion
-from thumbloop.store import deployments, reading, versions
+from thumbloop.store import deployments, versions
 from thumbloop.types import Interaction, PolicyVersion, VersionState
 from thumbloop.v1 import (
     admin_pb2,
@@ -44,8 +44,6 @@ from thumbloop.v1 import (
 )
 
 Context = grpc.aio.ServicerContext[Any, Any]
-T = TypeVar("T")
-
 _PAGE_SIZE, _MAX_PAGE_SIZE = 100, 1000
 _LONGEST_NUMBER = 19  # digits of an int64
 
@@ -181,14 +179,14 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             lineage = lineage_of(connection, known, version, self._folder)
             return [event_of(row) for row in rows], lineage
 
-        return await self._read(read)
+        return await ask(self._database, read)
 
     async def GetUserLineage(
         self, request: admin_pb2.GetUserLineageRequest, context: Context
     ) -> admin_pb2.GetUserLineageResponse:
         """Return which versions learned from a user."""
         policy, user = check_policy(request.policy), user_to_trace(request, CALLER.get())
-        return await self._read(lambda connection: influence_of(connection, policy, user))
+        return await ask(self._database, lambda connection: influence_of(connection, policy, user))
 
     def _trial(self, version: PolicyVersion) -> list[admin_pb2.TrialMeasure]:
         look = self._swapper.latest_look if self._swapper else None
@@ -227,14 +225,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             rows = versions.list_versions(connection, policy)
             return _Listing(rows[::-1], versions.current(connection, policy).version)
 
-        return await self._read(read)
-
-    async def _read(self, query: Callable[[Connection], T]) -> T:
-        def read() -> T:
-            with reading(self._database) as connection:
-                return query(connection)
-
-        return await asyncio.to_thread(read)
+        return await ask(self._database, read)
 
     def _shown(self, version: PolicyVersion) -> admin_pb2.PolicyVersion:
         return version_of(version, is_available=version.version in self._routes.loaded)

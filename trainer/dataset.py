@@ -100,7 +100,9 @@ def read(
         no_replies[learned.reply_left_out(learning, status) or "unrated"] += count
 
     usable = usable_versions(
-        versions.list_versions(connection, policy), parent, settings.max_staleness
+        versions.list_versions(connection, policy, has_metrics=False),
+        parent,
+        settings.max_staleness,
     )
     stored = interactions.newest_since(connection, policy, min(usable))
     used = interactions.used_as_rollouts(connection, learned_by, min(usable))

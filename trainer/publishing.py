@@ -100,7 +100,8 @@ def clear(engine: Engine, policy: str, folder: Path) -> int:
     Raises StoreUnavailable; OSError: the folder cannot be written; SettingsError: it is another store's.
     """
     with writing(engine) as connection:
-        published = [v.version for v in versions.list_versions(connection, policy)]
+        known = versions.list_versions(connection, policy, has_metrics=False)
+        published = [v.version for v in known]
         artifacts.remove_unpublished(folder, policy, published)
         return versions.next_number(connection, policy)
 
@@ -167,7 +168,7 @@ def _superseded(
     connection: Connection, attempt: Attempt, number: int, config: TrainerConfig
 ) -> str:
     """Return what happened while the round learned that its version cannot follow; empty: nothing."""
-    known = versions.list_versions(connection, attempt.policy)
+    known = versions.list_versions(connection, attempt.policy, has_metrics=False)
     parent = next_parent(known, config.round, config.state.versions)
     if parent.version != attempt.parent.version:
         if parent.state is VersionState.CURRENT:

@@ -52,7 +52,7 @@ def erase(connection: Connection, policy: str, user: User, *, at: float, actor: 
     ).rowcount
     if not gone:
         return Erasure(0, 0, ())
-    known = versions.list_versions(connection, policy)
+    known = versions.list_versions(connection, policy, has_metrics=False)
     tainted = sorted({*learned, *lines.descendants(known, learned)})
     _log(connection, policy, ERASED, at, actor, {"replies": gone, "feedback": said})
     _taint(connection, policy, learned, at, actor)

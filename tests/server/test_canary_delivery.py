@@ -119,6 +119,14 @@ async def test_of_an_equal_one_nothing_is_known_and_the_horizon_ends_it(
     assert server.rows()[1].reason.startswith("undecided; thumbs: ")
 
 
+async def test_however_long_a_look_takes_the_next_is_soon(server: Server, world: World):
+    world.rate(server, PEOPLE[:100], equal)
+    await server.settle()
+    for took_s, rest_s in ((0.1, 2.0), (1000.0, 30.0)):
+        server.swapper.latest_look = server.swapper.latest_look._replace(took_s=took_s)
+        assert server.swapper._rest_s() == pytest.approx(rest_s)
+
+
 async def test_only_the_first_thumb_of_a_user_counts(server: Server, world: World):
     world.rate(server, PEOPLE[:100], equal)
     one = has_it(server)[:1]

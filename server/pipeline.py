@@ -51,6 +51,7 @@ class Request:
     learning: Learning = Learning.ALLOWED
     is_background: bool = False
     policy_version: int | None = None
+    shows_candidates: bool = False
     came: float = field(default_factory=time.perf_counter)
 
     def after_its_wait(self) -> "Request":
@@ -280,5 +281,6 @@ class _Row(NamedTuple):
             created_at=time.time(),
             duration_s=time.perf_counter() - self.began,
             pinned=request.policy_version is not None,
+            shows_candidates=request.shows_candidates,
             **outcome,
         )

@@ -93,6 +93,7 @@ def request_of(
         learning=Learning.EXCLUDED if excluded else Learning.ALLOWED,
         is_background=message.priority == policy_pb2.PRIORITY_BACKGROUND,
         policy_version=pinned,
+        shows_candidates=message.include_candidates,
     )
 
 

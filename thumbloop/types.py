@@ -214,6 +214,8 @@ class Interaction:
     duration_s: float | None = None
     pinned: bool = False
     """The caller named the version."""
+    shows_candidates: bool = True
+    """The caller got all candidates to read, not only the chosen one."""
 
     @property
     def chosen(self) -> Candidate:

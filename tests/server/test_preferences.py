@@ -55,6 +55,15 @@ async def test_strangers_and_unknown_replies_are_answered_in_the_same_words(
     assert stored(server) == []
 
 
+async def test_candidates_that_nobody_was_shown_cannot_be_compared(server: Running):
+    options = GenerateOptions(num_candidates=3)
+    unseen = await server.client.generate("hello", user_id="ann", options=options)
+    error = await refused(server.feedback.SubmitPreference(preference(unseen.response_id)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert fields(error) == ["response_id"]
+    assert stored(server) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

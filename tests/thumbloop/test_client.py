@@ -227,7 +227,8 @@ async def test_a_thumb_is_stored(client: Talker):
 
 
 async def test_a_preference_is_stored(client: Talker):
-    reply = await client.generate("hello", user_id="ann", options=GenerateOptions(num_candidates=2))
+    two = GenerateOptions(num_candidates=2, include_candidates=True)
+    reply = await client.generate("hello", user_id="ann", options=two)
     said = {"better": 1, "worse": 0, "user_id": "ann", "request_id": "q"}
     first = await client.prefer(reply.response_id, **said)
     assert (first.preference_id, first.duplicate) == (1, False)

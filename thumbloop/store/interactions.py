@@ -55,6 +55,7 @@ _SAME_OF_INTERACTION = (
     "created_at",
     "duration_s",
     "pinned",
+    "shows_candidates",
 )
 _SAME_OF_CANDIDATE = ("policy_version", "text", "reward", "propensity", "chosen", "stage_rewards")
 _TAKEN = "request_id: another server has answered a request of this id; send it again"
@@ -295,6 +296,7 @@ def _interaction_of(row: RowMapping, of_it: list[Candidate]) -> Interaction:
         created_at=row["created_at"],
         duration_s=row["duration_s"],
         pinned=row["pinned"],
+        shows_candidates=row["shows_candidates"],
         candidates=tuple(of_it),
     )
 

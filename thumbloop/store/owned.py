@@ -10,16 +10,21 @@ from thumbloop.types import User
 
 
 class Given(NamedTuple):
-    """By which version a reply was given, and when, unix seconds."""
+    """By which version a reply was given, and when, unix seconds; and whether with all its candidates."""
 
     policy_version: int
     at: float
+    shows_candidates: bool
 
 
 def given(connection: Connection, response_id: str, user: User) -> Given | None:
     """Return who had answered a user, and when; None: no such reply, or it was another user's."""
     row = connection.execute(
-        select(interactions.c.policy_version, interactions.c.created_at).where(
+        select(
+            interactions.c.policy_version,
+            interactions.c.created_at,
+            interactions.c.shows_candidates,
+        ).where(
             interactions.c.response_id == response_id,
             interactions.c.subject == user.subject,
             interactions.c.user_id == user.user_id,

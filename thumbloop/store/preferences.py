@@ -23,6 +23,7 @@ from thumbloop.types import ComparedReply, FinishReason, Interaction, Preference
 _UNKNOWN = (
     "there is no such response; compare candidates of one that Generate returned to this user"
 )
+_UNSEEN = "names a reply whose candidates were not shown; ask for them with include_candidates"
 
 
 def submit_preference(
@@ -38,13 +39,15 @@ def submit_preference(
 ) -> Preference:
     """Store that candidate `better` beat candidate `worse`; a repeated request changes nothing.
 
-    Raises UnknownResponse: no such reply, or it was given to another user. InvalidRequest: no such
-    candidate, or one that was aborted. RequestIdTaken: by another preference. FeedbackTooLate: the reply was
+    Raises UnknownResponse: no such reply, or it was given to another user. InvalidRequest: its
+    candidates were not shown, there is no such candidate, or it was aborted. RequestIdTaken: by another preference. FeedbackTooLate: the reply was
     given more than `window_s` before, and this is no repeat.
     """
     reply = given(connection, response_id, user)
     if reply is None:
         raise UnknownResponse(_UNKNOWN)
+    if not reply.shows_candidates:
+        raise InvalidRequest.of("response_id", _UNSEEN)
     version = reply.policy_version
     _check_candidates(connection, response_id, better, worse)
     said = (response_id, better, worse)

@@ -16,6 +16,7 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
     text,
+    true,
 )
 
 metadata = MetaData(
@@ -56,6 +57,7 @@ interactions = Table(
     Column("created_at", Double, nullable=False),
     Column("duration_s", Double),
     Column("pinned", Boolean, nullable=False, server_default=false()),
+    Column("shows_candidates", Boolean, nullable=False, server_default=true()),
     Index(
         "ix_interactions_policy_policy_version_created_at",
         "policy",
@@ -156,6 +158,7 @@ events = Table(
     Column("version", Integer),
     Column("actor", String(256), nullable=False),
     Column("detail", JSON, nullable=False),
+    Index("ix_events_policy_kind_id", "policy", "kind", "id"),
 )
 
 # -- written by the trainer ------------------------------------------------------------------------

@@ -124,7 +124,7 @@ class SubmitPreferenceRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     response_id: _builtins.str
-    """The reply's id, as Generate returned it."""
+    """The reply's id, as Generate returned it with all candidates (`include_candidates`)."""
     better_index: _builtins.int
     """Index of the better candidate, from 0."""
     worse_index: _builtins.int

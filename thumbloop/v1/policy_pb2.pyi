@@ -384,7 +384,7 @@ class GenerateRequest(_message.Message):
     policy_version: _builtins.int
     """Answer from exactly this version; it has to be loaded. Absent: the version current for the user."""
     include_candidates: _builtins.bool
-    """Return every candidate, not only the chosen one."""
+    """Return every candidate, not only the chosen one; SubmitPreference needs that they were returned."""
     priority: Global___Priority.ValueType
     """Whether somebody waits for the reply."""
     @_builtins.property

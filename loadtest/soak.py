@@ -1,7 +1,9 @@
-"""make soak: swaps and kills under load, for long; runs/soak/report.json has what the judge found."""
+"""make soak: swaps and kills under load, trials and an attack, for long; runs/soak/report.json has what was found."""
 
+import asyncio
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,14 +11,14 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-from loadtest import midway
+from loadtest import midway, soak_claims
 from loadtest.soak_kills import soak_kills
 from loadtest.soak_swaps import soak_swaps
 from loadtest.swapping import NotTaken
 from thumbloop.processes import ProcessFailed
 
 FOLDER = Path("runs/soak")
-PARTS = ("swaps", "kills")
+PARTS = ("swaps", "kills", *soak_claims.PARTS)
 _FIRST_REPLY_S = 1.0
 _P99_RATIO = 1.1
 
@@ -25,10 +27,12 @@ async def soak(
     part: str, folder: Path, *, swaps: int, requests: int, apart: int, kills: int, seed: int
 ) -> dict[str, Any]:
     """Run a part, and return what is to be reported; its journal is in a folder of its own."""
-    found = midway.find_or_make(folder / "policy", seed)
     where = folder / part
     shutil.rmtree(where, ignore_errors=True)
     where.mkdir(parents=True)
+    if part in soak_claims.PARTS:
+        return await asyncio.to_thread(soak_claims.run, part, where)
+    found = midway.find_or_make(folder / "policy", seed)
     if part == "swaps":
         return await soak_swaps(
             found, where, swaps=swaps, requests=requests, apart=apart, seed=seed
@@ -49,18 +53,20 @@ def wrongs(report: dict[str, Any]) -> list[str]:
 
 
 def missed(report: dict[str, Any]) -> list[str]:
-    """Return the goals that were missed, by name: they are of times, which are the machine's, too."""
+    """Return the goals that were missed, by name: times, which are the machine's, too, and shares of runs."""
     apart = report.get("swaps", {}).get("apart", {})
     found = []
     if apart.get("publish_to_first_reply_s", {}).get("p99", 0.0) > _FIRST_REPLY_S:
         found.append("swaps.apart.publish_to_first_reply_s")
     if apart.get("latency_s", {}).get("p99_ratio", 0.0) > _P99_RATIO:
         found.append("swaps.apart.latency_s.p99_ratio")
-    return found
+    return found + soak_claims.missed(report)
 
 
 def main(
-    part: Annotated[list[str] | None, typer.Option(help="swaps, kills; absent: both.")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(PARTS)}; absent: all.")
+    ] = None,
     swaps: Annotated[int, typer.Option(min=1, help="Swaps under load.")] = 1000,
     requests: Annotated[int, typer.Option(min=1, help="Requests meanwhile, at least.")] = 10_000,
     apart: Annotated[
@@ -70,7 +76,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     folder: Annotated[Path, typer.Option(help="Where everything goes.")] = FOLDER,
 ) -> None:
-    """Swap and kill under load, and judge what callers wrote down; exit code 1 where something is wrong."""
+    """Swap and kill under load, judge what callers wrote down, try and attack; exit code 1 where something is wrong."""
     if unknown := set(part or ()) - set(PARTS):
         raise typer.BadParameter(f"there is no {', '.join(sorted(unknown))}", param_hint="--part")
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +95,12 @@ def main(
                     seed=seed,
                 )
             )
-        except (midway.NotMidway, ProcessFailed, NotTaken) as error:
+        except (
+            midway.NotMidway,
+            ProcessFailed,
+            NotTaken,
+            subprocess.CalledProcessError,
+        ) as error:
             print(f"error: {each}: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         path.write_text(json.dumps(report, indent=2) + "\n")

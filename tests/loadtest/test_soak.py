@@ -1,13 +1,14 @@
 """The soak, short: real processes where they start quickly, the judge's word on what came of it."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from loadtest import soak
+from loadtest import soak, soak_claims
 from loadtest.journal import OK, Entry
 from loadtest.soak_swaps import _compared, latencies, prompts_of
 
@@ -123,3 +124,28 @@ def test_a_part_leaves_the_others_as_they_were(tmp_path: Path, monkeypatch: pyte
     }
     wrong = CliRunner().invoke(application, ["--part", "sweeps", "--folder", str(tmp_path)])
     assert wrong.exit_code == 2
+
+
+def test_goals_of_trials_and_attacks_are_shares_of_runs():
+    def trials(name: str, verdict: str, share: float) -> dict[str, Any]:
+        return {"trials": {"kinds": {name: {"promote": {"share": 0.0}, verdict: {"share": share}}}}}
+
+    def attack(over: float) -> dict[str, Any]:
+        found = {"shown_trigger": {"over_no_attack": {"mean": over}}}
+        return {"attack": {"summary": {"attack": found, "attack, no defence": {}}}}
+
+    assert soak.missed(trials("+0.00", "promote", 0.05)) == []
+    assert soak.missed(trials("+0.00", "promote", 0.06)) == ["trials.+0.00.promote"]
+    assert soak.missed(trials("-0.15", "roll_back", 0.95)) == []
+    assert soak.missed(trials("-0.15", "roll_back", 0.94)) == ["trials.-0.15.roll_back"]
+    assert soak.missed(trials("+0.15", "promote", 0.94)) == ["trials.+0.15.promote"]
+    assert soak.missed(attack(0.02)) == []
+    assert soak.missed(attack(0.03)) == ["attack.shown_trigger"]
+
+
+def test_an_experiment_is_run_as_a_part(tmp_path: Path):
+    found = soak_claims.run("trials", tmp_path, "--runs", "1")
+    assert found["runs"] == 1
+    assert {"+0.00", "-0.05", "-0.15", "+0.15"} <= set(found["kinds"])
+    with pytest.raises(subprocess.CalledProcessError):
+        soak_claims.run("trials", tmp_path, "--runs", "0")

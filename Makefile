@@ -8,7 +8,7 @@ export ACCELERATOR ?= cpu
 # The base model where neither CONFIG nor the environment names one: the demo's, built when missing.
 demo_model = $(if $(CONFIG)$(THUMBLOOP_$(1)_MODEL__PATH),,model=$$($(PYTHON) -m demo.base_model) && export THUMBLOOP_$(1)_MODEL__PATH="$$model" &&)
 
-.PHONY: demo test check serve train observe loadtest bench bench-learning soak protos dashboard lock setup prometheus clean
+.PHONY: demo test check serve train observe loadtest bench bench-learning soak protos dashboard lock setup prometheus postgresql clean
 .DEFAULT_GOAL := demo
 
 # Builds the base model, then learns from simulated users while serving them: a table in the
@@ -22,7 +22,7 @@ demo: setup
 # All tests; those of tests/gpu with ACCELERATOR=gpu only. TESTS=tests/trainer runs a part.
 # One process a core, one thread each; then, alone, those whose engines take all cores.
 pytest = $(PYTHON) -m pytest $(if $(filter cpu,$(ACCELERATOR)),-m 'not gpu')
-test: setup prometheus
+test: setup prometheus postgresql
 ifdef TESTS
 	$(pytest) $(TESTS)
 else
@@ -61,8 +61,8 @@ bench: setup
 	$(PYTHON) -m loadtest.bench $(foreach d,$(DTYPE),--dtype '$(d)') $(foreach p,$(PART),--part '$(p)') \
 	  $(if $(SEED),--seed '$(SEED)') $(if $(REPEATS),--repeats '$(REPEATS)')
 
-# Swaps and kill -9 of server, engine and trainer under load, for two hours or so; a judge reads what callers wrote down:
-# runs/soak/report.json. PART=swaps SWAPS=1000 REQUESTS=10000 APART=250 KILLS=200 SEED=0
+# Swaps and kill -9 of server, engine and trainer under load, whose callers' notes a judge reads; then trials of versions and an
+# attack, simulated. Four hours or so: runs/soak/report.json. PART=swaps SWAPS=1000 REQUESTS=10000 APART=250 KILLS=200 SEED=0
 soak: setup
 	$(PYTHON) -m loadtest.soak $(foreach p,$(PART),--part '$(p)') $(if $(SWAPS),--swaps '$(SWAPS)') \
 	  $(if $(REQUESTS),--requests '$(REQUESTS)') $(if $(APART),--apart '$(APART)') $(if $(KILLS),--kills '$(KILLS)') $(if $(SEED),--seed '$(SEED)')
@@ -88,9 +88,9 @@ lock: setup
 setup:
 	@scripts/setup
 
-# Debian's package, where the commands are missing.
-prometheus:
-	@scripts/packages prometheus
+# Debian's packages, where their commands are missing.
+prometheus postgresql:
+	@scripts/packages $@
 
 # Removes what can be made again; leaves state/ and runs/ alone.
 clean:

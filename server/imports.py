@@ -63,7 +63,7 @@ class Imports:
         check_policy(message.policy)
         wrong = Violations()
         wrong.expect(len(message.items) <= MAX_ITEMS, "items", f"at most {MAX_ITEMS} in a call")
-        wrong.no_longer(message.subject, MAX_ID, "subject")
+        wrong.storable(message.subject, MAX_ID, "subject")
         wrong.raise_if_any()
         subject = message.subject if message.HasField("subject") else None
         now = time.time()
@@ -112,12 +112,12 @@ class Imports:
         )
         for field, reply in _replies(item):
             wrong.expect(bool(reply.strip()), field, "is empty")
-            wrong.no_longer(reply, self._limits.max_prompt_characters, field)
+            wrong.storable(reply, self._limits.max_prompt_characters, field)
         is_another = kind != "preference" or item.preference.better != item.preference.worse
         wrong.expect(is_another, "preference.worse", "is the same as preference.better")
-        wrong.no_longer(item.thumb.comment, MAX_COMMENT, "thumb.comment")
-        wrong.no_longer(item.user_id, MAX_ID, "user_id")
-        wrong.no_longer(item.source_id, MAX_ID, "source_id")
+        wrong.storable(item.thumb.comment, MAX_COMMENT, "thumb.comment")
+        wrong.storable(item.user_id, MAX_ID, "user_id")
+        wrong.storable(item.source_id, MAX_ID, "source_id")
         in_range = 0 <= _said_at(item, now) <= now + _AHEAD_S
         wrong.expect(in_range, "said_at", "has to be between 1970 and now")
         wrong.raise_if_any()

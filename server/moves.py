@@ -42,5 +42,5 @@ def _of_move(
     wrong = Violations()
     has_expected = message.HasField("expected_current_version")
     wrong.expect(has_expected, "expected_current_version", "is missing")
-    wrong.no_longer(message.reason, MAX_REASON, "reason")
+    wrong.storable(message.reason, MAX_REASON, "reason")
     return wrong

@@ -71,9 +71,9 @@ def request_of(
     prompt = prompt_of(message, defaults.limits, wrong)
     sampling = _sampling_of(message.sampling, defaults, wrong)
     strategist, choice = _guidance_of(message.guidance, defaults, wrong)
-    wrong.no_longer(message.user_id, MAX_ID, "user_id")
-    wrong.no_longer(message.session_id, MAX_ID, "session_id")
-    wrong.no_longer(message.request_id, MAX_REQUEST_ID, "request_id")
+    wrong.storable(message.user_id, MAX_ID, "user_id")
+    wrong.storable(message.session_id, MAX_ID, "session_id")
+    wrong.storable(message.request_id, MAX_REQUEST_ID, "request_id")
     wrong.expect(message.learning in (0, 1, 2), "learning", "is none of the known values")
     wrong.expect(message.priority in (0, 1, 2), "priority", "is none of the known values")
     pinned = message.policy_version if message.HasField("policy_version") else None
@@ -184,7 +184,7 @@ def _strategy_of(message: policy_pb2.GuidanceParams, standard: str, wrong: Viola
     """Return the name of the strategy that a request wants."""
     if message.strategy_name:
         name = message.strategy_name
-        wrong.no_longer(name, MAX_STRATEGY, "guidance.strategy_name")
+        wrong.storable(name, MAX_STRATEGY, "guidance.strategy_name")
         is_alone = not message.strategy
         wrong.expect(is_alone, "guidance.strategy", "excludes guidance.strategy_name; set one")
         return name
@@ -206,9 +206,9 @@ def _of_feedback(
     """Return what is wrong with the part that all feedback has in common."""
     wrong = Violations()
     wrong.expect(bool(message.response_id), "response_id", "is missing")
-    wrong.no_longer(message.response_id, MAX_ID, "response_id")
-    wrong.no_longer(message.user_id, MAX_ID, "user_id")
-    wrong.no_longer(message.request_id, MAX_REQUEST_ID, "request_id")
+    wrong.storable(message.response_id, MAX_ID, "response_id")
+    wrong.storable(message.user_id, MAX_ID, "user_id")
+    wrong.storable(message.request_id, MAX_REQUEST_ID, "request_id")
     return wrong
 
 
@@ -226,7 +226,7 @@ def thumb_of(message: feedback_pb2.SubmitFeedbackRequest, user: User) -> GivenTh
     """Return the user's thumb. Raises InvalidRequest."""
     wrong = _of_feedback(message)
     wrong.expect(message.thumb in THUMBS, "thumb", "has to be THUMB_UP or THUMB_DOWN")
-    wrong.no_longer(message.comment, MAX_COMMENT, "comment")
+    wrong.storable(message.comment, MAX_COMMENT, "comment")
     wrong.raise_if_any()
     return GivenThumb(
         message.response_id,

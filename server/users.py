@@ -25,8 +25,8 @@ def user_to_trace(message: admin_pb2.GetUserLineageRequest, caller: Caller) -> U
 
 def _of_names(message: Message) -> Violations:
     wrong = Violations()
-    wrong.no_longer(message.user_id, MAX_ID, "user_id")
-    wrong.no_longer(message.subject, MAX_ID, "subject")
+    wrong.storable(message.user_id, MAX_ID, "user_id")
+    wrong.storable(message.subject, MAX_ID, "subject")
     return wrong
 
 

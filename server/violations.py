@@ -18,6 +18,11 @@ class Violations:
         """Note a text of more characters than that."""
         self.expect(len(text) <= most, field, f"has {len(text)} characters, at most {most} allowed")
 
+    def storable(self, text: str, most: int, field: str) -> None:
+        """Note a text of more characters than that, or that no column of PostgreSQL takes."""
+        self.no_longer(text, most, field)
+        self.expect("\0" not in text, field, "holds a NUL character")
+
     def raise_if_any(self) -> None:
         """Raise InvalidRequest with all that was noted."""
         if self._found:

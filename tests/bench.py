@@ -38,7 +38,7 @@ class Bench:
 
     def __init__(self, folder, model, **settings):
         self.config = TrainerConfig(
-            state=State(folder=folder / "state"),
+            state=settings.pop("state", State(folder=folder / "state")),
             model=Model(path=str(model)),
             round=Round(
                 first_feedback=32,

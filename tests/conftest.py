@@ -1,9 +1,12 @@
 """Fixtures of several packages: a tiny model on disk, and an engine that needs none."""
 
 import socketserver
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.postgresql import Cluster, cluster
 
 # The metrics' server looks so often whether it has to stop, and every test that starts ours waits for it: by
 # default it is twice a second.
@@ -15,3 +18,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_model import build_tiny_model  # seconds of imports, not for every test
 
     return build_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Cluster]:
+    """A PostgreSQL that runs."""
+    with cluster() as running:
+        yield running

@@ -72,6 +72,7 @@ async def test_candidates_that_nobody_was_shown_cannot_be_compared(server: Runni
         ({"better_index": 3}, ["better_index"]),
         ({"worse_index": 2**32 - 1}, ["worse_index"]),
         ({"user_id": "u" * 257}, ["user_id"]),
+        ({"user_id": "u\0"}, ["user_id"]),
         ({"request_id": "r" * 129}, ["request_id"]),
     ],
 )

@@ -21,7 +21,7 @@ class State(Section):
     folder: Path = Path("state")
     """Folder of the database, the version folders and their locks."""
     url: str | None = None
-    """SQLAlchemy URL of the database; absent: SQLite, `thumbloop.db` in the folder."""
+    """SQLAlchemy URL of the database, such as `postgresql+psycopg://user@host/name`; absent: SQLite, `thumbloop.db` in the folder."""
 
     @property
     def database_url(self) -> str:

@@ -44,18 +44,26 @@ def open_store(state: State) -> Engine:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         engine = _connect(state)
-        try:
-            _migrate(engine)
-        except DatabaseError as error:  # unreachable, locked, or a file that is no database
-            engine.dispose()
-            raise StoreUnavailable(f"state: the database does not answer: {error.orig}") from None
+        with ExitStack() as unless_migrated:
+            unless_migrated.callback(engine.dispose)
+            try:
+                _migrate(engine)
+            except DatabaseError as error:  # unreachable, locked, or a file that is no database
+                raise StoreUnavailable(
+                    f"state: the database does not answer: {error.orig}"
+                ) from None
+            unless_migrated.pop_all()
     return engine
 
 
 def _connect(state: State) -> Engine:
     try:
         url = make_url(state.database_url)
-        engine = create_engine(url, hide_parameters=True)  # errors go to logs, prompts do not
+        engine = create_engine(
+            url,
+            hide_parameters=True,  # errors go to logs, prompts do not
+            pool_pre_ping=url.get_backend_name() != "sqlite",  # a server may have been restarted
+        )
     except (ArgumentError, ImportError) as error:
         raise SettingsError(f"state.url: {error}") from None
     if engine.dialect.name == "sqlite":

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, sel
 from thumbloop.errors import RequestIdTaken, UnknownResponse
 from thumbloop.store.interactions import BATCH, batches, candidate_of, sampling_of
 from thumbloop.store.learned import NewFeedback, Rounds, keep_newest, learned_thumbs
-from thumbloop.store.owned import given, refuse_late
+from thumbloop.store.owned import given, refuse_late, unless_taken
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, feedback, interactions, round_inputs, thumbs
 from thumbloop.types import Arm, Feedback, Learning, RatedReply, Status, User
@@ -57,20 +57,21 @@ def submit_thumb(
             duplicate=True,
         )
     refuse_late(reply, window_s, at)
-    feedback_id = connection.execute(
-        insert(feedback)
-        .values(
-            response_id=response_id,
-            kind=THUMB,
-            value=value,
-            comment=comment,
-            subject=user.subject,
-            user_id=user.user_id,
-            request_id=request_id or None,
-            created_at=at,
-        )
-        .returning(feedback.c.id)
-    ).scalar_one()
+    with unless_taken(request_id):
+        feedback_id = connection.execute(
+            insert(feedback)
+            .values(
+                response_id=response_id,
+                kind=THUMB,
+                value=value,
+                comment=comment,
+                subject=user.subject,
+                user_id=user.user_id,
+                request_id=request_id or None,
+                created_at=at,
+            )
+            .returning(feedback.c.id)
+        ).scalar_one()
     if effective is None or effective["value"] != value:
         connection.execute(delete(thumbs).where(thumbs.c.response_id == response_id))
         connection.execute(insert(thumbs).values(response_id=response_id, feedback_id=feedback_id))

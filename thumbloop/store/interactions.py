@@ -13,10 +13,9 @@ from sqlalchemy import (
     insert,
     select,
 )
-from sqlalchemy.exc import IntegrityError
 
-from thumbloop.errors import RequestIdTaken
 from thumbloop.store.learned import Rounds, is_among
+from thumbloop.store.owned import unless_taken
 from thumbloop.store.packing import pack_floats, pack_ids, unpack_floats, unpack_ids
 from thumbloop.store.schema import (
     candidates,
@@ -57,8 +56,7 @@ _SAME_OF_INTERACTION = (
     "pinned",
     "shows_candidates",
 )
-_SAME_OF_CANDIDATE = ("policy_version", "text", "reward", "propensity", "chosen", "stage_rewards")
-_TAKEN = "request_id: another server has answered a request of this id; send it again"
+_SAME_OF_CANDIDATE = ("policy_version", "reward", "propensity", "chosen", "stage_rewards")
 _OF_REQUEST = select(interactions.c.response_id, interactions.c.request_digest).where(
     interactions.c.subject == bindparam("subject"),
     interactions.c.user_id == bindparam("user_id"),
@@ -76,12 +74,8 @@ def append(connection: Connection, interaction: Interaction) -> None:
 
     Raises RequestIdTaken: another server has answered a request of this id in the meantime.
     """
-    try:
+    with unless_taken(interaction.request_digest):
         connection.execute(insert(interactions), _interaction_row(interaction))
-    except IntegrityError:
-        if not interaction.request_digest:
-            raise
-        raise RequestIdTaken(_TAKEN) from None
     rows = [_candidate_row(interaction.response_id, c) for c in interaction.candidates]
     if rows:
         connection.execute(insert(candidates), rows)
@@ -242,6 +236,7 @@ def _candidate_row(response_id: str, candidate: Candidate) -> dict[str, Any]:
     return {name: getattr(candidate, name) for name in _SAME_OF_CANDIDATE} | {
         "response_id": response_id,
         "position": candidate.index,
+        "text": candidate.text.replace("\0", "\N{REPLACEMENT CHARACTER}"),  # PostgreSQL takes none
         "token_ids": pack_ids(candidate.token_ids),
         "logprobs": pack_floats(candidate.logprobs),
         "finish_reason": candidate.finish_reason.value,

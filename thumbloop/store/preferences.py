@@ -16,7 +16,7 @@ from sqlalchemy import (
 from thumbloop.errors import InvalidRequest, RequestIdTaken, UnknownResponse
 from thumbloop.store.interactions import BATCH, load
 from thumbloop.store.learned import NewFeedback, Rounds, keep_newest, learned_preferences
-from thumbloop.store.owned import given, refuse_late
+from thumbloop.store.owned import given, refuse_late, unless_taken
 from thumbloop.store.schema import candidates, interactions, preferences
 from thumbloop.types import ComparedReply, FinishReason, Interaction, Preference, User
 
@@ -60,19 +60,20 @@ def submit_preference(
         number, at = earlier["id"], earlier["created_at"]
         return Preference(number, response_id, version, better, worse, user, at, duplicate=True)
     refuse_late(reply, window_s, at)
-    number = connection.execute(
-        insert(preferences)
-        .values(
-            response_id=response_id,
-            better=better,
-            worse=worse,
-            subject=user.subject,
-            user_id=user.user_id,
-            request_id=request_id or None,
-            created_at=at,
-        )
-        .returning(preferences.c.id)
-    ).scalar_one()
+    with unless_taken(request_id):
+        number = connection.execute(
+            insert(preferences)
+            .values(
+                response_id=response_id,
+                better=better,
+                worse=worse,
+                subject=user.subject,
+                user_id=user.user_id,
+                request_id=request_id or None,
+                created_at=at,
+            )
+            .returning(preferences.c.id)
+        ).scalar_one()
     return Preference(number, response_id, version, better, worse, user, at)
 
 

@@ -9,9 +9,20 @@ from thumbloop.store import feedback, interactions, open_store
 from thumbloop.types import Candidate
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what needs a store with either database, but for what is about SQLite alone."""
+    if "state" in metafunc.fixturenames:
+        is_of_sqlite = metafunc.definition.get_closest_marker("sqlite")
+        databases = ["sqlite"] if is_of_sqlite else ["sqlite", "postgresql"]
+        metafunc.parametrize("state", databases, indirect=True)
+
+
 @pytest.fixture
-def state(tmp_path: Path) -> State:
-    return State(folder=tmp_path / "state")
+def state(request: pytest.FixtureRequest, tmp_path: Path) -> State:
+    """Where a store is."""
+    is_sqlite = request.param == "sqlite"
+    url = None if is_sqlite else request.getfixturevalue("postgresql").new_database()
+    return State(folder=tmp_path / "state", url=url)
 
 
 @pytest.fixture

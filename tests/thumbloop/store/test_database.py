@@ -35,6 +35,7 @@ def test_the_migrated_schema_is_the_declared_one(store: Engine):
         assert compare_metadata(context, metadata) == []
 
 
+@pytest.mark.sqlite
 def test_opening_a_store_again_changes_nothing(store: Engine, state: State):
     before = _dump(store)
     again = open_store(state)
@@ -75,6 +76,7 @@ def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path):
         open_store(State(folder=tmp_path))
 
 
+@pytest.mark.sqlite
 def test_commits_are_durable_and_foreign_keys_hold(store: Engine):
     with reading(store) as connection:
         assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
@@ -82,6 +84,7 @@ def test_commits_are_durable_and_foreign_keys_hold(store: Engine):
         assert connection.scalar(text("PRAGMA foreign_keys")) == 1
 
 
+@pytest.mark.sqlite
 def test_a_reader_sees_one_moment_and_never_blocks_the_writer(store: Engine):
     count = text("SELECT count(*) FROM events")
     with reading(store) as before:
@@ -93,6 +96,7 @@ def test_a_reader_sees_one_moment_and_never_blocks_the_writer(store: Engine):
         assert after.scalar(count) == 1
 
 
+@pytest.mark.sqlite
 def test_a_read_transaction_cannot_be_turned_into_a_write_that_lost_its_footing(store: Engine):
     """Writers take the lock when they begin, so two of them queue instead of failing."""
     store.dispose()
@@ -103,6 +107,7 @@ def test_a_read_transaction_cannot_be_turned_into_a_write_that_lost_its_footing(
             pass
 
 
+@pytest.mark.sqlite
 def test_a_database_that_takes_no_write_is_unavailable(
     state: State, store: Engine, monkeypatch: pytest.MonkeyPatch
 ):

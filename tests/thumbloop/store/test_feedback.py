@@ -271,6 +271,7 @@ def test_new_and_older_feedback_is_counted_by_user(store: Engine):
         assert (both.usable, both.new_of, both.older_of) == (4, {ANN: 2, BOB: 2}, {ANN: 5})
 
 
+@pytest.mark.sqlite
 def test_a_line_of_versions_may_be_longer_than_a_query_may_have_parameters(store: Engine):
     """Databases take some ten thousand, which a year of versions exceeds: here they take a hundred."""
     many = range(2, 400)

@@ -136,3 +136,10 @@ def test_erasing_an_interaction_erases_its_candidates(store: Engine):
         connection.execute(text("DELETE FROM interactions"))
     with reading(store) as connection:
         assert connection.scalar(text("SELECT count(*) FROM candidates")) == 0
+
+
+def test_a_reply_may_hold_what_no_text_column_takes(store: Engine):
+    with store.begin() as connection:
+        interactions.append(connection, interaction("r", candidates=(candidate(text="a\0b"),)))
+        (stored,) = interactions.load(connection, ["r"])
+    assert stored.chosen.text == "a\ufffdb"

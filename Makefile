@@ -8,7 +8,7 @@ export ACCELERATOR ?= cpu
 # The base model where neither CONFIG nor the environment names one: the demo's, built when missing.
 demo_model = $(if $(CONFIG)$(THUMBLOOP_$(1)_MODEL__PATH),,model=$$($(PYTHON) -m demo.base_model) && export THUMBLOOP_$(1)_MODEL__PATH="$$model" &&)
 
-.PHONY: demo test check serve train observe loadtest bench bench-learning soak protos dashboard lock setup prometheus clean
+.PHONY: demo test check serve train observe loadtest bench bench-learning soak protos dashboard alerts lock setup prometheus kubectl clean
 .DEFAULT_GOAL := demo
 
 # Builds the base model, then learns from simulated users while serving them: a table in the
@@ -22,7 +22,7 @@ demo: setup
 # All tests; those of tests/gpu with ACCELERATOR=gpu only. TESTS=tests/trainer runs a part.
 # One process a core, one thread each; then, alone, those whose engines take all cores.
 pytest = $(PYTHON) -m pytest $(if $(filter cpu,$(ACCELERATOR)),-m 'not gpu')
-test: setup prometheus
+test: setup prometheus kubectl
 ifdef TESTS
 	$(pytest) $(TESTS)
 else
@@ -81,6 +81,10 @@ protos: setup
 dashboard: setup
 	scripts/dashboard
 
+# Regenerates deploy/kubernetes/monitoring/alerts.yaml from deploy/prometheus/rules.yml.
+alerts: setup
+	scripts/alerts
+
 # Recompiles locks/ from pyproject.toml; UPGRADE=1 takes newer versions.
 lock: setup
 	scripts/lock $(if $(UPGRADE),--upgrade)
@@ -91,6 +95,9 @@ setup:
 # Debian's package, where the commands are missing.
 prometheus:
 	@scripts/packages prometheus
+
+kubectl:
+	@scripts/packages kubernetes-client
 
 # Removes what can be made again; leaves state/ and runs/ alone.
 clean:

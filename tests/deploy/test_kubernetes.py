@@ -1,18 +1,17 @@
 """The manifests are Kubernetes', and what they name is there: in the images, in the settings, in the server."""
 
-import copy
 import json
 import re
 import subprocess
-from itertools import chain as joined
+import sys
+from itertools import product
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 
-from server.access import refuse_strangers
-from server.application import SERVICES
+from server.access import Doorkeeper, refuse_strangers
 from server.health import LIVENESS
 from tests.dockerfile import DOCKERFILE, chain, parse
 from tests.kubernetes import (
@@ -30,12 +29,10 @@ from tests.prometheus import DASHBOARD, ROOT
 from thumbloop.config import ServerConfig, TrainerConfig, load
 from thumbloop.errors import SettingsError
 
+GUIDE = (ROOT / "docs/deploy.md").read_text()
 OVERLAYS = ("cpu", "one-gpu", "two-gpus")
 FOLDERS = (*OVERLAYS, "storage", "monitoring")
-KUBERNETES = (
-    "1.27",
-    "1.37",
-)  # the first with gRPC probes for good, and the newest whose schemas we have
+KUBERNETES = ("1.27", "1.37")  # gRPC probes came to stay; the newest whose schemas we have
 CONFIGS = {"server": ServerConfig, "trainer": TrainerConfig}
 OF_THE_OPERATOR = "monitoring.coreos.com/v1"
 SECRETS = {"thumbloop-access", "thumbloop-tls"}
@@ -67,24 +64,44 @@ def environment_of(pod: Manifest, target: str) -> dict[str, str]:
     return environment
 
 
-@pytest.fixture(
-    params=joined.from_iterable(((o, t) for t in CONFIGS) for o in OVERLAYS), ids="-".join
-)
-def running(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Manifest, ServerConfig | TrainerConfig]:
-    """A pod of an overlay, and the settings that the application in it would have."""
-    overlay, target = request.param
+def settings_of(
+    overlay: str, target: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> ServerConfig | TrainerConfig:
+    """Return the settings that an application would have in its pod."""
     pod = pod_of(overlay, target)
     (container,) = pod["spec"]["containers"]
     option, file = container["args"][-2:]
     assert option == "--config"
-    settings = mounted_at(pod)[str(Path(file).parent)]["configMap"]["name"]
-    data = of_kind(render(FOLDER / overlay), "ConfigMap")[settings]["data"]
-    (tmp_path / "settings.yaml").write_text(data[Path(file).name])
-    for name, value in environment_of(pod, target).items():
-        monkeypatch.setenv(name, value)
-    return pod, load(CONFIGS[target], tmp_path / "settings.yaml")
+    name = mounted_at(pod)[str(Path(file).parent)]["configMap"]["name"]
+    data = of_kind(render(FOLDER / overlay), "ConfigMap")[name]["data"]
+    (folder / "settings.yaml").write_text(data[Path(file).name])
+    for variable, value in environment_of(pod, target).items():
+        monkeypatch.setenv(variable, value)
+    return load(CONFIGS[target], folder / "settings.yaml")
+
+
+def probes_of(pod: Manifest) -> dict[str, Manifest]:
+    (container,) = pod["spec"]["containers"]
+    return {name: container[name] for name in container if name.endswith("Probe")}
+
+
+@pytest.fixture(params=product(OVERLAYS, CONFIGS), ids="-".join)
+def application(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Manifest, ServerConfig | TrainerConfig]:
+    """A pod of an overlay, and its settings."""
+    overlay, target = request.param
+    return pod_of(overlay, target), settings_of(overlay, target, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=OVERLAYS)
+def server(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Manifest, ServerConfig]:
+    """The server's pod of an overlay, and its settings."""
+    config = settings_of(request.param, "server", tmp_path, monkeypatch)
+    assert isinstance(config, ServerConfig)
+    return pod_of(request.param, "server"), config
 
 
 # What Kubernetes says
@@ -149,9 +166,9 @@ def test_every_container_says_what_it_takes(overlay: str):
 
 
 def test_settings_are_read_and_folders_are_volumes(
-    running: tuple[Manifest, ServerConfig | TrainerConfig],
+    application: tuple[Manifest, ServerConfig | TrainerConfig],
 ):
-    pod, config = running
+    pod, config = application
     volumes = mounted_at(pod)
     state, model = volumes[str(config.state.folder)], volumes[config.model.path]
     assert state["persistentVolumeClaim"] == {"claimName": "thumbloop-state"}
@@ -160,8 +177,10 @@ def test_settings_are_read_and_folders_are_volumes(
         assert "emptyDir" in volumes[path]
 
 
-def test_ports_are_those_of_the_settings(running: tuple[Manifest, ServerConfig | TrainerConfig]):
-    pod, config = running
+def test_ports_are_those_of_the_settings(
+    application: tuple[Manifest, ServerConfig | TrainerConfig],
+):
+    pod, config = application
     expected = {"metrics": config.metrics.port}
     if isinstance(config, ServerConfig):
         listen = config.listen
@@ -169,11 +188,8 @@ def test_ports_are_those_of_the_settings(running: tuple[Manifest, ServerConfig |
     assert ports_of(pod) == expected
 
 
-def test_strangers_find_tls_and_tokens(running: tuple[Manifest, ServerConfig | TrainerConfig]):
-    pod, config = running
-    if not isinstance(config, ServerConfig):
-        assert not SECRETS & set(re.findall(r"thumbloop-\w+", json.dumps(pod)))
-        return
+def test_strangers_find_tls_and_tokens(server: tuple[Manifest, ServerConfig]):
+    pod, config = server
     refuse_strangers(config)
     assert not config.listen.insecure
     assert config.access.model_dump(mode="json")["tokens"] == TOKENS
@@ -183,26 +199,41 @@ def test_strangers_find_tls_and_tokens(running: tuple[Manifest, ServerConfig | T
         assert mounted_at(pod)[str(path.parent)]["secret"]["secretName"] == "thumbloop-tls"
 
 
-def test_probes_ask_what_is_answered(running: tuple[Manifest, ServerConfig | TrainerConfig]):
-    pod, config = running
-    (container,) = pod["spec"]["containers"]
-    probes = {name: container[name] for name in container if name.endswith("Probe")}
-    if isinstance(config, TrainerConfig):
-        asked = {json.dumps(probe["httpGet"], sort_keys=True) for probe in probes.values()}
-        assert asked == {'{"path": "/metrics", "port": "metrics"}'}
-        return
+def test_probes_ask_the_server_what_it_answers(server: tuple[Manifest, ServerConfig]):
+    pod, config = server
+    probes = probes_of(pod)
     assert {probe["grpc"]["port"] for probe in probes.values()} == {config.listen.health_port}
     asked = {name: probe["grpc"].get("service", "") for name, probe in probes.items()}
     assert asked == {"startupProbe": LIVENESS, "livenessProbe": LIVENESS, "readinessProbe": ""}
-    assert LIVENESS not in SERVICES
 
 
-def test_a_pod_is_not_killed_while_it_drains(
-    running: tuple[Manifest, ServerConfig | TrainerConfig],
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_probes_ask_the_trainer_for_its_metrics(overlay: str):
+    probes = probes_of(pod_of(overlay, "trainer"))
+    assert probes.keys() == {"startupProbe", "livenessProbe"}
+    for probe in probes.values():
+        assert probe["httpGet"] == {"port": "metrics", "path": "/metrics"}
+
+
+def test_a_pod_is_not_killed_while_it_drains(server: tuple[Manifest, ServerConfig]):
+    pod, config = server
+    assert pod["spec"]["terminationGracePeriodSeconds"] >= config.listen.grace_s + 20
+
+
+def test_tokens_made_as_the_guide_says_are_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    pod, config = running
-    if isinstance(config, ServerConfig):
-        assert pod["spec"]["terminationGracePeriodSeconds"] >= config.listen.grace_s + 20
+    made = re.findall(r"^(?:thumbloop token|python -c) .*", GUIDE, re.MULTILINE)
+    assert len(made) == 2
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    for command in made:
+        subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
+    tokens = (tmp_path / "tokens.json").read_text()
+    monkeypatch.setenv("THUMBLOOP_SERVER_ACCESS__TOKENS", tokens)
+    caller = Doorkeeper(load(ServerConfig, None).access).identify(
+        [f"Bearer {(tmp_path / 'token').read_text()}"]
+    )
+    assert caller.subject == "web-backend"
 
 
 @pytest.mark.parametrize("target", CONFIGS)
@@ -255,9 +286,7 @@ def test_volumes_that_pods_name_exist_or_are_secrets_that_the_guide_makes(overla
     known = {
         "persistentVolumeClaim": of_kind(manifests, "PersistentVolumeClaim").keys(),
         "configMap": of_kind(manifests, "ConfigMap").keys(),
-        "secret": set(
-            re.findall(r"create secret \w+ (thumbloop-\w+)", (ROOT / "docs/deploy.md").read_text())
-        ),
+        "secret": set(re.findall(r"create secret \w+ (thumbloop-\w+)", GUIDE)),
     }
     assert known["secret"] == SECRETS
     for pod in pods(manifests):
@@ -358,7 +387,7 @@ def test_a_file_of_alerts_that_was_edited_is_noticed(tmp_path: Path):
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_prometheus_finds_both_under_the_names_that_the_alerts_know(overlay: str):
     (monitor,) = of_kind(render(FOLDER / "monitoring"), "ServiceMonitor").values()
-    spec = copy.deepcopy(monitor["spec"])
+    spec = monitor["spec"]
     assert monitor["apiVersion"] == OF_THE_OPERATOR
     assert spec["endpoints"] == [{"port": "metrics", "interval": "10s"}]
     found = [
@@ -379,10 +408,9 @@ def test_grafana_finds_the_dashboard():
 
 
 def test_the_guide_names_folders_that_can_be_applied():
-    guide = (ROOT / "docs/deploy.md").read_text()
-    named = set(re.findall(r"-k (deploy/kubernetes/[\w-]+)", guide))
+    named = set(re.findall(r"-k (deploy/kubernetes/[\w-]+)", GUIDE))
     assert named == {f"deploy/kubernetes/{folder}" for folder in FOLDERS}
     for folder in named:
         assert kubectl("kustomize", str(ROOT / folder))
-    files = set(re.findall(r"-f (deploy/\S+)", guide))
+    files = set(re.findall(r"-f (deploy/\S+)", GUIDE))
     assert files == {str(SHELL.relative_to(ROOT))}

@@ -124,6 +124,8 @@ def test_settings_ports_and_volume_are_those_of_the_application(
         assert {settings.listen.port, settings.http.port, settings.metrics.port} == exposed
         assert settings.listen.host == settings.http.host == "0.0.0.0"
         assert not settings.listen.insecure
+        (check,) = stages[0].values("HEALTHCHECK")
+        assert f'"127.0.0.1:{settings.listen.health_port}"' in check
 
 
 @pytest.mark.parametrize("target", ["server", "trainer"])

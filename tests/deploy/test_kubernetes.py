@@ -18,7 +18,6 @@ from tests.kubernetes import (
     FOLDER,
     SHELL,
     Manifest,
-    kubectl,
     mounted_at,
     of_kind,
     pods,
@@ -411,6 +410,6 @@ def test_the_guide_names_folders_that_can_be_applied():
     named = set(re.findall(r"-k (deploy/kubernetes/[\w-]+)", GUIDE))
     assert named == {f"deploy/kubernetes/{folder}" for folder in FOLDERS}
     for folder in named:
-        assert kubectl("kustomize", str(ROOT / folder))
+        assert render(ROOT / folder)
     files = set(re.findall(r"-f (deploy/\S+)", GUIDE))
     assert files == {str(SHELL.relative_to(ROOT))}

@@ -48,12 +48,13 @@ COPY server/ server/
 ENV THUMBLOOP_SERVER_STATE__FOLDER=/state \
     THUMBLOOP_SERVER_MODEL__PATH=/model \
     THUMBLOOP_SERVER_LISTEN__HOST=0.0.0.0 \
+    THUMBLOOP_SERVER_LISTEN__HEALTH_PORT=50052 \
     THUMBLOOP_SERVER_HTTP__HOST=0.0.0.0 \
     THUMBLOOP_SERVER_METRICS__HOST=0.0.0.0
 # gRPC, HTTP, metrics
 EXPOSE 50051 8080 9464
 HEALTHCHECK --interval=10s --timeout=6s --start-period=180s \
-    CMD ["python", "scripts/healthcheck.py", "grpc", "127.0.0.1:50051"]
+    CMD ["python", "scripts/healthcheck.py", "grpc", "127.0.0.1:50052"]
 CMD ["python", "-m", "server"]
 
 FROM source AS trainer

@@ -8,7 +8,7 @@ export ACCELERATOR ?= cpu
 # The base model where neither CONFIG nor the environment names one: the demo's, built when missing.
 demo_model = $(if $(CONFIG)$(THUMBLOOP_$(1)_MODEL__PATH),,model=$$($(PYTHON) -m demo.base_model) && export THUMBLOOP_$(1)_MODEL__PATH="$$model" &&)
 
-.PHONY: demo test check serve train observe loadtest bench bench-learning soak protos dashboard lock setup prometheus postgresql clean
+.PHONY: demo test check serve train observe loadtest bench bench-learning soak protos dashboard alerts lock setup packages prometheus clean
 .DEFAULT_GOAL := demo
 
 # Builds the base model, then learns from simulated users while serving them: a table in the
@@ -22,7 +22,7 @@ demo: setup
 # All tests; those of tests/gpu with ACCELERATOR=gpu only. TESTS=tests/trainer runs a part.
 # One process a core, one thread each; then, alone, those whose engines take all cores.
 pytest = $(PYTHON) -m pytest $(if $(filter cpu,$(ACCELERATOR)),-m 'not gpu')
-test: setup prometheus postgresql
+test: setup packages
 ifdef TESTS
 	$(pytest) $(TESTS)
 else
@@ -81,6 +81,10 @@ protos: setup
 dashboard: setup
 	scripts/dashboard
 
+# Regenerates deploy/kubernetes/monitoring/alerts.yaml from deploy/prometheus/rules.yml.
+alerts: setup
+	scripts/alerts
+
 # Recompiles locks/ from pyproject.toml; UPGRADE=1 takes newer versions.
 lock: setup
 	scripts/lock $(if $(UPGRADE),--upgrade)
@@ -88,9 +92,12 @@ lock: setup
 setup:
 	@scripts/setup
 
-# Debian's packages, where their commands are missing.
-prometheus postgresql:
-	@scripts/packages $@
+# Debian's packages that tests need, where their commands are missing.
+packages:
+	@scripts/packages prometheus postgresql kubernetes-client
+
+prometheus:
+	@scripts/packages prometheus
 
 # Removes what can be made again; leaves state/ and runs/ alone.
 clean:

@@ -52,6 +52,7 @@ async def _live(application: Application) -> None:
         "serving on port": application.port,
         "metrics on": application.metrics_port,
         "HTTP on": application.http_port,
+        "health on": application.health_port,
     }
     print(", ".join(f"{what} {port}" for what, port in ports.items() if port), flush=True)
     await application.run()

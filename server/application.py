@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
@@ -27,6 +27,7 @@ from server.erasures import Erasures
 from server.evidence import Look
 from server.exposition import serve_metrics
 from server.guidance import find_strategies
+from server.health import Health
 from server.hotswap import Swapper
 from server.http import OpenAi
 from server.http_port import HttpServer
@@ -37,6 +38,7 @@ from server.lifecycle import Lifecycle, Phase
 from server.loading import Loader
 from server.metrics import ServerMetrics
 from server.pipeline import Pipeline
+from server.ports import bind, port_taken
 from server.ratings import Ratings
 from server.reception import Reception
 from server.repeats import Repeats
@@ -91,11 +93,12 @@ class Application:
         self._doorkeeper = Doorkeeper(config.access)
         self._admission = Admission(config.limits)
         self._lifecycle = Lifecycle(config.limits.max_requests_in_flight)
-        self._health = health.aio.HealthServicer()
+        self._health = Health(SERVICES)
         self._stack = AsyncExitStack()
         self._supervisor: Supervisor | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.port = 0
+        self.health_port = 0
         self.http_port = 0
         self.metrics_port = 0
 
@@ -130,6 +133,7 @@ class Application:
         self._tasks.append(asyncio.create_task(erasures.watch(), name="scrub files"))
         imports = Imports(writer, self._lifecycle, self._metrics, self._config.limits)
         grpc_server = await self._start_grpc(database, reception, ratings, erasures, imports)
+        await self._start_health()
         engine = SupervisedEngine(partial(self._make_engine, model, self._config))
         self._stack.push_async_callback(engine.end)
         self._stack.push_async_callback(grpc_server.stop, 1.0)  # no call outlives the engine
@@ -143,7 +147,7 @@ class Application:
             asyncio.create_task(supervisor.run(), name="supervise engine"),
             asyncio.create_task(self._collector.watch(), name="collect folders"),
         ]
-        await self._say(health_pb2.HealthCheckResponse.SERVING)
+        await self._health.say(serving=True)
 
     def _make_reception(self, database: Database) -> Reception:
         defaults = Defaults(
@@ -225,8 +229,7 @@ class Application:
     async def _say_serving(self, is_serving: bool) -> None:
         """Tell health checks, unless the server is stopping."""
         if self._lifecycle.phase is not Phase.DRAINING:
-            found = health_pb2.HealthCheckResponse
-            await self._say(found.SERVING if is_serving else found.NOT_SERVING)
+            await self._health.say(serving=is_serving)
 
     async def run(self) -> None:
         """Serve until cancelled. Raises whatever ended a background task."""
@@ -234,7 +237,7 @@ class Application:
 
     async def stop(self) -> None:
         """Refuse new calls, let those in flight finish within the grace period, release all."""
-        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._health.say(serving=False)
         if not await self._lifecycle.drain(self._config.listen.grace_s):
             log.warning("%d calls did not finish in time", self._lifecycle.in_flight)
         await end_all(self._tasks)
@@ -253,7 +256,7 @@ class Application:
         try:
             http, thread = serve_metrics(where.host, where.port, self._metrics.registry)
         except OSError as error:
-            raise _port_taken("metrics", where.host, where.port, error.strerror) from None
+            raise port_taken("metrics.port", where.host, where.port, error.strerror) from None
         self.metrics_port = int(http.server_port)
         self._stack.callback(thread.join)
         self._stack.callback(http.server_close)
@@ -294,21 +297,26 @@ class Application:
         versions = self._config.state.versions
         self._admin = AdminServicer(database, self._routes, versions, imports)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self._admin, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self._health.join(server)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
-        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
-        address, credentials = f"{listen.host}:{listen.port}", credentials_of(listen)
-        try:
-            if credentials is None:
-                self.port = server.add_insecure_port(address)
-            else:
-                self.port = server.add_secure_port(address, credentials)
-        except RuntimeError:
-            raise _port_taken("listen", listen.host, listen.port, "in use?") from None
+        await self._health.say(serving=False)
+        self.port = bind(server, "listen.port", listen.host, listen.port, credentials_of(listen))
         await server.start()
         self._stack.push_async_callback(server.stop, 1.0)
         return server
+
+    async def _start_health(self) -> None:
+        """Open the port of those that ask for nothing but health, and cannot do TLS."""
+        listen = self._config.listen
+        if listen.health_port is None:
+            return
+        server = grpc.aio.server(options=_OPTIONS)
+        self._health.join(server)
+        where = ("listen.health_port", listen.host, listen.health_port)
+        self.health_port = bind(server, *where, None)
+        await server.start()
+        self._stack.push_async_callback(server.stop, 1.0)
 
     async def _start_http(self, reception: Reception, ratings: Ratings) -> None:
         """Open the HTTP port last: it has no health check to say that the server is starting."""
@@ -327,14 +335,3 @@ class Application:
         server = HttpServer(self._config, routes.application())
         self.http_port = await server.start()
         self._stack.push_async_callback(server.stop)
-
-    async def _say(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
-        for service in ("", *SERVICES):
-            await self._health.set(service, status)
-
-
-def _port_taken(section: str, host: str, port: int, why: str | None) -> SettingsError:
-    return SettingsError(
-        f"{section}.port: {host}:{port} cannot be bound ({why});"
-        " stop what listens there or choose another port, 0 takes a free one"
-    )

@@ -1,74 +1,20 @@
 """The Dockerfile names only what exists: there is no engine here that could build it."""
 
-import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from concurrent import futures
-from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
-from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from tests.dockerfile import DOCKERFILE, ROOT, chain, parse
 from thumbloop.config import ServerConfig, TrainerConfig, load
 
-ROOT = Path(__file__).parent.parent
-DOCKERFILE = (ROOT / "Dockerfile").read_text()
 ACCELERATORS = ("cpu", "gpu")
-
-
-@dataclass
-class Stage:
-    name: str
-    base: str
-    instructions: list[tuple[str, str]] = field(default_factory=list)
-
-    def values(self, keyword: str) -> list[str]:
-        return [text for word, text in self.instructions if word == keyword]
-
-    def environment(self) -> dict[str, str]:
-        pairs = (pair for text in self.values("ENV") for pair in shlex.split(text))
-        return dict(pair.split("=", 1) for pair in pairs)
-
-    def copies(self) -> list[str]:
-        """Paths of the tree that this stage copies."""
-        sources = (shlex.split(text)[:-1] for text in self.values("COPY"))
-        return [path for paths in sources for path in paths]
-
-    def commands(self) -> list[str]:
-        """What this stage runs, in shell form."""
-        texts = self.values("RUN") + self.values("CMD")
-        texts += [text[text.index("CMD") + 3 :] for text in self.values("HEALTHCHECK")]
-        return [shlex.join(json.loads(t)) if t.lstrip().startswith("[") else t for t in texts]
-
-
-def parse(text: str) -> dict[str, Stage]:
-    """Read the stages, each by its name."""
-    text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
-    stages: dict[str, Stage] = {}
-    for line in filter(None, map(str.strip, text.splitlines())):
-        keyword, rest = line.split(maxsplit=1)
-        if keyword == "FROM":
-            base, _as, name = rest.split()
-            stages[name] = Stage(name, base)
-        elif stages:
-            stages[name].instructions.append((keyword, rest))
-    return stages
-
-
-def chain(stages: dict[str, Stage], target: str, accelerator: str) -> list[Stage]:
-    """Return the stages that a target is built from, itself first."""
-    found = []
-    name = target
-    while name in stages:
-        found.append(stages[name])
-        name = stages[name].base.replace("${ACCELERATOR}", accelerator)
-    return found
 
 
 def is_sent(path: str) -> bool:
@@ -178,6 +124,8 @@ def test_settings_ports_and_volume_are_those_of_the_application(
         assert {settings.listen.port, settings.http.port, settings.metrics.port} == exposed
         assert settings.listen.host == settings.http.host == "0.0.0.0"
         assert not settings.listen.insecure
+        (check,) = stages[0].values("HEALTHCHECK")
+        assert f'"127.0.0.1:{settings.listen.health_port}"' in check
 
 
 @pytest.mark.parametrize("target", ["server", "trainer"])

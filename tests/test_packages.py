@@ -58,7 +58,7 @@ def test_another_name_is_refused(tools: Path):
     done = install(tools, "mysql")
     assert (done.returncode, done.stderr) == (
         1,
-        "packages: mysql: expected prometheus, postgresql\n",
+        "packages: mysql: expected prometheus, postgresql or kubernetes-client\n",
     )
 
 

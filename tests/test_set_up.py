@@ -244,7 +244,18 @@ def test_make_serve_builds_the_demo_model_only_without_a_configuration():
     assert recipe("train", "CONFIG=trainer.yaml").endswith("-m trainer --config 'trainer.yaml'")
 
 
-SETTING_UP = ["demo", "test", "check", "serve", "train", "observe", "protos", "dashboard", "lock"]
+SETTING_UP = [
+    "demo",
+    "test",
+    "check",
+    "serve",
+    "train",
+    "observe",
+    "protos",
+    "dashboard",
+    "alerts",
+    "lock",
+]
 
 
 @pytest.mark.parametrize("target", SETTING_UP)

@@ -29,7 +29,7 @@ from server.http import OpenAi
 from server.metrics import ServerMetrics
 from tests.fakes import FakeEngine
 from tests.refusals import refused
-from tests.serving import Running, config_of, running
+from tests.serving import Running, config_of, health, running
 from thumbloop import v1
 from thumbloop.client import AsyncClient, Tls
 from thumbloop.config import ServerConfig, State, load
@@ -310,8 +310,8 @@ def test_of_many_tokens_each_is_its_own_subject():
 
 
 async def test_health_and_reflection_are_open(guarded: Running):
-    health = health_pb2_grpc.HealthStub(guarded.channel)
-    assert (await health.Check(health_pb2.HealthCheckRequest())).status == 1
+    stub = health_pb2_grpc.HealthStub(guarded.channel)
+    assert (await stub.Check(health_pb2.HealthCheckRequest())).status == 1
     reflection = reflection_pb2_grpc.ServerReflectionStub(guarded.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     answers = [answer async for answer in reflection.ServerReflectionInfo(iter([request]))]
@@ -584,6 +584,19 @@ async def test_with_client_authorities_only_who_shows_a_certificate_of_theirs_ge
         for shown in (None, foreign):
             assert not await grpc_answers(server, papers.tls(shown))
             assert not await http_answers(server, papers.context(shown))
+
+
+async def test_probes_need_neither_tls_nor_a_token_and_get_nothing_else(
+    tiny_model: Path, state: State, papers: Papers
+):
+    listen = {**papers.mutual, "health_port": 0}
+    access = tokens(backend=["generate"])
+    async with running(tiny_model, state, listen=listen, access=access) as server:
+        port = server.application.health_port
+        assert await health(port) == health_pb2.HealthCheckResponse.SERVING
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            error = await refused(channel.unary_unary(GENERATE)(b"", timeout=10))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_client_with_token_and_tls_holds_a_conversation(

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from server.application import SERVICES, Application
+from server.health import LIVENESS
 from server.lifecycle import Phase
 from tests.fakes import FakeEngine
 from tests.refusals import refused
@@ -33,6 +34,52 @@ HELLO = policy_pb2.GenerateRequest(text="hello", user_id="ann")
 
 async def test_health_says_serving_for_the_server_and_every_service(server: Running):
     assert [await health(server, name) for name in ("", *SERVICES)] == [SERVING] * 4
+
+
+async def test_it_is_alive_before_it_serves(tiny_model: Path, state: State):
+    ready = threading.Event()
+
+    def slow(model: Path, _config: object) -> FakeEngine:
+        ready.wait(20)
+        return FakeEngine(model)
+
+    application = Application(config_of(tiny_model, state, listen={"health_port": 0}), slow)
+    starting = asyncio.create_task(application.start())
+    try:
+        await until(lambda: application.health_port)
+        for port in (application.port, application.health_port):
+            assert [await health(port, name) for name in (LIVENESS, "")] == [SERVING, NOT_SERVING]
+        ready.set()
+        await starting
+        for port in (application.port, application.health_port):
+            assert [await health(port, name) for name in (LIVENESS, "")] == [SERVING, SERVING]
+    finally:
+        ready.set()
+        await application.stop()
+
+
+async def test_it_is_alive_until_the_last_call_has_left(tiny_model: Path, state: State):
+    async with running(tiny_model, state, listen={"health_port": 0}) as server:
+        server.engine.may_sample.clear()
+        call = asyncio.create_task(server.generate("hello"))
+        await server.sampling(4)
+        stopping = asyncio.create_task(server.application.stop())
+        await asyncio.sleep(0.05)
+        port = server.application.health_port
+        assert [await health(port, name) for name in (LIVENESS, "")] == [SERVING, NOT_SERVING]
+        server.engine.may_sample.set()
+        await call
+        await stopping
+
+
+async def test_a_port_for_probes_that_is_taken_is_named(tiny_model: Path, state: State):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        listen = {"health_port": other.getsockname()[1]}
+        with pytest.raises(SettingsError, match=r"listen\.health_port: .* cannot be bound"):
+            async with running(tiny_model, state, listen=listen):
+                pass
 
 
 async def test_reflection_lists_the_services(server: Running):

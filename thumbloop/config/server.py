@@ -22,6 +22,9 @@ class Listen(Section):
     """Address to bind; loopback unless there is authentication in front."""
     port: int = Field(50051, ge=0, le=65535)
     """TCP port; 0 takes a free one and prints it."""
+    health_port: int | None = Field(None, ge=0, le=65535)
+    """TCP port for probes that do no TLS, as Kubernetes': it answers grpc.health.v1 alone, and anybody; absent: none, health
+    is on `port` all the same."""
     grace_s: float = Field(30.0, ge=0)
     """Seconds that calls in flight get to finish after SIGTERM."""
     max_message_bytes: int = Field(4 * 1024 * 1024, ge=1024)

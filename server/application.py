@@ -46,6 +46,7 @@ from server.servicers import AdminServicer, FeedbackServicer, PolicyServicer
 from server.supervision import Supervisor
 from server.translation import Defaults
 from server.verification import Expected
+from thumbloop import logs
 from thumbloop.artifacts import BaseModelIdentity
 from thumbloop.base_model import claim_base, identify, locate
 from thumbloop.config import ServerConfig
@@ -190,6 +191,7 @@ class Application:
 
         def append(interaction: Interaction) -> Awaitable[None]:
             self._metrics.observe_row(interaction)
+            logs.note(response_id=interaction.response_id)
 
             def change(connection: Connection) -> None:
                 interactions.append(connection, interaction)

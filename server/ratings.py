@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from server.access import Caller
 from server.metrics import ServerMetrics
 from server.translation import preference_of, thumb_of
+from thumbloop import logs
 from thumbloop.config.server import FeedbackSettings
 from thumbloop.errors import ThumbloopError
 from thumbloop.store import GroupWriter, feedback, preferences
@@ -49,6 +50,7 @@ class Ratings:
                 )
 
             stored = await self._writer.run(change)
+        logs.note(response_id=stored.response_id)
         self._metrics.observe_feedback(stored)
         return stored
 
@@ -76,6 +78,7 @@ class Ratings:
                 )
 
             stored = await self._writer.run(change)
+        logs.note(response_id=stored.response_id)
         self._metrics.observe_preference(stored)
         return stored
 

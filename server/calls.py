@@ -2,8 +2,12 @@
 
 import logging
 import time
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 
 import uuid_utils
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thumbloop import logs
@@ -11,9 +15,17 @@ from thumbloop import logs
 log = logging.getLogger(__name__)
 
 
-def begin(method: str) -> None:
+_TRACE_HEADERS = ("traceparent", "tracestate")  # https://www.w3.org/TR/trace-context
+TRACE_HEADERS: ContextVar[Mapping[str, str]] = ContextVar(
+    "trace_headers", default=MappingProxyType({})
+)
+"""What the caller says of the trace that its call is a part of."""
+
+
+def begin(method: str, headers: Iterable[tuple[str, str]]) -> None:
     """Begin a call; until it names itself, its lines share an id that is made here."""
     logs.begin(method=method, request_id=str(uuid_utils.uuid7()))
+    TRACE_HEADERS.set({name: value for name, value in headers if name in _TRACE_HEADERS})
 
 
 def end(code: str, seconds: float) -> None:
@@ -32,7 +44,7 @@ class HttpCalls:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         code, started = "cut off", time.perf_counter()
-        begin("HTTP")  # a path that is not served may hold anything
+        begin("HTTP", Headers(scope=scope).items())  # a path may hold anything
 
         async def watched(message: Message) -> None:
             nonlocal code

@@ -21,7 +21,7 @@ from server.concurrency import under_way, within
 from server.failures import patience, shown
 from server.metrics import ServerMetrics
 from server.ratings import Ratings
-from server.reception import Reception
+from server.reception import Answering
 from thumbloop import logs
 from thumbloop.errors import InvalidRequest, ThumbloopError
 from thumbloop.types import Interaction
@@ -49,7 +49,7 @@ class OpenAi:
 
     def __init__(
         self,
-        reception: Reception,
+        reception: Answering,
         ratings: Ratings,
         doorkeeper: Doorkeeper,
         metrics: ServerMetrics,

@@ -92,7 +92,7 @@ class _Observed:
         self._context = context
 
     def __enter__(self) -> None:
-        calls.begin(self._method)
+        calls.begin(self._method, self._context.invocation_metadata() or ())
         self._started = time.perf_counter()
         self._time_s = self._context.time_remaining()
         self._metrics.call_started(self._method)

@@ -33,6 +33,29 @@ class Reader(Protocol):
         """Take the whole reply."""
 
 
+class Answering(Protocol):
+    """Whoever answers requests: a reception, or one that is watched."""
+
+    async def respond(
+        self,
+        message: policy_pb2.GenerateRequest,
+        caller: Caller,
+        *,
+        time_left_s: float | None = None,
+    ) -> Interaction:
+        """Return the reply; see Reception."""
+
+    async def tell(
+        self,
+        message: policy_pb2.GenerateRequest,
+        caller: Caller,
+        reader: Reader,
+        *,
+        time_left_s: float | None = None,
+    ) -> None:
+        """Let somebody read the reply as it grows; see Reception."""
+
+
 class Reception:
     """Checks a request, then answers it once, in its turn and in time."""
 

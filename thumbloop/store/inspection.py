@@ -1,5 +1,6 @@
 """Reading a store as it is: nothing is created, migrated or written, whatever is there."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,17 @@ from urllib.parse import quote
 
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, func, select, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    NullPool,
+    create_engine,
+    func,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from thumbloop.config import State
@@ -26,7 +37,7 @@ def inspecting(state: State) -> Iterator[Connection]:
     if state.url is None and not state.database_file.is_file():
         raise SettingsError(f"there is no database in {state.folder}")
     try:
-        engine = create_engine(_read_only(state), hide_parameters=True)
+        engine = _open(make_url(state.database_url))
     except (ArgumentError, ImportError) as error:
         raise SettingsError(f"state.url: {error}") from None
     try:
@@ -38,15 +49,20 @@ def inspecting(state: State) -> Iterator[Connection]:
         engine.dispose()
 
 
-def _read_only(state: State) -> str:
-    """Return a URL by which SQLite opens its file for reading; others are told by the connection."""
-    if not state.database_url.startswith("sqlite:///"):
-        return state.database_url
-    file = Path(state.database_url.removeprefix("sqlite:///")).absolute()
+def _open(url: URL) -> Engine:
+    """Return an engine that reads; SQLite is told so by its file's name, others by the connection."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return create_engine(url, hide_parameters=True)
+    file = Path(url.database).absolute()
     # Without a log nobody has it open, and SQLite need not make files to share.
     is_idle = not file.with_name(f"{file.name}-wal").exists()
-    how = "immutable=1" if is_idle else "mode=ro"
-    return f"sqlite:///file:{quote(str(file))}?{how}&uri=true&timeout={_TIMEOUT_S}"
+    name = f"file:{quote(str(file))}?mode=ro{'&immutable=1' if is_idle else ''}"
+    return create_engine(
+        "sqlite://",
+        creator=lambda: sqlite3.connect(name, uri=True, timeout=_TIMEOUT_S),
+        poolclass=NullPool,
+        hide_parameters=True,
+    )
 
 
 def level(connection: Connection) -> str | None:

@@ -198,6 +198,27 @@ async def test_a_cancelled_race_ends_its_spans(
     assert spans.named("choose") == []
 
 
+async def test_a_race_that_fails_ends_its_spans(
+    tiny_model: Path,
+    state: State,
+    publisher: Publisher,
+    spans: Spans,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def fail(*_arguments: Any) -> None:
+        raise EngineUnavailable("the engine stopped")
+
+    publisher.publish(1)
+    async with traced(tiny_model, state) as server:
+        await server.serves(1)
+        monkeypatch.setattr(FakeEngine, "speak", fail)
+        value = policy_pb2.GuidanceStrategy.GUIDANCE_STRATEGY_SPECULATIVE_REJECTION
+        guidance = policy_pb2.GuidanceParams(strategy=value, num_candidates=3)
+        request = policy_pb2.GenerateRequest(text="hello", guidance=guidance)
+        await refused(server.policy.Generate(request))
+    assert len(spans.named("sample")) == 3
+
+
 async def test_a_failure_is_told_by_its_kind_alone(
     tiny_model: Path, state: State, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ):

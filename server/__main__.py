@@ -2,9 +2,7 @@
 
 import asyncio
 import gc
-import logging
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +11,7 @@ import uvloop
 
 from server.application import Application
 from server.engine import Engine
+from thumbloop import logs
 from thumbloop.config import ServerConfig, load
 from thumbloop.errors import ThumbloopError
 
@@ -21,7 +20,9 @@ def make_engine(model: Path, config: ServerConfig) -> Engine:
     """Start vLLM."""
     from server.engine.vllm_engine import VllmEngine  # seconds of imports: only when ports are ours
 
-    return VllmEngine(model, config.engine, seed=config.seed)
+    return VllmEngine(
+        model, config.engine, seed=config.seed, has_json_logs=config.logging.format == "json"
+    )
 
 
 async def serve(config: ServerConfig) -> None:
@@ -74,12 +75,12 @@ def main(
     ] = False,
 ) -> None:
     """Serve the current policy version."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("server").setLevel(logging.INFO)
     try:
-        uvloop.run(serve(_told(load(ServerConfig, config), insecure=insecure)))
+        settings = _told(load(ServerConfig, config), insecure=insecure)
+        logs.configure(settings.logging)
+        uvloop.run(serve(settings))
     except ThumbloopError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(str(error))
         raise SystemExit(2) from None
 
 

@@ -40,14 +40,17 @@ from server.metrics import ServerMetrics
 from server.pipeline import Pipeline
 from server.ports import bind, port_taken
 from server.ratings import Ratings
-from server.reception import Reception
+from server.reception import Answering, Reception
 from server.repeats import Repeats
 from server.rewards import make_scorer
 from server.routes import Routes
 from server.servicers import AdminServicer, FeedbackServicer, PolicyServicer
 from server.supervision import Supervisor
+from server.telemetry.unwatched import Unwatched
+from server.telemetry.watching import watch
 from server.translation import Defaults
 from server.verification import Expected
+from thumbloop import logs
 from thumbloop.artifacts import BaseModelIdentity
 from thumbloop.base_model import claim_base, identify, locate
 from thumbloop.config import ServerConfig
@@ -95,6 +98,7 @@ class Application:
         self._lifecycle = Lifecycle(config.limits.max_requests_in_flight)
         self._health = Health(SERVICES)
         self._stack = AsyncExitStack()
+        self._watch = Unwatched()
         self._supervisor: Supervisor | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.port = 0
@@ -118,6 +122,8 @@ class Application:
         self._stack.callback(database.dispose)
         identity = identify(model)
         claim_base(self._config.state.versions, DEFAULT_POLICY, identity, time.time())
+        self._watch = watch(self._config.tracing)
+        self._stack.push_async_callback(self._watch.stop)
         metrics = self._metrics
         writer = GroupWriter(
             database, on_commit=metrics.observe_commit, on_error=metrics.store_errors.inc
@@ -127,7 +133,7 @@ class Application:
             metrics.last_feedback.set(feedback.last_given_at(connection))
         self._start_metrics(writer)
         reception = self._make_reception(database)
-        ratings = Ratings(writer, self._metrics, self._config.feedback)
+        ratings = Ratings(writer, self._metrics, self._config.feedback, self._watch.listener)
         erasures = Erasures(database, writer)
         self._metrics.unscrubbed.set_function(lambda: not erasures.is_scrubbed)
         self._tasks.append(asyncio.create_task(erasures.watch(), name="scrub files"))
@@ -149,17 +155,20 @@ class Application:
         ]
         await self._health.say(serving=True)
 
-    def _make_reception(self, database: Database) -> Reception:
+    def _make_reception(self, database: Database) -> Answering:
+        strategies = self._watch.strategies(self._strategies)
         defaults = Defaults(
-            self._config.sampling, self._config.guidance, self._config.limits, self._strategies
+            self._config.sampling, self._config.guidance, self._config.limits, strategies
         )
-        return Reception(
-            self._lifecycle,
-            defaults,
-            self._admission,
-            Quota(self._config.quotas),
-            Repeats(database, self._config.limits),
-            self._metrics,
+        return self._watch.reception(
+            Reception(
+                self._lifecycle,
+                defaults,
+                self._admission,
+                Quota(self._config.quotas),
+                Repeats(database, self._config.limits),
+                self._metrics,
+            )
         )
 
     async def _supervise(
@@ -194,6 +203,7 @@ class Application:
 
         def append(interaction: Interaction) -> Awaitable[None]:
             self._metrics.observe_row(interaction)
+            logs.note(response_id=interaction.response_id)
 
             def change(connection: Connection) -> None:
                 interactions.append(connection, interaction)
@@ -207,7 +217,7 @@ class Application:
             scorer,
             verdict,
             self._routes,
-            append,
+            self._watch.log(append),
             calibration,
             scoring_timeout_s=self._config.guidance.scoring_timeout_s,
             max_prompt_tokens=self._config.limits.max_prompt_tokens,
@@ -282,7 +292,7 @@ class Application:
     async def _start_grpc(
         self,
         database: Database,
-        reception: Reception,
+        reception: Answering,
         ratings: Ratings,
         erasures: Erasures,
         imports: Imports,
@@ -318,7 +328,7 @@ class Application:
         await server.start()
         self._stack.push_async_callback(server.stop, 1.0)
 
-    async def _start_http(self, reception: Reception, ratings: Ratings) -> None:
+    async def _start_http(self, reception: Answering, ratings: Ratings) -> None:
         """Open the HTTP port last: it has no health check to say that the server is starting."""
         if not self._config.http.enabled:
             return

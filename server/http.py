@@ -21,7 +21,8 @@ from server.concurrency import under_way, within
 from server.failures import patience, shown
 from server.metrics import ServerMetrics
 from server.ratings import Ratings
-from server.reception import Reception
+from server.reception import Answering
+from thumbloop import logs
 from thumbloop.errors import InvalidRequest, ThumbloopError
 from thumbloop.types import Interaction
 
@@ -48,7 +49,7 @@ class OpenAi:
 
     def __init__(
         self,
-        reception: Reception,
+        reception: Answering,
         ratings: Ratings,
         doorkeeper: Doorkeeper,
         metrics: ServerMetrics,
@@ -84,6 +85,7 @@ class OpenAi:
         needed = ROUTES[name]
 
         async def guarded(request: Request) -> Response:
+            logs.note(method=name)
             try:
                 caller = self._doorkeeper.identify(request.headers.getlist("authorization"))
                 caller.require(needed)
@@ -227,7 +229,9 @@ class _EventStream(Response):
         async with patience():
             await self._start()
             if isinstance(error := self._telling.exception(), Exception):
-                await self._event(_error_body(shown(error, "a stream")))
+                failure = shown(error, "a stream")
+                logs.note(failure=failure.code.name)
+                await self._event(_error_body(failure))
             await _send_text(await self._send, "data: [DONE]\n\n", is_last=True)
 
     async def _event(self, data: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.access import is_loopback, is_open_to_pages
+from server.calls import HttpCalls
 from server.http import refusal
 from thumbloop.config import ServerConfig
 from thumbloop.errors import PermissionDenied, SettingsError, Unavailable
@@ -32,7 +33,7 @@ class HttpServer:
         listen = config.listen
         self._server = _Uvicorn(
             uvicorn.Config(
-                _Loopback(application) if is_open_to_pages(config) else application,
+                HttpCalls(_Loopback(application) if is_open_to_pages(config) else application),
                 http=_Connection,
                 limit_concurrency=self._where.max_connections,
                 timeout_keep_alive=self._where.head_timeout_s,

@@ -9,6 +9,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
+from server import calls
 from server.access import CALLER, Doorkeeper
 from server.failures import patience, shown
 from server.metrics import ServerMetrics
@@ -83,7 +84,7 @@ def _read(request: bytes, parse: Callable[[bytes], Message]) -> Message:
 
 
 class _Observed:
-    """Counts one call: started, handled with its status, and how long it took."""
+    """Counts and logs one call: started, handled with its status, and how long it took."""
 
     def __init__(self, metrics: ServerMetrics, method: str, context: Any) -> None:
         self._metrics = metrics
@@ -91,6 +92,7 @@ class _Observed:
         self._context = context
 
     def __enter__(self) -> None:
+        calls.begin(self._method, self._context.invocation_metadata() or ())
         self._started = time.perf_counter()
         self._time_s = self._context.time_remaining()
         self._metrics.call_started(self._method)
@@ -100,7 +102,9 @@ class _Observed:
         if isinstance(error, asyncio.CancelledError):
             code = self._why_cancelled()
         name = code.name if isinstance(code, grpc.StatusCode) else _name(code)
-        self._metrics.call_handled(self._method, name, time.perf_counter() - self._started)
+        seconds = time.perf_counter() - self._started
+        self._metrics.call_handled(self._method, name, seconds)
+        calls.end(name, seconds)
 
     def _why_cancelled(self) -> grpc.StatusCode:
         """Return how the call ended for its caller: gRPC cancels ours in the same way for both."""

@@ -15,6 +15,7 @@ from server.pipeline import Pipeline, Request
 from server.repeats import Repeats, digest_of
 from server.speech import Speech
 from server.translation import Defaults, request_of
+from thumbloop import logs
 from thumbloop.types import Interaction, User
 from thumbloop.v1 import policy_pb2
 
@@ -30,6 +31,29 @@ class Reader(Protocol):
 
     async def end(self, reply: Interaction) -> None:
         """Take the whole reply."""
+
+
+class Answering(Protocol):
+    """Whoever answers requests: a reception, or one that is watched."""
+
+    async def respond(
+        self,
+        message: policy_pb2.GenerateRequest,
+        caller: Caller,
+        *,
+        time_left_s: float | None = None,
+    ) -> Interaction:
+        """Return the reply; see Reception."""
+
+    async def tell(
+        self,
+        message: policy_pb2.GenerateRequest,
+        caller: Caller,
+        reader: Reader,
+        *,
+        time_left_s: float | None = None,
+    ) -> None:
+        """Let somebody read the reply as it grows; see Reception."""
 
 
 class Reception:
@@ -64,7 +88,9 @@ class Reception:
         Overloaded, RequestIdTaken, DeadlineExceeded, and what Pipeline.respond raises.
         """
         async with self._inside(message, caller, time_left_s) as (request, pipeline):
-            return await self._once(message, request, pipeline, None)
+            reply = await self._once(message, request, pipeline, None)
+        logs.note(response_id=reply.response_id)
+        return reply
 
     async def tell(
         self,
@@ -83,6 +109,7 @@ class Reception:
         async with self._inside(message, caller, time_left_s) as (request, pipeline):
             async with under_way(self._once(message, request, pipeline, speech)) as made:
                 await speech.first(made)
+                logs.note(response_id=speech.response_id)
                 await reader.begin(speech.response_id)
                 reply = await speech.deliver(made, reader.write)
             await reader.end(reply)
@@ -99,6 +126,8 @@ class Reception:
         ours_s = None if limit_s == time_left_s else limit_s
         user = caller.user(message.user_id)
         request = request_of(message, self._defaults, user, time_left_s=limit_s)
+        if request.request_id:
+            logs.note(request_id=request.request_id)
         with self._lifecycle.admit() as pipeline:
             async with within(ours_s, "there was no reply"):
                 yield request, pipeline

@@ -26,7 +26,7 @@ from server.imports import Imports
 from server.moves import promotion_of, rollback_of
 from server.origins import influence_of, lineage_of
 from server.ratings import Ratings
-from server.reception import Reception
+from server.reception import Answering
 from server.routes import Routes
 from server.stored import ask
 from server.translation import check_policy
@@ -51,7 +51,7 @@ _LONGEST_NUMBER = 19  # digits of an int64
 class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
     """Replies."""
 
-    def __init__(self, reception: Reception) -> None:
+    def __init__(self, reception: Answering) -> None:
         self._reception = reception
 
     async def Generate(

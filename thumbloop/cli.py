@@ -1,5 +1,5 @@
 """The `thumbloop` command: ask, chat, rate, see versions and move between them, forget users, take data out and bring it
-in, make tokens."""
+in, make tokens, look an installation over."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ import typer
 from thumbloop import exporting, importing, operating, tracing
 from thumbloop.client import DEFAULT_ADDRESS, Client, GenerateOptions
 from thumbloop.connecting import Address, Authorities, Certificate, Key, Token, WithTls, server
+from thumbloop.doctor import command
 from thumbloop.streams import ReplyStream
 from thumbloop.types import Message, Role, Scope
 from thumbloop.v1 import policy_pb2
@@ -22,6 +23,7 @@ app.add_typer(operating.app)
 app.add_typer(tracing.app)
 app.add_typer(exporting.app)
 app.add_typer(importing.app)
+app.add_typer(command.app)
 
 _KEYS = {"+": True, "u": True, "-": False, "d": False}
 _TOKEN_BYTES = 32

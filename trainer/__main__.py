@@ -1,13 +1,13 @@
 """python -m trainer: parse settings, learn until told to stop. Wiring only."""
 
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from sqlalchemy.exc import OperationalError
 
+from thumbloop import logs
 from thumbloop.base_model import locate
 from thumbloop.config import TrainerConfig, load
 from thumbloop.errors import ThumbloopError
@@ -26,7 +26,7 @@ def stop(_signal: int, _frame: object) -> NoReturn:
 def say_error(words: str, rank: int | None) -> None:
     """Say in one line why this process ends; of several each does, as one may fail alone."""
     process = "" if rank is None else f"process {rank}: "
-    print(f"error: {process}{' '.join(words.split())}", file=sys.stderr)
+    logs.say_error(f"{process}{' '.join(words.split())}")
 
 
 def main(
@@ -39,6 +39,7 @@ def main(
     code = 0
     try:
         settings = load(TrainerConfig, config)
+        logs.configure(settings.logging)
         folder = locate(settings.model)
         from trainer import training  # seconds of imports: only where the settings are sound
 

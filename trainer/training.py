@@ -4,14 +4,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, cast
 
 import torch
+from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from thumbloop.config import State, TrainerConfig
+from thumbloop.config.shared import Logging
 from thumbloop.config.trainer import Resources
 from thumbloop.errors import SettingsError
 from thumbloop.locks import try_lock
+from thumbloop.logs import Progress
 from thumbloop.store import only_trainer, open_store
 from trainer.assembly import assemble, follow
 from trainer.metrics import TrainerMetrics
@@ -42,13 +46,20 @@ def _train(config: TrainerConfig, folder: Path, rank: int | None) -> None:
         return
     engine = open_store(config.state)
     with only_trainer_of(config.state), only_trainer(engine):
-        metrics = TrainerMetrics(config.tensorboard or config.state.folder / "tensorboard")
+        curves = config.tensorboard or config.state.folder / "tensorboard"
+        metrics = TrainerMetrics(curves, _console(config.logging))
         port = metrics.serve(config.metrics)
         loop, trunk, *_ = assemble(config, folder, engine, metrics, workers)
         of_processes = f" in {workers.count} processes" if workers.count > 1 else ""
         padded = "" if trunk.is_packed else ", batches padded"
         metrics.say(f"training on {trunk.device}{of_processes}{padded}, metrics on {port}")
         loop.run()
+
+
+def _console(settings: Logging) -> Console:
+    """Return where progress is told: in the terminal, or among other lines of JSON."""
+    file = cast(IO[str], Progress("trainer")) if settings.format == "json" else None
+    return Console(file=file, highlight=False, soft_wrap=True)
 
 
 def process_count(resources: Resources) -> int:

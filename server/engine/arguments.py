@@ -21,6 +21,7 @@ from thumbloop.types import Sampling
 WORKER = "server.engine.worker.Worker"
 EXECUTOR = "server.engine.executor.InProcessExecutor"
 
+_JSON_LOGS = Path(__file__).with_name("json_logs.json")
 _GIB = 1 << 30
 _BLOCK = 32  # tokens of a KV block that the CPU's attention can read at once
 
@@ -78,7 +79,12 @@ def _on_cpu(adapted: Iterable[str], settings: EngineSettings) -> dict[str, Any]:
 
 
 def engine_args(
-    model: Path, adapted: Iterable[str], settings: EngineSettings, seed: int
+    model: Path,
+    adapted: Iterable[str],
+    settings: EngineSettings,
+    seed: int,
+    *,
+    has_json_logs: bool = False,
 ) -> AsyncEngineArgs:
     """Return how the engine runs. Raises SettingsError: what vLLM cannot do."""
     on_cpu = current_platform.is_cpu()
@@ -107,6 +113,7 @@ def engine_args(
         logprobs_mode="processed_logprobs",
         generation_config="vllm",
         scheduling_policy="priority",
-        enable_log_requests=False,
+        enable_log_requests=False,  # they would hold prompts
+        log_config_file=str(_JSON_LOGS) if has_json_logs else None,
         **of_platform,
     )

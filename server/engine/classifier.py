@@ -106,8 +106,9 @@ class ClassifierScorer:
                 rewards = await asyncio.to_thread(self._rewards, [w.texts for w in batch])
             except Exception as error:  # whatever a foreign model raises, replies come without it
                 log.exception("the reward model failed")
+                kind = type(error).__name__  # what it says may quote what was read
                 _deliver(
-                    batch, [ScorerUnavailable(f"the reward model failed: {error}")] * len(batch)
+                    batch, [ScorerUnavailable(f"the reward model failed: {kind}")] * len(batch)
                 )
             else:
                 _deliver(batch, rewards)

@@ -48,12 +48,15 @@ def _deaf_to_interrupts() -> Iterator[None]:
 class VllmEngine:
     """One vLLM engine with room for `max_versions` pairs of adapters."""
 
-    def __init__(self, model: Path, settings: EngineSettings, *, seed: int) -> None:
+    def __init__(
+        self, model: Path, settings: EngineSettings, *, seed: int, has_json_logs: bool = False
+    ) -> None:
         register_models()
         shapes = linear_shapes(model)
         try:
+            arguments = engine_args(model, shapes, settings, seed, has_json_logs=has_json_logs)
             with _deaf_to_interrupts():
-                self._llm = AsyncLLM.from_engine_args(engine_args(model, shapes, settings, seed))
+                self._llm = AsyncLLM.from_engine_args(arguments)
         except ValueError as error:
             raise SettingsError(f"engine: {' '.join(str(error).split())}") from None
         except RuntimeError as error:  # of the engine's own process, whose log has the cause

@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from thumbloop.config.delivery import Delivery
 from thumbloop.config.shared import Metrics, Rewards, Section, ThumbloopSettings, thumbs_alone
+from thumbloop.config.tracing import Tracing
 from thumbloop.types import MAX_ID, Scope, Strategy
 
 QUOTA = re.compile(r"[1-9]\d*/(second|minute|hour|day)")
@@ -258,6 +259,8 @@ class ServerConfig(ThumbloopSettings):
     """How much may be asked for in a time."""
     metrics: Metrics = Metrics()
     """The Prometheus endpoint."""
+    tracing: Tracing = Tracing()
+    """Traces of requests, in OpenTelemetry's form."""
     engine: EngineSettings = EngineSettings()
     """vLLM."""
     sampling: SamplingDefaults = SamplingDefaults()

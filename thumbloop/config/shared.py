@@ -72,6 +72,17 @@ class Metrics(Section):
     """TCP port; 0 takes a free one and prints it."""
 
 
+class Logging(Section):
+    """Log lines, on stderr."""
+
+    format: Literal["text", "json"] = "text"
+    """Lines for people, or a JSON object each."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe line of ours that is written; info has one for each call that ended."""
+    content: bool = False
+    """Write what unexpected errors say, too: they may quote prompts and replies, which nothing else does."""
+
+
 class RewardComponent(Section):
     """One part of the reward."""
 
@@ -144,6 +155,8 @@ class ThumbloopSettings(BaseSettings):
     """The base model."""
     verdict: Verdict = Verdict()
     """The reward model's question."""
+    logging: Logging = Logging()
+    """Log lines, on stderr."""
 
     @classmethod
     def settings_customise_sources(

@@ -33,6 +33,12 @@ def test_each_version_has_two_slots_and_logprobs_are_the_samplers():
     assert (asked.dtype, asked.seed) == ("float32", 3)
 
 
+def test_the_engines_process_writes_json_where_the_server_does():
+    given = engine_args(Path("model"), ADAPTED, EngineSettings(), seed=3, has_json_logs=True)
+    assert Path(given.create_logging_config().pylogging_config_file).is_file()
+    assert arguments().log_config_file is None
+
+
 def test_on_a_cpu_the_worker_is_ours_and_in_the_engines_process():
     asked = arguments(threads=1)
     assert asked.worker_cls == "server.engine.worker.Worker"

@@ -1,6 +1,7 @@
 """Fixtures of several packages: a tiny model on disk, and an engine that needs none."""
 
 import socketserver
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_model import build_tiny_model  # seconds of imports, not for every test
 
     return build_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def grpcurl() -> Path:
+    """Return where grpcurl is; it is fetched where it is not installed."""
+    script = Path(__file__).parents[1] / "scripts/grpcurl"
+    return Path(subprocess.check_output([script], text=True).strip())

@@ -3,6 +3,10 @@
 Slack's Events API calls it over HTTP. It keeps nothing: which reply of the server a message shows is written into
 the message's own metadata. Events to subscribe to: app_mention, message.im, reaction_added, reaction_removed.
 Scopes: app_mentions:read, im:history, channels:history, groups:history, reactions:read, chat:write.
+
+    SLACK_BOT_TOKEN=xoxb-… SLACK_SIGNING_SECRET=… .venv/bin/python examples/emoji_bot.py --port 3000
+
+and what Slack reaches as https://…/slack/events has to lead to that port.
 """
 
 import logging

@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 from asyncio.subprocess import PIPE, STDOUT
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,7 +117,7 @@ class Shell:
         return output
 
 
-def environment(**more: str) -> Mapping[str, str]:
+def environment(**more: str) -> dict[str, str]:
     """Return the environment of a reader who has set nothing of ours."""
     ours = ("THUMBLOOP_", "OPENAI_")
     return {n: text for n, text in os.environ.items() if not n.startswith(ours)} | more

@@ -1,6 +1,7 @@
 """Fixtures of several packages: a tiny model on disk, and an engine that needs none."""
 
 import socketserver
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,3 +26,10 @@ def postgresql() -> Iterator[Cluster]:
     """A PostgreSQL that runs."""
     with cluster() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def grpcurl() -> Path:
+    """Return where grpcurl is; it is fetched where it is not installed."""
+    script = Path(__file__).parents[1] / "scripts/grpcurl"
+    return Path(subprocess.check_output([script], text=True).strip())

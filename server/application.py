@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -10,22 +9,21 @@ from functools import partial
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health
-from grpc_reflection.v1alpha import reflection
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
-from server.access import Doorkeeper, credentials_of, refuse_strangers
+from server.access import Doorkeeper, refuse_strangers
 from server.admission import Admission, Quota
 from server.calibration import Calibration
 from server.collecting import Collector
-from server.collectors import CanaryEvidence
 from server.concurrency import end_all
 from server.engine import Engine
 from server.engine.supervised import SupervisedEngine
 from server.erasures import Erasures
 from server.evidence import Look
 from server.exposition import serve_metrics
+from server.gauges import show_load, show_pruning, show_versions
+from server.grpc_port import SERVICES, serve_calls, serve_health
 from server.guidance import find_strategies
 from server.health import Health
 from server.hotswap import Swapper
@@ -38,7 +36,7 @@ from server.lifecycle import Lifecycle, Phase
 from server.loading import Loader
 from server.metrics import ServerMetrics
 from server.pipeline import Pipeline
-from server.ports import bind, port_taken
+from server.ports import port_taken
 from server.ratings import Ratings
 from server.reception import Answering, Reception
 from server.repeats import Repeats
@@ -58,28 +56,8 @@ from thumbloop.errors import SettingsError
 from thumbloop.rendering import verdict_tokens
 from thumbloop.store import GroupWriter, feedback, interactions, open_store, reading
 from thumbloop.types import DEFAULT_POLICY, Interaction
-from thumbloop.v1 import (
-    admin_pb2,
-    admin_pb2_grpc,
-    feedback_pb2,
-    feedback_pb2_grpc,
-    policy_pb2,
-    policy_pb2_grpc,
-)
 
 log = logging.getLogger(__name__)
-
-SERVICES = (
-    policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name,
-    feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"].full_name,
-    admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
-)
-_OPTIONS = [
-    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second listener
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-]
 
 EngineFactory = Callable[[Path, ServerConfig], Engine]
 
@@ -139,7 +117,6 @@ class Application:
         self._tasks.append(asyncio.create_task(erasures.watch(), name="scrub files"))
         imports = Imports(writer, self._lifecycle, self._metrics, self._config.limits)
         grpc_server = await self._start_grpc(database, reception, ratings, erasures, imports)
-        await self._start_health()
         engine = SupervisedEngine(partial(self._make_engine, model, self._config))
         self._stack.push_async_callback(engine.end)
         self._stack.push_async_callback(grpc_server.stop, 1.0)  # no call outlives the engine
@@ -224,7 +201,7 @@ class Application:
             on_fallback=self._metrics.observe_fallback,
             on_rerank=self._metrics.observe_rerank,
         )
-        self._watch_pruning(calibration)
+        show_pruning(self._metrics, self._config.guidance.checkpoints, self._routes, calibration)
         return Supervisor(
             engine,
             swapper,
@@ -256,12 +233,8 @@ class Application:
         await self._stack.aclose()
 
     def _start_metrics(self, writer: GroupWriter) -> None:
-        self._metrics.store_queue.set_function(lambda: writer.waiting)
-        self._metrics.in_flight.set_function(lambda: self._lifecycle.in_flight)
-        self._metrics.candidates_in_flight.set_function(lambda: self._admission.candidates)
-        self._metrics.candidates_queued.set_function(lambda: self._admission.queued)
-        self._metrics.version.set_function(self._routes.current_or_nan)
-        self._metrics.registry.register(CanaryEvidence(self._latest_look))
+        show_load(self._metrics, writer, self._lifecycle, self._admission)
+        show_versions(self._metrics, self._routes, self._latest_look)
         where = self._config.metrics
         try:
             http, thread = serve_metrics(where.host, where.port, self._metrics.registry)
@@ -275,20 +248,6 @@ class Application:
     def _latest_look(self) -> Look | None:
         return self._supervisor.swapper.latest_look if self._supervisor else None
 
-    def _watch_pruning(self, calibration: Calibration) -> None:
-        """Show what each checkpoint's partial rewards are worth, for the current version."""
-        for number, checkpoint in enumerate(self._config.guidance.checkpoints):
-            label = f"{checkpoint.at:g}"
-            for gauge, of_version in (
-                (self._metrics.pruning_correlation, calibration.correlation),
-                (self._metrics.pruning_enabled, calibration.is_pruning),
-            ):
-                gauge.labels(label).set_function(partial(self._of_current, of_version, number))
-
-    def _of_current(self, of_version: Callable[[int, int], float], checkpoint: int) -> float:
-        current = self._routes.routed.current
-        return math.nan if current is None else of_version(current, checkpoint)
-
     async def _start_grpc(
         self,
         database: Database,
@@ -298,35 +257,21 @@ class Application:
         imports: Imports,
     ) -> grpc.aio.Server:
         listen = self._config.listen
-        options = [*_OPTIONS, ("grpc.max_receive_message_length", listen.max_message_bytes)]
-        translator = Translator(self._doorkeeper, self._metrics)
-        server = grpc.aio.server(interceptors=[translator], options=options)
-        policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(reception), server)
-        servicer = FeedbackServicer(ratings, erasures)
-        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(servicer, server)
-        versions = self._config.state.versions
-        self._admin = AdminServicer(database, self._routes, versions, imports)
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(self._admin, server)
-        self._health.join(server)
-        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        self._admin = AdminServicer(database, self._routes, self._config.state.versions, imports)
         await self._health.say(serving=False)
-        self.port = bind(server, "listen.port", listen.host, listen.port, credentials_of(listen))
-        await server.start()
+        server, self.port = await serve_calls(
+            listen,
+            Translator(self._doorkeeper, self._metrics),
+            self._health,
+            PolicyServicer(reception),
+            FeedbackServicer(ratings, erasures),
+            self._admin,
+        )
         self._stack.push_async_callback(server.stop, 1.0)
+        if listen.health_port is not None:
+            probed, self.health_port = await serve_health(listen, listen.health_port, self._health)
+            self._stack.push_async_callback(probed.stop, 1.0)
         return server
-
-    async def _start_health(self) -> None:
-        """Open the port of those that ask for nothing but health, and cannot do TLS."""
-        listen = self._config.listen
-        if listen.health_port is None:
-            return
-        server = grpc.aio.server(options=_OPTIONS)
-        self._health.join(server)
-        where = ("listen.health_port", listen.host, listen.health_port)
-        self.health_port = bind(server, *where, None)
-        await server.start()
-        self._stack.push_async_callback(server.stop, 1.0)
 
     async def _start_http(self, reception: Answering, ratings: Ratings) -> None:
         """Open the HTTP port last: it has no health check to say that the server is starting."""

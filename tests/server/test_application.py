@@ -16,7 +16,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from server.application import SERVICES, Application
+from server.application import Application
+from server.grpc_port import SERVICES
 from server.health import LIVENESS
 from server.lifecycle import Phase
 from tests.fakes import FakeEngine

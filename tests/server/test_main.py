@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import server.__main__ as command
-from server.application import SERVICES
+from server.grpc_port import SERVICES
 from tests.fakes import FakeEngine
 from tests.refusals import refused
 from tests.serving import config_of, until

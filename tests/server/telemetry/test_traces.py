@@ -288,7 +288,7 @@ async def test_a_thumb_is_an_evaluation_linked_to_its_reply(
 
 async def test_a_preference_is_an_evaluation_too(tiny_model: Path, state: State, spans: Spans):
     async with traced(tiny_model, state) as server:
-        reply = await server.generate("hello", guidance=TWO)
+        reply = await server.generate("hello", guidance=TWO, include_candidates=True)
         await server.client.prefer(reply.response_id, better=1, worse=0)
     (event,) = spans.one("feedback").events
     assert event.attributes["gen_ai.evaluation.name"] == "preference"

@@ -8,7 +8,7 @@ export ACCELERATOR ?= cpu
 # The base model where neither CONFIG nor the environment names one: the demo's, built when missing.
 demo_model = $(if $(CONFIG)$(THUMBLOOP_$(1)_MODEL__PATH),,model=$$($(PYTHON) -m demo.base_model) && export THUMBLOOP_$(1)_MODEL__PATH="$$model" &&)
 
-.PHONY: demo test check serve train observe loadtest bench bench-learning soak protos dashboard lock setup prometheus clean
+.PHONY: demo test check serve train web observe loadtest bench bench-learning soak protos dashboard lock setup prometheus chromium clean
 .DEFAULT_GOAL := demo
 
 # Builds the base model, then learns from simulated users while serving them: a table in the
@@ -22,7 +22,7 @@ demo: setup
 # All tests; those of tests/gpu with ACCELERATOR=gpu only. TESTS=tests/trainer runs a part.
 # One process a core, one thread each; then, alone, those whose engines take all cores.
 pytest = $(PYTHON) -m pytest $(if $(filter cpu,$(ACCELERATOR)),-m 'not gpu')
-test: setup prometheus
+test: setup prometheus chromium
 ifdef TESTS
 	$(pytest) $(TESTS)
 else
@@ -41,6 +41,11 @@ serve: setup
 # Learns from what the server stored. CONFIG=trainer.yaml
 train: setup
 	$(call demo_model,TRAINER) exec $(PYTHON) -m trainer $(if $(CONFIG),--config '$(CONFIG)')
+
+# The page for raters, beside a demo or a server that runs here: http://127.0.0.1:7860
+# ADDRESS=127.0.0.1:50051 METRICS=127.0.0.1:9464 PORT=7860; without ADDRESS that of runs/demo, or this. Tokens and TLS: as loadtest.
+web: setup
+	exec $(PYTHON) -m web $(if $(ADDRESS),--address '$(ADDRESS)') $(if $(METRICS),--metrics '$(METRICS)') $(if $(PORT),--port '$(PORT)')
 
 # Prometheus, with our alerts, beside a demo or a server and a trainer that run here: http://127.0.0.1:9090
 # SERVER=127.0.0.1:9464 TRAINER=127.0.0.1:9465 PORT=9090; without SERVER and TRAINER those of runs/demo, or these.
@@ -88,9 +93,9 @@ lock: setup
 setup:
 	@scripts/setup
 
-# Debian's package, where the commands are missing.
-prometheus:
-	@scripts/packages prometheus
+# Debian's packages, where the commands are missing.
+prometheus chromium:
+	@scripts/packages $@
 
 # Removes what can be made again; leaves state/ and runs/ alone.
 clean:

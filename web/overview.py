@@ -7,10 +7,11 @@ import gradio as gr
 
 from thumbloop.client import AsyncClient
 from thumbloop.errors import ThumbloopError
+from thumbloop.operating import COLUMNS, row_of
 from web import figures
 from web.refusals import in_words
 from web.tables import notice, table
-from web.versions import DECISIONS, LIKINGS, VERSIONS, decision_rows, liking_rows, version_rows
+from web.versions import DECISIONS, LIKINGS, decision_rows, liking_rows
 
 _MOST_VERSIONS = 20
 _MOST_ASKED = 8
@@ -45,7 +46,7 @@ class Overview:
         decisions = decision_rows(found, _MOST_DECISIONS)
         return {
             **await self._read_likings(),
-            self._versions: table("Versions", VERSIONS, version_rows(listed)),
+            self._versions: table("Versions", COLUMNS, [row_of(one) for one in listed]),
             self._decisions: table("Recent decisions", DECISIONS, decisions),
         }
 

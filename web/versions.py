@@ -1,9 +1,8 @@
-"""Versions, how they are liked, and what was decided about them, as rows of tables."""
+"""How versions are liked, and what was decided about them, as rows of tables."""
 
 from collections.abc import Iterable, Sequence
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
+from thumbloop.operating import time_in_words
 from thumbloop.tracing import state_in_words
 from thumbloop.v1 import admin_pb2
 from web.figures import Liking
@@ -12,7 +11,6 @@ from web.tables import Row
 Words = tuple[str, ...]
 
 LIKINGS = ("version", "thumbs up", "rewards promise")
-VERSIONS = ("version", "state", "parent", "thumbs", "published (UTC)", "reason")
 DECISIONS = ("when (UTC)", "version", "became", "decided by", "why", "evidence")
 
 
@@ -21,25 +19,6 @@ def liking_rows(likings: Iterable[Liking]) -> list[Row]:
     return [
         (str(of.version), of.thumbs_up or "not rated yet", of.promised or "no rewards")
         for of in likings
-    ]
-
-
-def version_rows(versions: Iterable[admin_pb2.PolicyVersion]) -> list[Words]:
-    """Return a row for each version, as `thumbloop versions` has it."""
-    return [
-        (
-            str(version.policy_version),
-            state_in_words(
-                version.state,
-                is_tainted=version.is_tainted,
-                is_deleted=version.HasField("collected_at"),
-            ),
-            str(version.parent_version) if version.HasField("parent_version") else "",
-            str(version.feedback_count),
-            _time(version.published_at),
-            version.reason,
-        )
-        for version in versions
     ]
 
 
@@ -62,7 +41,7 @@ def _decision(event: admin_pb2.PolicyVersionEvent, version: int) -> Words:
     is_state = event.state != admin_pb2.POLICY_VERSION_STATE_UNSPECIFIED
     became = state_in_words(event.state, is_tainted=False) if is_state else ""
     return (
-        _time(event.at),
+        time_in_words(event.at),
         str(version),
         became,
         event.actor,
@@ -83,7 +62,3 @@ def _evidence(measures: Iterable[admin_pb2.TrialMeasure]) -> str:
 def _said(mean: float, users: int) -> str:
     who = f"{users} user{'' if users == 1 else 's'}"
     return f"{mean:.0%} of {who}" if users else who
-
-
-def _time(at: Timestamp) -> str:
-    return at.ToDatetime().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,11 +1,11 @@
-"""Versions and decisions as rows."""
+"""What is known of versions, as rows."""
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from thumbloop.v1 import admin_pb2
 from web.figures import Liking
 from web.tables import Share
-from web.versions import DECISIONS, VERSIONS, decision_rows, liking_rows, version_rows
+from web.versions import DECISIONS, decision_rows, liking_rows
 
 AT = 1_790_000_000
 TIME = "2026-09-21 14:13:20"
@@ -20,23 +20,6 @@ def version(number: int, **fields: object) -> admin_pb2.PolicyVersion:
 def event(at: int, state: str, **fields: object) -> admin_pb2.PolicyVersionEvent:
     value = admin_pb2.PolicyVersionState.Value(f"POLICY_VERSION_STATE_{state}")
     return admin_pb2.PolicyVersionEvent(at=Timestamp(seconds=at), state=value, **fields)
-
-
-def test_a_version_says_what_the_command_line_says():
-    grown = version(
-        3,
-        parent_version=2,
-        feedback_count=80,
-        state=admin_pb2.POLICY_VERSION_STATE_ROLLED_BACK,
-        is_tainted=True,
-        reason="it swears",
-    )
-    rows = version_rows([grown, version(0, state=admin_pb2.POLICY_VERSION_STATE_CURRENT)])
-    assert rows == [
-        ("3", "rolled_back, tainted", "2", "80", TIME, "it swears"),
-        ("0", "current", "", "0", TIME, ""),
-    ]
-    assert {len(row) for row in rows} == {len(VERSIONS)}
 
 
 def test_what_nobody_said_of_a_version_is_said():

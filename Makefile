@@ -8,7 +8,7 @@ export ACCELERATOR ?= cpu
 # The base model where neither CONFIG nor the environment names one: the demo's, built when missing.
 demo_model = $(if $(CONFIG)$(THUMBLOOP_$(1)_MODEL__PATH),,model=$$($(PYTHON) -m demo.base_model) && export THUMBLOOP_$(1)_MODEL__PATH="$$model" &&)
 
-.PHONY: demo test check serve train observe loadtest bench bench-learning soak protos dashboard alerts lock setup packages prometheus clean
+.PHONY: demo test check serve train web observe loadtest bench bench-learning soak protos dashboard alerts lock setup packages prometheus clean
 .DEFAULT_GOAL := demo
 
 # Builds the base model, then learns from simulated users while serving them: a table in the
@@ -41,6 +41,11 @@ serve: setup
 # Learns from what the server stored. CONFIG=trainer.yaml
 train: setup
 	$(call demo_model,TRAINER) exec $(PYTHON) -m trainer $(if $(CONFIG),--config '$(CONFIG)')
+
+# The page for raters, beside a demo or a server that runs here: http://127.0.0.1:7860
+# ADDRESS=127.0.0.1:50051 METRICS=127.0.0.1:9464 PORT=7860; without ADDRESS that of runs/demo, or this. Tokens and TLS: as loadtest.
+web: setup
+	exec $(PYTHON) -m web $(if $(ADDRESS),--address '$(ADDRESS)') $(if $(METRICS),--metrics '$(METRICS)') $(if $(PORT),--port '$(PORT)')
 
 # Prometheus, with our alerts, beside a demo or a server and a trainer that run here: http://127.0.0.1:9090
 # SERVER=127.0.0.1:9464 TRAINER=127.0.0.1:9465 PORT=9090; without SERVER and TRAINER those of runs/demo, or these.
@@ -94,7 +99,7 @@ setup:
 
 # Debian's packages that tests need, where their commands are missing.
 packages:
-	@scripts/packages prometheus postgresql kubernetes-client
+	@scripts/packages prometheus postgresql chromium kubernetes-client
 
 prometheus:
 	@scripts/packages prometheus

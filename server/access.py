@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import ipaddress
 import ssl
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -13,6 +12,7 @@ import grpc
 
 from thumbloop.config.server import Access, Listen, ServerConfig
 from thumbloop.errors import PermissionDenied, SettingsError, Unauthenticated
+from thumbloop.hosts import is_loopback
 from thumbloop.types import Scope, User
 
 SCOPES: Mapping[str, Scope | None] = {
@@ -146,16 +146,6 @@ def is_open_to_pages(config: ServerConfig) -> bool:
     """
     listen = config.listen
     return not (config.access.tokens or listen.tls_key or listen.insecure)
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a host can mean nothing but this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False  # a name may mean anything
 
 
 def credentials_of(listen: Listen) -> grpc.ServerCredentials | None:

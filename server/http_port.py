@@ -14,11 +14,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from server.access import is_loopback, is_open_to_pages
+from server.access import is_open_to_pages
 from server.calls import HttpCalls
 from server.http import refusal
 from thumbloop.config import ServerConfig
 from thumbloop.errors import PermissionDenied, SettingsError, Unavailable
+from thumbloop.hosts import is_loopback
 
 _HOST = re.compile(r"(\[[^]]*]|[^:]*)(:\d*)?")
 _GRACE_S = 1  # for connections that are still open when all calls have ended

@@ -44,6 +44,12 @@ def test_what_is_there_is_not_installed(tools: Path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_a_browser_that_is_there_is_not_installed(tools: Path):
+    add(tools, "chromium")
+    done = install(tools, "chromium")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_who_may_not_install_is_told_what_is_missing(tools: Path):
     add(tools, "id", "#!/bin/sh\necho 1000\n")
     add(tools, "prometheus")
@@ -58,7 +64,7 @@ def test_another_name_is_refused(tools: Path):
     done = install(tools, "mysql")
     assert (done.returncode, done.stderr) == (
         1,
-        "packages: mysql: expected prometheus, postgresql or kubernetes-client\n",
+        "packages: mysql: expected prometheus, postgresql, chromium or kubernetes-client\n",
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
 
@@ -14,10 +15,13 @@ from thumbloop.copying import copy_version
 from thumbloop.opening import Config, StateFolder, Url, state_at
 from thumbloop.tracing import state_in_words
 from thumbloop.types import DEFAULT_POLICY
+from thumbloop.v1 import admin_pb2
 
 app = typer.Typer()
 listing = typer.Typer()
 app.add_typer(listing, name="versions")
+
+COLUMNS = ("version", "state", "parent", "thumbs", "published (UTC)", "reason")
 
 Number = Annotated[int, typer.Argument(min=0, help="The version's number.")]
 Expected = Annotated[
@@ -43,21 +47,31 @@ def versions(
         return
     with server(address, token, ca, cert, key, tls) as client:
         listed = client.versions()
-    table = Table("version", "state", "parent", "thumbs", "published (UTC)", "reason")
+    table = Table(*COLUMNS)
     for version in listed.policy_versions:
-        table.add_row(
-            str(version.policy_version),
-            state_in_words(
-                version.state,
-                is_tainted=version.is_tainted,
-                is_deleted=version.HasField("collected_at"),
-            ),
-            str(version.parent_version) if version.HasField("parent_version") else "",
-            str(version.feedback_count),
-            version.published_at.ToDatetime().strftime("%Y-%m-%d %H:%M:%S"),
-            version.reason,
-        )
+        table.add_row(*row_of(version))
     Console().print(table)
+
+
+def row_of(version: admin_pb2.PolicyVersion) -> tuple[str, ...]:
+    """Return what a list of versions says of one, by column."""
+    return (
+        str(version.policy_version),
+        state_in_words(
+            version.state,
+            is_tainted=version.is_tainted,
+            is_deleted=version.HasField("collected_at"),
+        ),
+        str(version.parent_version) if version.HasField("parent_version") else "",
+        str(version.feedback_count),
+        time_in_words(version.published_at),
+        version.reason,
+    )
+
+
+def time_in_words(at: Timestamp) -> str:
+    """Return a moment, UTC, to the second."""
+    return at.ToDatetime().strftime("%Y-%m-%d %H:%M:%S")
 
 
 @listing.command("export")

@@ -1,0 +1,1 @@
+"""The page for raters: chat, thumbs, and what becomes of them."""

@@ -84,6 +84,7 @@ def configure(settings: Logging) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter((JsonLines if is_json else TextLines)(content=settings.content))
     logging.basicConfig(handlers=[handler], force=True)
+    logging.captureWarnings(is_json)  # Python's own would be lines of another form
     for name in OURS:
         logging.getLogger(name).setLevel(settings.level.upper())
 

@@ -51,6 +51,7 @@ def listen() -> Iterator[Callable[[str], Log]]:
 
     yield listen
     root.handlers[:], root.level = handlers, level
+    logging.captureWarnings(False)
     for log, before in zip(ours, levels, strict=True):
         log.setLevel(before)
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextvars import copy_context
 
@@ -24,6 +25,7 @@ def as_before() -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in logs.OURS}
     yield
     root.handlers[:], root.level = handlers, level
+    logging.captureWarnings(False)
     for name, before in levels.items():
         logging.getLogger(name).setLevel(before)
 
@@ -139,6 +141,16 @@ def test_the_last_word_has_the_form_of_all_others(capsys):
     logs.say_error("no model")
     said = json.loads(capsys.readouterr().err)
     assert (said["level"], said["message"]) == ("CRITICAL", "no model")
+
+
+def test_pythons_warnings_are_lines_too(capsys):
+    logs.configure(Logging(format="json"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("of a library", FutureWarning, stacklevel=1)
+    said = json.loads(capsys.readouterr().err)
+    assert (said["logger"], said["level"]) == ("py.warnings", "WARNING")
+    assert "FutureWarning: of a library" in said["message"]
 
 
 def test_progress_is_a_line_each(capsys):

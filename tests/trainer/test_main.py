@@ -1,4 +1,5 @@
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -31,6 +32,24 @@ def test_a_signal_stops_the_trainer_at_once(tmp_path, tiny_model, number):
     assert process.returncode == 0
     assert output.splitlines()[-1] == "stopped"
     assert [p.name for p in (state / "versions" / "default").iterdir()] == ["000000"]
+
+
+def test_a_trainer_writes_json_where_that_is_wanted(tmp_path, tiny_model):
+    process = start(
+        tmp_path,
+        {
+            "state": {"folder": str(tmp_path / "state")},
+            "model": {"path": str(tiny_model)},
+            "logging": {"format": "json"},
+        },
+    )
+    output = wait_for(process, "waiting for 80 new thumbs")
+    process.terminate()
+    process.communicate(timeout=60)
+    said = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    progress = [line["message"] for line in said if line["logger"] == "trainer"]
+    assert progress[0].startswith("training on cpu")
+    assert progress[-1].startswith("waiting for 80 new thumbs")
 
 
 def test_what_a_killed_trainer_left_behind_is_removed(tmp_path, tiny_model):

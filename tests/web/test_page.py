@@ -202,7 +202,8 @@ async def tab_to(rater: Rater, name: str, *, backwards: bool = False) -> None:
     """Press Tab until what is focused has this name, and can be seen to be focused."""
     look = """() => {
         const at = document.activeElement, style = getComputedStyle(at);
-        return [at.ariaLabel || at.innerText, parseFloat(style.outlineWidth)];
+        const width = style.outlineStyle == 'none' ? 0 : parseFloat(style.outlineWidth);
+        return [at.ariaLabel || at.innerText, width];
     }"""
     for _ in range(30):
         await rater.page.keyboard.press("Shift+Tab" if backwards else "Tab")

@@ -5,7 +5,7 @@ import re
 import shutil
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -87,8 +87,12 @@ class Rater:
             await route.continue_()
 
     async def ask(self, question: str) -> None:
+        """Ask; while the page still ends what was asked before, Enter does nothing."""
         await self.box.fill(question)
-        await self.box.press("Enter")
+        while await self.box.input_value() == question:
+            await self.box.press("Enter")
+            with suppress(AssertionError):
+                await expect(self.box).not_to_have_value(question, timeout=3000)
 
     async def hears(self, count: int) -> None:
         """Wait until so many replies are whole: only then they say which version they are from."""

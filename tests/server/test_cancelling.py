@@ -113,5 +113,5 @@ async def test_a_thousand_calls_that_are_given_up_leave_nothing(
         given_up = ends[grpc.StatusCode.CANCELLED] + ends[grpc.StatusCode.DEADLINE_EXCEEDED]
         assert ends.keys() <= GIVEN_UP | {grpc.StatusCode.OK, grpc.StatusCode.ALREADY_EXISTS}
         assert given_up > 0.6 * CALLS
-        assert engine.cut > 0.02 * CALLS  # on a slow machine most calls end before they sample
+        assert engine.cut > 0.005 * CALLS  # on a slow machine most calls end before they sample
         assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []

@@ -120,7 +120,7 @@ async def test_no_name_becomes_a_path(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The same calls under ordinary names and under others leave the same files."""
-    odd_names = ["../../x", f"{tmp_path}/x", "a/../../b", "..", "x\x00y", "versions/default/1"]
+    odd_names = ["../../x", f"{tmp_path}/x", "a/../../b", "..", "x\ny", "versions/default/1"]
     found = []
     for names in (["x", "b"], odd_names):
         root = tmp_path / f"run{len(found)}"

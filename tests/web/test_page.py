@@ -252,8 +252,7 @@ async def test_what_was_typed_is_there_until_the_server_is(
         await rater.page.get_by_role("tab", name="Versions").click()
         await expect(rater.page.locator("#note")).to_contain_text("does not answer now")
         await rater.page.get_by_role("tab", name="Chat").click()
-        async with running(tiny_model, state, listen={"port": port}) as server:
-            await server.client.generate("Hello")
+        async with running(tiny_model, state, listen={"port": port}):
             while not await rater.said_by("version 0").count():
                 await rater.box.press("Enter")
                 await rater.page.wait_for_timeout(1000)

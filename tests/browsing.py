@@ -112,6 +112,13 @@ class Rater:
         label = re.compile(rf"^{name}d?$")
         return self.page.locator("#said").get_by_role("button", name=label).nth(reply)
 
+    async def rates(self, name: str, reply: int = 0, *, reads: str) -> None:
+        """Press a thumb until the page says so: one that is busy may not hear of the first time."""
+        while reads not in await self.notice.inner_text():
+            await self.thumb(name, reply).click()
+            with suppress(AssertionError):
+                await expect(self.notice).to_contain_text(reads, timeout=5000)
+
     async def screenshot(self, name: str) -> None:
         """Keep what is seen; the files stay after the tests."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)

@@ -72,6 +72,7 @@ class Chat:
             self._two = gr.Checkbox(label="Show two, pick one", container=False, min_width=170)
             self._undo = gr.Button("Undo", min_width=88)
             self._anew = gr.Button("New", min_width=88)
+        self._buttons = (self._send, self._undo, self._anew)
 
     def _candidate(self, place: int) -> tuple[gr.Markdown, gr.Button]:
         with gr.Column(min_width=240, elem_classes="candidate"):
@@ -94,7 +95,7 @@ class Chat:
             self._ask,
             [self._kept, self._question, self._two],
             **how,
-        ).then(self._give_back, [self._question, self._unanswered], **how)
+        ).then(self._settle, [self._kept, self._question, self._unanswered], **how)
         self._said.like(self._rate, [self._kept], trigger_mode="multiple", **how)
         commented = [self._kept, self._comment, self._commenting]
         self._comment.submit(self._remark_on, commented, **how)
@@ -124,14 +125,20 @@ class Chat:
             async for view in self._answer(conversation, question, two):
                 yield view
         except ThumbloopError as error:
-            yield self._view(conversation, in_words(error)) | {self._unanswered: question}
+            said = self._view(conversation, in_words(error)) | self._waits(conversation)
+            yield said | {self._unanswered: question}
 
-    def _give_back(self, typed: str, unanswered: str) -> View:
-        """Put a question that got no reply back into its box, before what was typed there meanwhile."""
-        if not unanswered:
-            return {self._unanswered: ""}  # the box is left alone: somebody may be typing there
-        lines = [words for words in (unanswered, typed) if words]
-        return {self._question: "\n".join(lines), self._unanswered: ""}
+    def _settle(self, found: object, typed: str, unanswered: str) -> View:
+        """Let everything be pressed again, as nothing comes any more that would undo what it does.
+
+        A question that got no reply goes back into its box, before what was typed there meanwhile.
+        """
+        view = self._view(opened(found))
+        changes: View = {part: view[part] for part in (self._said, self._pair, *self._buttons)}
+        if unanswered:  # else the box is left alone: somebody may be typing there
+            lines = [words for words in (unanswered, typed) if words]
+            changes[self._question] = "\n".join(lines)
+        return changes | {self._unanswered: ""}
 
     async def _answer(
         self, conversation: Conversation, question: str, two: bool
@@ -154,7 +161,8 @@ class Chat:
         turn = turn_of(question, reply)
         is_alone = two and not turn.is_pair
         words = "The server had only one reply to this." if is_alone else ""
-        yield self._view(conversation.answered(turn), words)
+        answered = conversation.answered(turn)
+        yield self._view(answered, words) | self._waits(answered)
 
     async def _rate(self, found: object, thumb: gr.LikeData) -> View:
         """Store a thumb; the last one counts."""
@@ -163,10 +171,11 @@ class Chat:
         if not turn.can_be_rated:
             return self._view(conversation, "You picked this one of two: that is stored already.")
         up = thumb.liked if isinstance(thumb.liked, bool) else turn.thumb
-        if up is None or up == turn.thumb:  # the icon pressed again: nothing to take back
+        if up is None:
             return self._view(conversation)
         try:
-            await self._client.rate(turn.response_id, up=up, user_id=conversation.user_id)
+            if up != turn.thumb:  # else the icon was pressed again: there is nothing to take back
+                await self._client.rate(turn.response_id, up=up, user_id=conversation.user_id)
         except ThumbloopError as error:
             return self._view(conversation, in_words(error))
         said = "Thumb up stored." if up else "Thumb down stored."
@@ -220,11 +229,15 @@ class Chat:
     def _pending(self, conversation: Conversation, question: str, text: str = "…") -> View:
         """Return what is shown while a reply comes: until it is whole, nothing else changes the conversation."""
         said = [*transcript(conversation, pair_is_open=False), by_user(question), by_policy(text)]
-        waits = gr.update(interactive=False)
+        return self._waits(conversation, said)
+
+    def _waits(self, conversation: Conversation, said: list[Any] | None = None) -> View:
+        """Return what keeps all from being pressed: Gradio shows the last view of a reply once more at its end."""
+        shown = transcript(conversation) if said is None else said
         return {
-            self._said: gr.update(value=said, feedback_options=None),
+            self._said: gr.update(value=shown, feedback_options=None),
             self._pair: gr.update(visible=False),
-            **dict.fromkeys((self._send, self._undo, self._anew), waits),
+            **dict.fromkeys(self._buttons, gr.update(interactive=False)),
         }
 
     def _view(
@@ -243,7 +256,7 @@ class Chat:
             ),
             self._notice: notice(words),
             self._unanswered: "",
-            **dict.fromkeys((self._send, self._undo, self._anew), gr.update(interactive=True)),
+            **dict.fromkeys(self._buttons, gr.update(interactive=True)),
             self._remark: gr.update(visible=commenting is not None),
             self._comment: "",
             self._commenting: commenting,

@@ -76,12 +76,10 @@ async def test_a_rater_asks_reads_rates_and_thinks_again(server: Running, rater:
     await rater.hears(1)
     await expect(rater.said_by("version 0")).to_be_visible()
     await expect(rater.box).to_have_value("")
-    await rater.thumb("Like").click()
-    await rater.reads("Thumb up stored.")
+    await rater.rates("Like", reads="Thumb up stored.")
     assert thumbs(server) == [(ANN, 1)]
     await rater.screenshot("rated")
-    await rater.thumb("Dislike").click()
-    await rater.reads("Thumb down stored.")
+    await rater.rates("Dislike", reads="Thumb down stored.")
     assert thumbs(server) == [(ANN, 0)]
     await rater.page.get_by_label("Comment", exact=True).fill("too short")
     await rater.button("Add").click()
@@ -94,10 +92,8 @@ async def test_the_thumb_of_an_earlier_reply_can_be_changed(server: Running, rat
     for count, question in enumerate(("First?", "Second?"), start=1):
         await rater.ask(question)
         await rater.hears(count)
-    await rater.thumb("Like", reply=1).click()
-    await rater.reads("Thumb up stored.")
-    await rater.thumb("Dislike", reply=0).click()
-    await rater.reads("Thumb down stored.")
+    await rater.rates("Like", reply=1, reads="Thumb up stored.")
+    await rater.rates("Dislike", reply=0, reads="Thumb down stored.")
     stored = {server.stored(row[0]).prompt.messages[-1].content: row[1] for row in values(server)}
     assert stored == {"First?": 0, "Second?": 1}
     await rater.thumb("Like", reply=1).click()  # pressed already: there is nothing to take back
@@ -147,8 +143,7 @@ async def test_a_reload_keeps_the_conversation_its_thumbs_and_the_user(
         await rater.open()
         await rater.ask("How was it?")
         await rater.hears(1)
-        await rater.thumb("Like").click()
-        await rater.reads("Thumb up stored.")
+        await rater.rates("Like", reads="Thumb up stored.")
         await rater.open()
         await rater.hears(1)
         await expect(rater.thumb("Like")).to_have_attribute("aria-label", "Liked")
@@ -219,8 +214,7 @@ async def test_it_fits_a_phone_and_a_thumb(server: Running, browser: Browser, ad
         await rater.open("?user=ann")
         await rater.ask("How was it?")
         await rater.hears(1)
-        await rater.thumb("Like").click()
-        await rater.reads("Thumb up stored.")
+        await rater.rates("Like", reads="Thumb up stored.")
         for target in (rater.thumb("Like"), rater.thumb("Dislike"), rater.button("Send")):
             box = await target.bounding_box()
             assert box is not None
@@ -288,8 +282,7 @@ async def test_versions_swap_under_a_conversation(
     await expect(rater.said_by("version 1")).to_be_visible()
     publisher.publish(2, 1)
     await server.serves(2)
-    await rater.thumb("Like", reply=0).click()
-    await rater.reads("Thumb up stored.")
+    await rater.rates("Like", reply=0, reads="Thumb up stored.")
     await rater.ask("And then?")
     await rater.hears(3)
     await expect(rater.said_by("version 2")).to_be_visible()

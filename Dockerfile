@@ -8,7 +8,7 @@
 #
 #   docker run -p 127.0.0.1:50051:50051 -p 127.0.0.1:8080:8080 -p 127.0.0.1:9464:9464 -v thumbloop:/state \
 #     -v "$PWD/model:/model:ro" -e THUMBLOOP_SERVER_LISTEN__INSECURE=true thumbloop-server
-#   docker run -p 9465:9465 -v thumbloop:/state -v "$PWD/model:/model:ro" thumbloop-trainer
+#   docker run -p 127.0.0.1:9465:9465 -v thumbloop:/state -v "$PWD/model:/model:ro" thumbloop-trainer
 #
 # The server refuses to start without TLS and tokens (docs/operations.md), unless it is told that
 # strangers cannot reach it, as above, where its ports are published on the host's loopback only.

@@ -5,6 +5,8 @@ SHELL := bash
 PYTHON := .venv/bin/python
 # Exported so that scripts/setup sees it however it is given.
 export ACCELERATOR ?= cpu
+# What is imported is compiled once: a trainer that compiles torch and transformers anew starts 15 s later.
+unexport PYTHONDONTWRITEBYTECODE
 # The base model where neither CONFIG nor the environment names one: the demo's, built when missing.
 demo_model = $(if $(CONFIG)$(THUMBLOOP_$(1)_MODEL__PATH),,model=$$($(PYTHON) -m demo.base_model) && export THUMBLOOP_$(1)_MODEL__PATH="$$model" &&)
 

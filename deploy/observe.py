@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 RULES = Path(__file__).parent / "prometheus" / "rules.yml"
 _SERVER, _TRAINER = "127.0.0.1:9464", "127.0.0.1:9465"
 _PORT = r"metrics on (\d+)"
+_TIMEOUT_S = 1.0
 
 
 def configuration(targets: Mapping[str, str], *, interval_s: int) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def command(
 
 
 def targets_of(demo: Path) -> dict[str, str]:
-    """Return where server and trainer show their metrics: those of a run of the demo, or the settings' defaults."""
+    """Return where server and trainer show their metrics: those of a demo that runs, or the settings' defaults."""
     return {
         f"thumbloop-{name}": _said_in(demo / f"{name}.log") or default
         for name, default in (("server", _SERVER), ("trainer", _TRAINER))
@@ -56,7 +58,18 @@ def targets_of(demo: Path) -> dict[str, str]:
 
 def _said_in(log: Path) -> str | None:
     said = re.search(_PORT, log.read_text(errors="replace")) if log.is_file() else None
-    return f"127.0.0.1:{said[1]}" if said else None
+    address = f"127.0.0.1:{said[1]}" if said else ""
+    return address if address and answers(address) else None
+
+
+def answers(address: str) -> bool:
+    """Say whether something listens at host:port."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_TIMEOUT_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def main(
@@ -84,6 +97,9 @@ def main(
         f"http://{address} has graphs and alerts of {' and '.join(targets.values())}; Ctrl-C ends it",
         flush=True,
     )
+    for target in targets.values():
+        if not answers(target):
+            print(f"nothing answers on {target} yet", flush=True)
     os.execvp(words[0], words)
 
 

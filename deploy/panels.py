@@ -14,7 +14,10 @@ class Chart(NamedTuple):
 
 
 _INTERVAL = "[$__rate_interval]"
-_REPLIES = 'grpc_method=~"Generate|StreamGenerate"'
+_REPLY_TIMES = (  # over both wires, whose buckets are the same
+    f'sum by (le) (rate(grpc_server_handling_seconds_bucket{{grpc_method=~"Generate|StreamGenerate"}}{_INTERVAL})'
+    f' or rate(thumbloop_http_request_seconds_bucket{{route=~".*completions"}}{_INTERVAL}))'
+)
 
 
 def _quantile(q: float, name: str, *, by: str = "", of: str = "", over: str = _INTERVAL) -> str:
@@ -40,23 +43,26 @@ ROWS: Mapping[str, tuple[Chart, ...]] = {
         Chart(
             "Calls",
             {
-                "{{grpc_method}}": f"sum by (grpc_method) (rate(grpc_server_handled_total{_INTERVAL}))"
+                "{{grpc_method}}": f"sum by (grpc_method) (rate(grpc_server_handled_total{_INTERVAL}))",
+                "{{route}}": f"sum by (route) (rate(thumbloop_http_requests_total{_INTERVAL}))",
             },
             "reqps",
         ),
         Chart(
             "Time of a reply",
             {
-                "median": _quantile(0.5, "grpc_server_handling_seconds", of=_REPLIES),
-                "95 %": _quantile(0.95, "grpc_server_handling_seconds", of=_REPLIES),
+                "median": f"histogram_quantile(0.5, {_REPLY_TIMES})",
+                "95 %": f"histogram_quantile(0.95, {_REPLY_TIMES})",
             },
             "s",
         ),
         Chart(
             "Calls that do not succeed",
             {
-                "share": f'1 - sum(rate(grpc_server_handled_total{{grpc_code="OK"}}{_INTERVAL}))'
-                f" / sum(rate(grpc_server_handled_total{_INTERVAL}))"
+                "share": f'1 - (sum(rate(grpc_server_handled_total{{grpc_code="OK"}}{_INTERVAL}))'
+                f' + sum(rate(thumbloop_http_requests_total{{code="200"}}{_INTERVAL})))'
+                f" / (sum(rate(grpc_server_handled_total{_INTERVAL}))"
+                f" + sum(rate(thumbloop_http_requests_total{_INTERVAL})))"
             },
             "percentunit",
         ),

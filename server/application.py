@@ -287,6 +287,6 @@ class Application:
             max_body_bytes=self._config.listen.max_message_bytes,
             body_timeout_s=self._config.http.body_timeout_s,
         )
-        server = HttpServer(self._config, routes.application())
+        server = HttpServer(self._config, routes.application(), self._metrics)
         self.http_port = await server.start()
         self._stack.push_async_callback(server.stop)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
 
@@ -38,8 +38,10 @@ def end(code: str, seconds: float) -> None:
 class HttpCalls:
     """Around the HTTP port's application: each request is a call until all of its answer is sent."""
 
-    def __init__(self, application: ASGIApp) -> None:
+    def __init__(self, application: ASGIApp, on_sent: Callable[[str, float], None]) -> None:
+        """Tell whoever counts the route, as far as it is known, and the seconds of each call."""
         self._application = application
+        self._on_sent = on_sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -55,4 +57,6 @@ class HttpCalls:
         try:
             await self._application(scope, receive, watched)
         finally:
-            end(code, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._on_sent(str(logs.known().get("method")), seconds)
+            end(code, seconds)

@@ -17,9 +17,14 @@ _SWAPS = (
 )
 NOT_AS_PUBLISHED = (
     "attestation",
+    "extra_file",
     "file_altered",
+    "file_missing",
+    "link",
     "manifest_altered",
+    "manifest_missing",
     "wrong_digest",
+    "wrong_folder",
     "wrong_version",
 )
 """Reasons of a rejection that say: the adapter is not the one that the trainer published."""

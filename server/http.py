@@ -93,6 +93,7 @@ class OpenAi:
             except ClientDisconnect:
                 response = Response(status_code=_HUNG_UP)
             except Exception as error:
+                self._metrics.observe_refusal(name, error)
                 response = refusal(shown(error, name))
             self._metrics.http_handled(name, response.status_code)
             return response

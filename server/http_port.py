@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from server.access import is_open_to_pages
 from server.calls import HttpCalls
 from server.http import refusal
+from server.metrics import ServerMetrics
 from thumbloop.config import ServerConfig
 from thumbloop.errors import PermissionDenied, SettingsError, Unavailable
 from thumbloop.hosts import is_loopback
@@ -28,13 +29,18 @@ _GRACE_S = 1  # for connections that are still open when all calls have ended
 class HttpServer:
     """The port and what listens on it, in the event loop of everything else."""
 
-    def __init__(self, config: ServerConfig, application: Starlette) -> None:
+    def __init__(
+        self, config: ServerConfig, application: Starlette, metrics: ServerMetrics
+    ) -> None:
         self._where = config.http
         self._stuck_ms = round(config.http.stuck_timeout_s * 1000)
         listen = config.listen
         self._server = _Uvicorn(
             uvicorn.Config(
-                HttpCalls(_Loopback(application) if is_open_to_pages(config) else application),
+                HttpCalls(
+                    _Loopback(application) if is_open_to_pages(config) else application,
+                    metrics.http_sent,
+                ),
                 http=_Connection,
                 limit_concurrency=self._where.max_connections,
                 timeout_keep_alive=self._where.head_timeout_s,

@@ -60,6 +60,7 @@ class Translator(grpc.aio.ServerInterceptor):
                 except grpc.aio.AbortError:
                     raise
                 except ThumbloopError as error:
+                    self._metrics.observe_refusal(method, error)
                     status = rpc_status.to_status(status_of(error))
                     await _abort(context, status.code, status.details, status.trailing_metadata)
                 except Exception as error:

@@ -11,6 +11,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from server.access import ROUTES
 from server.by_version import ByVersion
 from server.collectors import HeldVersions
 from server.delivery_metrics import DeliveryMetrics
@@ -23,6 +24,11 @@ _REWARDS = (-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8)
 _LIFTS = (-2, -1, -0.5, -0.25, 0, 0.25, 0.5, 1, 2, 4)
 _PROPENSITIES = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
+_FEEDBACK = {  # what comes in by which call
+    "/thumbloop.v1.FeedbackService/SubmitFeedback": "thumb",
+    "/thumbloop.v1.FeedbackService/SubmitPreference": "preference",
+    "POST /v1/feedback": "thumb",
+}
 _GIVEN_UP = ("cancelled", "corrupted", "failed")
 
 
@@ -50,6 +56,15 @@ class ServerMetrics:
         self._http = Counter(
             "thumbloop_http_requests", "HTTP requests, by status.", ["route", "code"], registry=r
         )
+        self._http_seconds = Histogram(
+            "thumbloop_http_request_seconds",
+            "Time of an HTTP request, until all of its answer is sent.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+        for route in ROUTES:
+            self._http.labels(route, "200")  # there from the start, as a sum needs all its parts
         self._replies = Counter(
             "thumbloop_replies", "Replies, by strategy and arm.", ["strategy", "arm"], registry=r
         )
@@ -183,8 +198,13 @@ class ServerMetrics:
         self._seconds.labels(service, name).observe(seconds)
 
     def http_handled(self, route: str, code: int) -> None:
-        """Count an HTTP request's end."""
+        """Count an HTTP request that has its status."""
         self._http.labels(route, str(code)).inc()
+
+    def http_sent(self, route: str, seconds: float) -> None:
+        """Time an HTTP request whose answer is sent; one that has no route is nobody's."""
+        if route in ROUTES:
+            self._http_seconds.labels(route).observe(seconds)
 
     def observe_reply(self, interaction: Interaction) -> None:
         """Count a reply and its candidates."""
@@ -244,8 +264,11 @@ class ServerMetrics:
         """Count something that somebody brought in; it is no traffic and counts as nothing else."""
         self._imports.labels(kind, result).inc()
 
-    def observe_refusal(self, kind: str, error: ThumbloopError) -> None:
-        """Count a thumb or a preference that was refused; the reason is the error's name."""
+    def observe_refusal(self, method: str, error: Exception) -> None:
+        """Count a thumb or a preference that was refused, whoever refused it; the reason is the error's name."""
+        kind = _FEEDBACK.get(method)
+        if kind is None or not isinstance(error, ThumbloopError):
+            return
         reason = re.sub(r"(?<!^)([A-Z])", r"_\1", type(error).__name__).lower()
         self._refused.labels(kind, reason).inc()
 

@@ -2,8 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 from sqlalchemy import Connection
@@ -13,7 +11,6 @@ from server.metrics import ServerMetrics
 from server.translation import preference_of, thumb_of
 from thumbloop import logs
 from thumbloop.config.server import FeedbackSettings
-from thumbloop.errors import ThumbloopError
 from thumbloop.store import GroupWriter, feedback, preferences
 from thumbloop.types import Feedback, Preference
 from thumbloop.v1 import feedback_pb2
@@ -50,22 +47,21 @@ class Ratings:
         Raises PermissionDenied, InvalidRequest, UnknownResponse, RequestIdTaken, FeedbackTooLate,
         StoreUnavailable.
         """
-        with self._counting("thumb"):
-            thumb, now = thumb_of(message, caller.user(message.user_id)), time.time()
+        thumb, now = thumb_of(message, caller.user(message.user_id)), time.time()
 
-            def change(connection: Connection) -> Feedback:
-                return feedback.submit_thumb(
-                    connection,
-                    thumb.response_id,
-                    thumb.value,
-                    thumb.user,
-                    comment=thumb.comment,
-                    request_id=thumb.request_id,
-                    at=now,
-                    window_s=self._window_s,
-                )
+        def change(connection: Connection) -> Feedback:
+            return feedback.submit_thumb(
+                connection,
+                thumb.response_id,
+                thumb.value,
+                thumb.user,
+                comment=thumb.comment,
+                request_id=thumb.request_id,
+                at=now,
+                window_s=self._window_s,
+            )
 
-            stored = await self._writer.run(change)
+        stored = await self._writer.run(change)
         logs.note(response_id=stored.response_id)
         self._metrics.observe_feedback(stored)
         if self._listener is not None and not stored.duplicate:
@@ -80,33 +76,23 @@ class Ratings:
         Raises PermissionDenied, InvalidRequest, UnknownResponse, RequestIdTaken, FeedbackTooLate,
         StoreUnavailable.
         """
-        with self._counting("preference"):
-            given, now = preference_of(message, caller.user(message.user_id)), time.time()
+        given, now = preference_of(message, caller.user(message.user_id)), time.time()
 
-            def change(connection: Connection) -> Preference:
-                return preferences.submit_preference(
-                    connection,
-                    given.response_id,
-                    given.better,
-                    given.worse,
-                    given.user,
-                    request_id=given.request_id,
-                    at=now,
-                    window_s=self._window_s,
-                )
+        def change(connection: Connection) -> Preference:
+            return preferences.submit_preference(
+                connection,
+                given.response_id,
+                given.better,
+                given.worse,
+                given.user,
+                request_id=given.request_id,
+                at=now,
+                window_s=self._window_s,
+            )
 
-            stored = await self._writer.run(change)
+        stored = await self._writer.run(change)
         logs.note(response_id=stored.response_id)
         self._metrics.observe_preference(stored)
         if self._listener is not None and not stored.duplicate:
             self._listener.compared(stored)
         return stored
-
-    @contextmanager
-    def _counting(self, kind: str) -> Iterator[None]:
-        """Count what is refused."""
-        try:
-            yield
-        except ThumbloopError as error:
-            self._metrics.observe_refusal(kind, error)
-            raise

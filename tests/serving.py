@@ -73,11 +73,15 @@ class Running:
             while (await self.client.versions()).current_version != version:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
-    def stored(self, response_id: str) -> Interaction:
-        """Return the row behind a reply."""
+    def found(self, response_id: str) -> Interaction | None:
+        """Return the row behind a reply, if it is there: nobody waits for those that came to nothing."""
         assert self.database is not None
         with reading(self.database) as connection:
-            found = interactions.get(connection, response_id)
+            return interactions.get(connection, response_id)
+
+    def stored(self, response_id: str) -> Interaction:
+        """Return the row behind a reply."""
+        found = self.found(response_id)
         assert found is not None
         return found
 

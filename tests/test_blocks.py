@@ -74,6 +74,7 @@ class Reader:
     model: Path
     stack: AsyncExitStack
     server: Running | None = None
+    state: State | None = None
 
     async def follow(self, block: Block) -> None:
         """Do what one block says."""
@@ -93,14 +94,15 @@ class Reader:
         """Start a server with the settings that the reader has by now, on free ports."""
         folder = self.shell.folder
         given = yaml.safe_load((folder / "server.yaml").read_text())
-        for name in ("model", "state", "engine"):
+        state = State(folder=folder / given.pop("state")["folder"])
+        for name in ("model", "engine"):
             given.pop(name, None)
         for section in ("listen", "http"):
             given[section] = given.get(section, {}) | {"port": 0}
         for name in ("tls_certificate", "tls_key"):
             if name in given["listen"]:
                 given["listen"][name] = folder / given["listen"][name]
-        state = State(folder=folder / "state")
+        self.state = state
         self.server = await self.stack.enter_async_context(running(self.model, state, **given))
         ports = {"50051": self.server.port, "8080": self.server.application.http_port}
         self.shell.replaced |= {f":{said}": f":{port}" for said, port in ports.items()}
@@ -116,10 +118,11 @@ class Reader:
     async def _learn(self) -> None:
         """Publish three versions, as the trainer would."""
         assert self.server is not None
+        assert self.state is not None
         engine = FakeEngine(self.model)
         publisher = Publisher(
             self.model,
-            self.shell.folder / "state/versions",
+            self.state.versions,
             self.server.database,
             verdict_tokens(Verdict(), engine.tokenizer),
             FakeSpeaker(engine),

@@ -21,7 +21,7 @@ from thumbloop.connecting import (
 )
 from thumbloop.errors import SettingsError
 from thumbloop.hosts import is_loopback
-from web.addresses import USUAL, Addresses, found
+from web.addresses import at, found
 from web.page import THIS_MACHINE, application
 
 _STOP_S = 2
@@ -95,7 +95,7 @@ def main(
     """Chat, and rate, in a browser."""
     with saying_in_one_line():
         refuse_strangers(host, insecure=insecure)
-        place = found(demo) if address is None else Addresses(address, USUAL.metrics)
+        place = found(demo) if address is None else at(address)
         how = tls_of(ca, cert, key, tls)
         with listen(host, port) as listening:
             hosts = ("*",) if insecure else (*THIS_MACHINE, host)

@@ -23,6 +23,11 @@ USUAL = Addresses(DEFAULT_ADDRESS, "127.0.0.1:9464")
 """Where the settings' defaults have them."""
 
 
+def at(server: str) -> Addresses:
+    """Return the addresses of a server that was named: its metrics are on the same host."""
+    return Addresses(server, f"{server.rpartition(':')[0]}:{USUAL.metrics.rpartition(':')[2]}")
+
+
 def of_demo(log: Path) -> Addresses | None:
     """Return what the server of a demo said of itself in its log; None where it said nothing."""
     said = _PORTS.search(log.read_text(errors="replace")) if log.is_file() else None

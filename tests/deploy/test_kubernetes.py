@@ -222,9 +222,9 @@ def test_a_pod_is_not_killed_while_it_drains(server: tuple[Manifest, ServerConfi
 def test_tokens_made_as_the_guide_says_are_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    made = re.findall(r"^(?:thumbloop token|python -c) .*", GUIDE, re.MULTILINE)
+    made = re.findall(r"^.venv/bin/(?:thumbloop token|python -c) .*", GUIDE, re.MULTILINE)
     assert len(made) == 2
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    (tmp_path / ".venv").symlink_to(Path(sys.prefix))
     for command in made:
         subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
     tokens = (tmp_path / "tokens.json").read_text()

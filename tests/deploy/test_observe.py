@@ -1,5 +1,6 @@
 """Prometheus beside a server and a trainer."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,22 @@ def test_without_a_demo_the_ports_are_those_of_the_settings(tmp_path: Path):
     assert observe.targets_of(tmp_path) == TARGETS
 
 
-def test_the_ports_of_a_demo_are_found_in_its_logs(tmp_path: Path):
-    (tmp_path / "server.log").write_text("…\nserving on port 41, metrics on 42, HTTP on 43\n")
-    (tmp_path / "trainer.log").write_text("training on cpu, metrics on 44\nround 1: …\n")
-    assert observe.targets_of(tmp_path) == {
-        "thumbloop-server": "127.0.0.1:42",
-        "thumbloop-trainer": "127.0.0.1:44",
-    }
+def test_the_ports_of_a_demo_that_runs_are_found_in_its_logs(tmp_path: Path):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as two,
+    ):
+        ports = [each.getsockname()[1] for each in (one, two)]
+        server = f"…\nserving on port 41, metrics on {ports[0]}, HTTP on 43\n"
+        (tmp_path / "server.log").write_text(server)
+        (tmp_path / "trainer.log").write_text(
+            f"training on cpu, metrics on {ports[1]}\nround 1: …\n"
+        )
+        assert observe.targets_of(tmp_path) == {
+            "thumbloop-server": f"127.0.0.1:{ports[0]}",
+            "thumbloop-trainer": f"127.0.0.1:{ports[1]}",
+        }
+    assert observe.targets_of(tmp_path) == TARGETS  # it has ended
 
 
 def test_the_command_says_where_to_look_and_becomes_prometheus(
@@ -51,6 +61,7 @@ def test_the_command_says_where_to_look_and_becomes_prometheus(
     assert done.exit_code == 0, done.output
     assert done.output.startswith("http://127.0.0.1:9099 has graphs and alerts of ")
     assert "127.0.0.1:9464 and 127.0.0.1:7" in done.output
+    assert "nothing answers on 127.0.0.1:7 yet" in done.output
     (words,) = become
     assert words[0] == "prometheus"
     assert "127.0.0.1:7" in (tmp_path / "o/prometheus.yml").read_text()

@@ -15,7 +15,7 @@ from trainer.metrics import TrainerMetrics
 
 FOLDER = ROOT / "deploy/prometheus"
 RULES = FOLDER / "rules.yml"
-CASES = ("rules_test.yml", "rules_slow_test.yml")
+CASES = ("rules_test.yml", "rules_slow_test.yml", "rules_days_test.yml")
 
 
 def rules_of(path: Path) -> list[dict[str, Any]]:

@@ -59,10 +59,9 @@ def a_shell(folder: Path, model: Path) -> Shell:
     given = environment(THUMBLOOP_ADDRESS=f"localhost:{port}", **ports)
     meant = {
         MODEL: str(model),
-        "folder: state": f"folder: {folder / 'state'}",
+        "folder: state-mine": f"folder: {folder / 'state-mine'}",
         "cert.pem": str(folder / "cert.pem"),
         "key.pem": str(folder / "key.pem"),
-        "max_model_len: 2048": "max_model_len: 512",
         ":50051": f":{port}",
         ":8080": f":{http}",
     }

@@ -64,6 +64,8 @@ def attacked(task: attack.Task) -> dict[str, Any]:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(attack, "_TRIALS", 2)
+
     def call(name: str, *options: str) -> tuple[dict[str, Any], str]:
         for module, canned in ((arms, learned), (propensity, fitted), (attack, attacked)):
             monkeypatch.setattr(

@@ -200,6 +200,19 @@ async def test_only_the_needed_scope_opens_a_route(guarded: Running, route: str)
     assert await status_of(guarded, route, bearer("nobody")) == 401
 
 
+async def test_feedback_that_is_turned_away_at_the_door_is_counted(guarded: Running):
+    service = "/thumbloop.v1.FeedbackService"
+    for subject in ("generate", "nobody"):
+        await code_of(guarded, f"{service}/SubmitFeedback", bearer(subject))
+        await code_of(guarded, f"{service}/SubmitPreference", bearer(subject))
+        await status_of(guarded, "POST /v1/feedback", bearer(subject))
+        await code_of(guarded, "/thumbloop.v1.AdminService/ImportFeedback", bearer(subject))
+    registry, name = guarded.application._metrics.registry, "thumbloop_feedback_rejected_total"
+    for kind, count in (("thumb", 2), ("preference", 1)):
+        for reason in ("permission_denied", "unauthenticated"):
+            assert registry.get_sample_value(name, {"kind": kind, "reason": reason}) == count
+
+
 GENERATE = "/thumbloop.v1.PolicyService/Generate"
 DIGEST = hashlib.sha256(secret_of("generate").encode()).hexdigest()
 

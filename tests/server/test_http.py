@@ -84,7 +84,7 @@ async def requests_of(server: Running) -> dict[tuple[str, str], float]:
         (sample.labels["route"], sample.labels["code"]): sample.value
         for family in text_string_to_metric_families(await asyncio.to_thread(scrape))
         for sample in family.samples
-        if sample.name == "thumbloop_http_requests_total"
+        if sample.name == "thumbloop_http_requests_total" and sample.value
     }
 
 
@@ -553,6 +553,30 @@ async def test_requests_are_counted_by_route_and_status(server: Running, http: h
         ("POST /v1/completions", "400"): 1,
         ("POST /v1/feedback", "404"): 1,
     }
+
+
+async def test_a_request_is_timed_until_all_of_its_answer_is_sent(
+    server: Running, http: httpx2.AsyncClient
+):
+    registry, name = server.application._metrics.registry, "thumbloop_http_request_seconds"
+    route = {"route": "POST /v1/completions"}
+    for body in (COMPLETE, {**COMPLETE, "stream": True}):
+        await http.post("/v1/completions", json=body)
+    await http.get("/v1/nowhere")
+    await until(lambda: registry.get_sample_value(f"{name}_count", route) == 2)
+    assert 0 < registry.get_sample_value(f"{name}_sum", route) < 60
+    assert registry.get_sample_value(f"{name}_count", {"route": "HTTP"}) is None
+
+
+async def test_feedback_that_nobody_could_read_is_counted_as_refused(
+    server: Running, http: httpx2.AsyncClient
+):
+    registry = server.application._metrics.registry
+    await http.post("/v1/feedback", json={"response_id": "r", "thumb": "UP"})
+    await http.post("/v1/feedback", content=b"{}", headers={"content-type": "text/plain"})
+    await http.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
+    refused = {"kind": "thumb", "reason": "invalid_request"}
+    assert registry.get_sample_value("thumbloop_feedback_rejected_total", refused) == 2
 
 
 async def start_and_stop(config: Any) -> Application:

@@ -100,8 +100,9 @@ async def test_what_happens_in_a_call_is_said_with_its_ids(
     await refused(server.policy.Generate(request))
     (failure,) = [line for line in log.lines if line["level"] == "ERROR"]
     assert failure["request_id"] == "r-7"
-    assert server.stored(failure["response_id"]).status == "failed"
     assert "RuntimeError" in failure["trace"]
+    await until(lambda: server.found(failure["response_id"]))
+    assert server.stored(failure["response_id"]).status == "failed"
 
 
 async def test_a_thumb_leaves_the_id_of_its_reply(server: Running, log: Log):

@@ -71,6 +71,7 @@ OURS = {
     "thumbloop_candidates_queued",
     "thumbloop_time_to_first_text_seconds",
     "thumbloop_http_requests",
+    "thumbloop_http_request_seconds",
 }
 
 

@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2
 
 from server.engine import Sampled
 from tests.fakes import FakeEngine
-from tests.neighbours import MODEST, UnhurriedEngine, calls, p99_ms, success
+from tests.neighbours import MODEST, UnhurriedEngine, calls, success, typical_s
 from tests.over_http import head_of
 from tests.refusals import detail_of
 from tests.serving import Running, running, until
@@ -171,7 +171,7 @@ async def test_readers_that_stop_reading_cost_the_others_no_time(server: Running
         for reader in readers:
             reader.cancel()
     assert success(alone) == success(beside) == 1
-    assert p99_ms(beside) <= 1.5 * p99_ms(alone)
+    assert typical_s(beside) <= 1.5 * typical_s(alone)
 
 
 @asynccontextmanager

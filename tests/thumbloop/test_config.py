@@ -47,7 +47,7 @@ def test_a_file_sets_what_it_names_and_leaves_the_rest(file: Path):
     config = load(ServerConfig, file)
     assert config.guidance.audit_share == 0.5
     assert config.guidance.num_candidates == 4
-    assert config.state.database_url == "sqlite:///elsewhere/thumbloop.db"
+    assert config.state.database_file == Path("elsewhere/thumbloop.db")
     assert config.state.versions == Path("elsewhere/versions")
 
 
@@ -104,6 +104,8 @@ def test_the_environment_wins_over_the_file(file: Path, monkeypatch: pytest.Monk
         ("- a\n- list", "expected a mapping"),
         ("1: 2", "expected a mapping"),
         ("{unclosed", "is not YAML"),
+        ("seed: 1\nstate: {folder: a}\nseed: 2\n", "'seed' is set twice"),
+        ("state:\n  folder: a\n  folder: b\n", "'folder' is set twice"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named_in_one_line(file: Path, text: str, named: str):

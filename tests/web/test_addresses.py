@@ -31,6 +31,18 @@ def write_log(folder: Path, port: int) -> Addresses:
     return Addresses(f"127.0.0.1:{port}", "127.0.0.1:42")
 
 
+@pytest.mark.parametrize(
+    ("server", "metrics"),
+    [
+        ("10.1.2.3:50052", "10.1.2.3:9464"),
+        ("[::1]:5", "[::1]:9464"),
+        ("far.example:1", "far.example:9464"),
+    ],
+)
+def test_the_metrics_of_a_server_that_was_named_are_on_its_host(server: str, metrics: str):
+    assert addresses.at(server) == Addresses(server, metrics)
+
+
 def test_a_demo_that_runs_comes_first(tmp_path: Path, taken: int):
     written = write_log(tmp_path, taken)
     assert addresses.found(tmp_path) == written

@@ -14,6 +14,21 @@ from thumbloop.errors import SettingsError
 Config = TypeVar("Config", bound=ThumbloopSettings)
 
 
+class _EachOnce(yaml.SafeLoader):
+    """Refuses a key that is set twice, of which PyYAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping. Raises MarkedYAMLError."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is set twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load(kind: type[Config], path: Path | None) -> Config:
     """Read settings from a YAML file (none: defaults) and the environment.
 
@@ -33,7 +48,7 @@ def load(kind: type[Config], path: Path | None) -> Config:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), _EachOnce)
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

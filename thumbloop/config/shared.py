@@ -24,11 +24,6 @@ class State(Section):
     """SQLAlchemy URL of the database, such as `postgresql+psycopg://user@host/name`; absent: SQLite, `thumbloop.db` in the folder."""
 
     @property
-    def database_url(self) -> str:
-        """Return the URL of the database."""
-        return self.url or f"sqlite:///{self.database_file}"
-
-    @property
     def database_file(self) -> Path:
         """Return the file of the database, where no URL says another."""
         return self.folder / "thumbloop.db"

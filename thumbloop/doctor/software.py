@@ -10,7 +10,7 @@ from thumbloop.doctor.findings import Finding, Subject, ok, warning, wrong
 
 _OLDEST, _NEWEST = (3, 11), (3, 13)
 _EXTRA = re.compile(r"extra == ['\"](\w+)['\"]")
-_SET_UP = "run make setup, or pip install thumbloop with the extra of what runs here"
+_SET_UP = "run make setup, or pip install the checkout with the extra of what runs here"
 
 
 def python(_subject: Subject) -> Finding:

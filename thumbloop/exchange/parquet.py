@@ -18,7 +18,7 @@ def require() -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise BadDataFile(
-            "Parquet needs pyarrow: pip install 'thumbloop[data]'; .jsonl needs nothing"
+            "Parquet needs pyarrow: pip install '.[data]' in a checkout; .jsonl needs nothing"
         ) from None
 
 

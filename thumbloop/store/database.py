@@ -10,7 +10,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, OperationalError
 
 from thumbloop.config import State
@@ -56,9 +56,19 @@ def open_store(state: State) -> Engine:
     return engine
 
 
+def url_of(state: State) -> URL:
+    """Return where the database is; the name of a folder may hold what means something in a URL.
+
+    Raises ArgumentError: it is no URL.
+    """
+    if state.url is None:
+        return URL.create("sqlite", database=str(state.database_file))
+    return make_url(state.url)
+
+
 def _connect(state: State) -> Engine:
     try:
-        url = make_url(state.database_url)
+        url = url_of(state)
         engine = create_engine(
             url,
             hide_parameters=True,  # errors go to logs, prompts do not

@@ -14,7 +14,6 @@ from sqlalchemy import (
     NullPool,
     create_engine,
     func,
-    make_url,
     select,
     text,
 )
@@ -22,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from thumbloop.config import State
 from thumbloop.errors import SettingsError, StoreUnavailable
-from thumbloop.store.database import migrations
+from thumbloop.store.database import migrations, url_of
 from thumbloop.store.schema import events, feedback, interactions
 
 _TIMEOUT_S = 5
@@ -37,7 +36,7 @@ def inspecting(state: State) -> Iterator[Connection]:
     if state.url is None and not state.database_file.is_file():
         raise SettingsError(f"there is no database in {state.folder}")
     try:
-        engine = _open(make_url(state.database_url))
+        engine = _open(url_of(state))
     except (ArgumentError, ImportError) as error:
         raise SettingsError(f"state.url: {error}") from None
     try:

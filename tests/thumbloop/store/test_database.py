@@ -18,6 +18,7 @@ from thumbloop.store import (
     versions,
     writing,
 )
+from thumbloop.store.inspection import inspecting
 from thumbloop.store.schema import metadata
 from thumbloop.types import DEFAULT_POLICY, VersionState
 
@@ -58,6 +59,15 @@ def test_a_folder_that_cannot_be_written_is_a_settings_error(tmp_path: Path):
         open_store(State(folder=tmp_path / "file"))
     with pytest.raises(SettingsError, match=r"state\.folder"):
         open_store(State(folder=tmp_path / "file" / "below"))
+
+
+@pytest.mark.parametrize("name", ["what?", "a#b", "50%", "ü & co"])
+def test_a_folder_may_be_called_what_means_something_in_a_url(tmp_path: Path, name: str):
+    state = State(folder=tmp_path / name)
+    open_store(state).dispose()
+    assert state.database_file.is_file()
+    with inspecting(state) as connection:
+        assert [v.version for v in versions.list_versions(connection, DEFAULT_POLICY)] == [0]
 
 
 def test_a_url_that_is_none_is_a_settings_error(tmp_path: Path):

@@ -285,8 +285,12 @@ def test_many_threads_lose_nothing(store: Engine, writer: GroupWriter):
         assert feedback.counts(connection) == (80, 80)
 
 
+def url_of(store: Engine) -> str:
+    return store.url.render_as_string(hide_password=False)
+
+
 def test_a_reader_in_another_process_sees_a_version_the_moment_it_is_current(
-    state: State, writer: GroupWriter
+    state: State, store: Engine, writer: GroupWriter
 ):
     writer.submit(
         lambda c: deployments.set_state(c, DEFAULT_POLICY, 0, VersionState.CURRENT, at=3.0)
@@ -297,7 +301,7 @@ def test_a_reader_in_another_process_sees_a_version_the_moment_it_is_current(
         "store = open_store(State(folder=Path(sys.argv[1]), url=sys.argv[2]));"
         "c = store.connect(); print(versions.current(c, 'default').state_since)"
     )
-    command = [sys.executable, "-c", code, str(state.folder), state.database_url]
+    command = [sys.executable, "-c", code, str(state.folder), url_of(store)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "3.0\n"
 
 
@@ -322,7 +326,7 @@ def test_kill_9_loses_no_thumb_that_was_acknowledged(state: State, store: Engine
     process = subprocess.Popen(
         [
             *(sys.executable, "-c", _RATES_UNTIL_KILLED),
-            *(str(state.folder), state.database_url, str(attempt)),
+            *(str(state.folder), url_of(store), str(attempt)),
         ],
         stdout=subprocess.PIPE,
         text=True,

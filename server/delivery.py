@@ -209,10 +209,18 @@ def _surplus(
     keep: int,
     answering: Collection[int | None],
 ) -> list[Action]:
-    """Unload what served before, but for the `keep` latest: always before there is more to load."""
+    """Unload what served before, but for `keep` of them: always before there is more to load.
+
+    What a rollback leads to comes first, then what was not taken back, each the latest first.
+    """
+    target = rollback_target(versions)
+
+    def worth(version: PolicyVersion) -> tuple[bool, bool, float, int]:
+        is_good = version.state is not VersionState.ROLLED_BACK
+        return (version is target, is_good, version.state_since, version.version)
+
     served = [v for v in versions if v.version in loaded and v.version not in answering]
-    latest_first = sorted(served, key=lambda v: (v.state_since, v.version), reverse=True)
-    return [Unload(v.version) for v in latest_first[keep:]]
+    return [Unload(v.version) for v in sorted(served, key=worth, reverse=True)[keep:]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ Rows = Mapping[int, PolicyVersion]
 
 OF_THE_SERVER = frozenset(
     {
+        "attestation",
         "engine_refused",
         "file_unreadable",
         "not_answered",
@@ -47,7 +48,8 @@ OF_THE_SERVER = frozenset(
         "wrong_verdict",
     }
 )
-"""Reasons that say nothing against a version that served before: the server was set up otherwise."""
+"""Reasons that say nothing against a version that served before, whose files are what they were: the server was
+set up otherwise, or computes otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,10 @@ class Vote(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Users on both sides with their mean, and the most that bets on either side have won, as logs."""
+    """Users on both sides with their mean, and the most that bets on either side have won, as logs.
+
+    `log_held` is what the bets on a higher mean hold now: less than they won, where users changed their minds.
+    """
 
     canary_users: int
     current_users: int
@@ -51,6 +54,7 @@ class Evidence(NamedTuple):
     current_mean: float
     log_higher: float
     log_lower: float
+    log_held: float
 
     def plain(self) -> dict[str, float | None]:
         """Return it by name, as JSON takes it: None where there is no user."""
@@ -126,10 +130,17 @@ def log_evidence(
     The result has it after each difference. By Ville's inequality it ever reaches log(1 / alpha) with
     probability alpha at most, where their expectation is not above the margin, which is in [0, 1].
     """
+    return np.maximum.accumulate(log_capital(differences, margin).clip(min=0.0))
+
+
+def log_capital(
+    differences: Sequence[float] | NDArray[np.float64], margin: float = 0.0
+) -> NDArray[np.float64]:
+    """Return the log of what the same bet holds after each of the differences (D,), of a stake of 1."""
     payoffs = (np.asarray(differences, float) - margin) / (1 + margin)  # at least -1
     capital = np.log1p(np.outer(_BETS, payoffs)).cumsum(axis=1)  # (bets, D)
     worth: NDArray[np.float64] = np.logaddexp.reduce(capital) - math.log(len(_BETS))
-    return np.maximum.accumulate(worth.clip(min=0.0))
+    return worth
 
 
 def log_mismatch(
@@ -158,6 +169,7 @@ def weigh(votes: Sequence[Vote], margin: float = 0.0) -> Evidence:
         current_mean=_mean(values[False]),
         log_higher=last(log_evidence(found, margin)),
         log_lower=last(log_evidence(-found, margin)),
+        log_held=last(log_capital(found, margin)),
     )
 
 
@@ -173,7 +185,9 @@ def judge(
 
     An equal or worse canary is promoted with probability `promote_alpha` at most, an equal or better
     one rolled back by its thumbs with `roll_back_alpha`, and by each guard that it keeps within its
-    margin with `guard_alpha`. After the horizon or the longest time it stays undecided, and where the
+    margin with `guard_alpha`. What counts for a promotion is what the bets hold when it is asked, which
+    errs no more often: what users liked before the shortest time was over, and do not any more, promotes
+    nothing. After the horizon or the longest time it stays undecided, and where the
     sides are rated by different users, see log_mismatch, which errs with `guard_alpha`, too.
     """
     if corrupted > terms.max_corrupted:
@@ -188,7 +202,7 @@ def judge(
     if mismatch >= -math.log(terms.guard_alpha):
         return Ruling(Verdict.UNDECIDED, f"undecided: the two are not rated alike; {words}")
     is_early = age_s < terms.min_time_s
-    if thumbs.log_higher >= -math.log(terms.promote_alpha):
+    if thumbs.log_held >= -math.log(terms.promote_alpha):
         return Ruling(Verdict.WAIT if is_early else Verdict.PROMOTE, words)
     if (thumbs.canary_users >= terms.horizon and not is_early) or age_s >= terms.max_time_s:
         return Ruling(Verdict.UNDECIDED, f"undecided; {words}")

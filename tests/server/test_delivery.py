@@ -147,10 +147,18 @@ def current_of(versions: list[PolicyVersion]) -> int:
 
 
 def test_versions_are_kept_by_when_they_served_last_not_by_number():
-    versions = rows(RETIRED, RETIRED, CURRENT)
+    versions = rows(RETIRED, RETIRED, RETIRED, CURRENT)
     versions[0] = replace(versions[0], state_since=50.0)  # rolled back to for a while
-    assert plan(versions, {0, 1, 2}, routed=Routed(2), keep=1) == [Unload(1)]
-    assert plan(versions, {0, 1, 2}, routed=Routed(2), keep=0) == [Unload(0), Unload(1)]
+    assert plan(versions, {0, 1, 2, 3}, routed=Routed(3), keep=2) == [Unload(1)]
+
+
+@pytest.mark.parametrize(("keep", "gone"), [(3, []), (2, [3]), (1, [4, 3]), (0, [1, 4, 3])])
+def test_what_a_rollback_leads_to_stays_longest_and_what_was_taken_back_goes_first(
+    keep: int, gone: list[int]
+):
+    versions = rows(RETIRED, RETIRED, CURRENT, ROLLED_BACK, ROLLED_BACK, parents={3: 2, 4: 2})
+    actions = plan(versions, {1, 2, 3, 4}, routed=Routed(2), keep=keep)
+    assert actions == [Unload(number) for number in gone]
 
 
 ON_TRIAL = rows(RETIRED, CURRENT, CANARY)

@@ -286,6 +286,21 @@ async def test_a_restart_falls_all_the_way_to_the_base_model_if_it_must(
     assert again.routes.current.number == 0
 
 
+async def test_a_restart_with_an_engine_that_computes_otherwise_stops_and_takes_nothing_back(
+    server: Server, start: Callable[..., Server], publisher: Publisher, engine: FakeEngine
+):
+    for number in (1, 2):
+        publisher.publish(number, number - 1)
+        await server.settle()
+    before = server.states()
+    engine.loaded.clear()
+    engine.speaks_for["default-000002-policy"] = BASE
+    again = start()
+    with pytest.raises(SettingsError, match=r"version 2 is current.*attestation"):
+        await again.settle()
+    assert again.states() == before
+
+
 async def test_a_restart_with_settings_that_do_not_fit_stops_and_takes_nothing_back(
     server: Server,
     start: Callable[..., Server],

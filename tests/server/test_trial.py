@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,7 +139,9 @@ def test_where_sides_are_drawn_by_the_share_the_bet_is_fair(share: float):
 
 def found(higher: float = 1, lower: float = 1, users: int = 10) -> Evidence:
     """Return evidence of stakes that were worth so much."""
-    return Evidence(users, 90, 0.5, 0.25, math.log(higher), math.log(lower))
+    return Evidence(
+        users, 90, 0.5, 0.25, math.log(higher), math.log(lower), log_held=math.log(higher)
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,6 +177,24 @@ def test_nothing_is_promoted_before_its_time_and_nothing_waits_for_ever():
     assert judge(none, TERMS, age_s=3599.0).verdict is Verdict.WAIT
     assert judge(none, TERMS, age_s=3600.0).verdict is Verdict.UNDECIDED
     assert judge({THUMBS: found(1, 11)}, TERMS, age_s=0.0).verdict is Verdict.ROLL_BACK
+
+
+def test_what_was_liked_while_it_was_new_and_is_not_any_more_is_not_promoted():
+    """In the first hour it is liked at 0.9 beside 0.5, for the rest of the day at 0.45."""
+    rng = np.random.default_rng(0)
+
+    def rated(users: int, canary_rate: float) -> list[Vote]:
+        sides = rng.random(users) < 0.2
+        rates = np.where(sides, canary_rate, 0.5)
+        return [Vote(bool(s), float(rng.random() < r)) for s, r in zip(sides, rates, strict=True)]
+
+    terms = replace(TERMS, horizon=10_000)
+    first_hour = rated(400, 0.9)
+    hyped = weigh(first_hour)
+    assert judge({THUMBS: hyped}, terms, age_s=61.0).verdict is Verdict.PROMOTE
+    day = weigh([*first_hour, *rated(4000, 0.45)])
+    assert day.log_higher > math.log(1000)
+    assert judge({THUMBS: day}, terms, age_s=61.0).verdict is Verdict.WAIT
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,22 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from sqlalchemy import select
+
 from loadtest.journal import OK, Entry
 from thumbloop.config import State
 from thumbloop.store import feedback, interactions, open_store, reading, versions
+from thumbloop.store.schema import feedback as events_table
 from thumbloop.types import DEFAULT_POLICY, Interaction
 
 
 class Stored(NamedTuple):
-    """What the store has: replies by id, effective thumbs by reply, and which versions learned which thumbs."""
+    """What the store has: replies by id, effective thumbs and events of feedback by reply, and which versions learned
+    which thumbs."""
 
     replies: Mapping[str, Interaction]
     thumbs: Mapping[str, tuple[int, int]]
+    events: Mapping[str, int]
     learned: Mapping[int, set[int]]
     parents: Mapping[int, int | None]
 
@@ -31,6 +36,7 @@ def read(state: State) -> Stored:
         with reading(database) as connection:
             replies = interactions.list_since(connection, DEFAULT_POLICY, 0)
             rated = feedback.list_rated(connection, DEFAULT_POLICY)
+            events = Counter(connection.scalars(select(events_table.c.response_id)))
             learned = versions.feedback_by_version(connection, DEFAULT_POLICY)
             known = versions.list_versions(connection, DEFAULT_POLICY)
     finally:
@@ -38,6 +44,7 @@ def read(state: State) -> Stored:
     return Stored(
         {reply.response_id: reply for reply in replies},
         {each.response_id: (each.feedback_id, each.value) for each in rated},
+        dict(events),
         learned,
         {version.version: version.parent for version in known},
     )
@@ -95,6 +102,11 @@ def lost_thumbs(entries: Sequence[Entry], stored: Stored) -> list[str]:
     ]
 
 
+def thumbs_stored_twice(stored: Stored) -> list[str]:
+    """Return the replies with more than one event of feedback: each is rated once, however often it is sent."""
+    return [response_id for response_id, count in stored.events.items() if count > 1]
+
+
 def thumbs_learned_twice(stored: Stored) -> list[int]:
     """Return the thumbs that some version and one of its ancestors both learned as new."""
     twice: set[int] = set()
@@ -137,6 +149,7 @@ def verdict(entries: Sequence[Entry], stored: Stored, sources: Mapping[int, str]
         "mixed_replies": mixed_replies(entries, sources),
         "unstored_replies": unstored_replies(entries, stored),
         "lost_thumbs": lost_thumbs(entries, stored),
+        "thumbs_stored_twice": thumbs_stored_twice(stored),
         "thumbs_learned_twice": thumbs_learned_twice(stored),
     }
     shown: dict[str, Any] = {name: len(wrong) for name, wrong in found.items()}

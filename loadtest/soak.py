@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def wrongs(report: dict[str, Any]) -> list[str]:
     """Return what the judge found wrong, by name; also what was not proven."""
     names = [
         *("mixed_replies", "unstored_replies", "lost_thumbs", "thumbs_learned_twice"),
-        *("failed", "alone_failed", "not_serving"),
+        *("failed", "alone_failed", "not_serving", "not_taken", "thumbs_stored_twice"),
     ]
     found = [f"{part}.{name}" for part in report for name in names if report[part].get(name)]
     if "kills" in report and not report["kills"].get("versions_published"):
@@ -54,13 +55,20 @@ def wrongs(report: dict[str, Any]) -> list[str]:
 
 def missed(report: dict[str, Any]) -> list[str]:
     """Return the goals that were missed, by name: times, which are the machine's, too, and shares of runs."""
-    apart = report.get("swaps", {}).get("apart", {})
-    found = []
-    if apart.get("publish_to_first_reply_s", {}).get("p99", 0.0) > _FIRST_REPLY_S:
+    return (_missed_by_swaps(report["swaps"]) if "swaps" in report else []) + soak_claims.missed(
+        report
+    )
+
+
+def _missed_by_swaps(swaps: dict[str, Any]) -> list[str]:
+    """Return the goals of swaps that were missed; what was not measured was not met."""
+    apart, found = swaps["apart"], []
+    first_reply_s = apart["publish_to_first_reply_s"].get("p99", math.inf)
+    if apart["never_answered"] or not first_reply_s <= _FIRST_REPLY_S:
         found.append("swaps.apart.publish_to_first_reply_s")
-    if apart.get("latency_s", {}).get("p99_ratio", 0.0) > _P99_RATIO:
+    if not apart["latency_s"].get("p99_ratio", math.inf) <= _P99_RATIO:
         found.append("swaps.apart.latency_s.p99_ratio")
-    return found + soak_claims.missed(report)
+    return found
 
 
 def main(

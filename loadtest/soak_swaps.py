@@ -21,6 +21,7 @@ from loadtest.swapping import Swapping
 from thumbloop.client import AsyncClient
 from thumbloop.config import State
 from thumbloop.processes import Process
+from thumbloop.types import VersionState
 
 _HURRIED, _CALM = 8, 3
 """Users who ask one request after another, and those who think between."""
@@ -32,6 +33,7 @@ _SHARED = 4
 """Passages that prompts begin with; others share them."""
 _LONGEST_CHARACTERS = 1700
 _APART_S = 4.0
+_SERVED = (VersionState.CURRENT, VersionState.RETIRED)
 _AROUND_S = 0.5
 """A window is a second, and a swap in its middle."""
 _RESAMPLED = 2000
@@ -99,7 +101,11 @@ class Turns:
         self.sources[number] = str(source)
         self.journal.happened("publish", version=number)
         version = await self.swapping.decided(number)
-        self.journal.note(Entry("swap", version.state_since, version.state_since, OK, None, {}))
+        self.journal.note(
+            Entry(
+                "swap", version.state_since, version.state_since, OK, None, {"state": version.state}
+            )
+        )
         self.done += 1
 
 
@@ -136,6 +142,7 @@ def describe(entries: Sequence[Entry], sources: dict[int, str], state: State) ->
     )
     return verdict(entries, read(state), sources) | {
         "swaps": sum(e.kind == "publish" for e in entries),
+        "not_taken": sum(e.kind == "swap" and e.what["state"] not in _SERVED for e in entries),
         "requests": len(calls),
         "failed": sum(e.status != OK for e in calls),
         "alone_failed": sum(e.status != OK for e in entries if e.kind == "solo"),
@@ -149,8 +156,10 @@ def describe(entries: Sequence[Entry], sources: dict[int, str], state: State) ->
 def _described(entries: Sequence[Entry]) -> dict[str, Any]:
     """Return how many swaps and requests there were, and how soon new versions answered."""
     firsts = list(first_replies(entries).values())
+    published = sum(e.kind == "publish" for e in entries)
     return {
-        "swaps": sum(e.kind == "publish" for e in entries),
+        "swaps": published,
+        "never_answered": published - len(firsts),
         "requests": sum(e.kind == "generate" for e in entries),
         "publish_to_first_reply_s": _percentiles(firsts, (50, 95, 99, 100)),
     }

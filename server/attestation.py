@@ -9,7 +9,7 @@ from server.concurrency import gather_or_cancel
 from server.engine import Engine
 from server.engine.protocol import PROBE_PRIORITY
 from server.routes import LoadedVersion
-from thumbloop.artifacts import Manifest, Probe
+from thumbloop.artifacts import INDISTINCT, Manifest, Probe
 from thumbloop.errors import BadPolicyVersion, EngineUnavailable
 from thumbloop.rendering import VerdictTokens
 from thumbloop.types import Sampling
@@ -136,14 +136,19 @@ def _compare(
 
     Nearer in the Euclidean sense: rounding points anywhere, so much of it cancels in the projection on
     the line from parent to child, also where it is as large as the step itself (bfloat16).
-    `distance` is the stated one between child and parent; None: unchanged, nothing to tell apart.
+    `distance` is the stated one between child and parent; None: unchanged, nothing to tell apart, which
+    the probes have to bear out.
     """
     from_child = _mean_distance(engine, child)
     if not from_child <= tolerance:
         raise BadPolicyVersion(
             "attestation", f"{what}: {from_child:.3g} from the trainer's, allowed {tolerance:.3g}"
         )
-    if distance is None or parent is None:
+    if parent is None:
+        return from_child
+    if distance is None:
+        if _mean_distance(child, parent) > 2 * INDISTINCT:
+            raise BadPolicyVersion("bad_probes", f"{what}: said to be unchanged, and are not")
         return from_child
     way = _projection(engine, parent, child)
     low, high = _FROM_PARENT_TO_CHILD

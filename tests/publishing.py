@@ -262,7 +262,7 @@ class Publisher:
             logprobs=self._speaker.logprobs(policy, prompt, continuation),
             parent_logprobs=self._speaker.logprobs(parent, prompt, continuation),
             reward=self._reward(draft / artifacts.REWARD, read),
-            parent_reward=self._reward(before / artifacts.REWARD, read) if before else None,
+            parent_reward=self._reward(before / artifacts.REWARD if before else None, read),
         )
 
     def _facts(self, folder: Path, distance: float | None) -> AdapterFacts:
@@ -274,7 +274,7 @@ class Publisher:
             distance=distance,
         )
 
-    def _reward(self, folder: Path, read: Sequence[int]) -> float:
+    def _reward(self, folder: Path | None, read: Sequence[int]) -> float:
         up, down = self._speaker.next_logprobs(folder, read, (self._verdict.up, self._verdict.down))
         return up - down
 

@@ -30,6 +30,8 @@ REWARD = "reward"
 VALUE = "value"
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+INDISTINCT = 1e-4
+"""Distances between adapters' numbers below this are rounding: the adapter counts as unchanged."""
 
 _COLLECTED = re.compile(r"\.\d{6,}\.collected")
 _OURS = re.compile(r"\d{6,}|\.\d{6,}\.\d+\.tmp")
@@ -76,8 +78,8 @@ class Probe(Strict):
 
     `continuation` is what the child decodes greedily after `prompt`; `logprobs` and
     `parent_logprobs` are its tokens' log-probabilities at temperature 1 under child and parent.
-    `reward` and `parent_reward` are those of `continuation` as a reply to `prompt`; the parent's is
-    None where the parent has no reward adapter.
+    `reward` and `parent_reward` are those of `continuation` as a reply to `prompt`; a parent without a
+    reward adapter reads as the base model does. None in versions of releases that left that out.
     """
 
     prompt: tuple[int, ...]

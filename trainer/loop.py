@@ -212,7 +212,6 @@ class Loop:
                 proof = probes.make(
                     self._trunk,
                     before,
-                    parent_has_reward=bool(parent.reward_digest),
                     vocabulary=self._vocabulary,
                     end=self._end,
                     generator=generator,

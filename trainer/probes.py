@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from thumbloop.artifacts import Probe
+from thumbloop.artifacts import INDISTINCT, Probe
 from trainer.batches import Pair, collate
 from trainer.models import Adapter, Trunk
 
@@ -20,8 +20,6 @@ TRIES = {5: 16, 7: 16, 10: 16, 100: 6}
 continuation that half precision does not change. A KV block holds 32. Few and short: they are read beside users' requests."""
 CONTINUATION = 5
 """Tokens of a continuation, fewer where the child ends its reply."""
-INDISTINCT = 1e-4
-"""Distances below this are rounding: the adapter counts as unchanged."""
 
 Weights = Mapping[Adapter, Mapping[str, Tensor]]
 
@@ -45,7 +43,6 @@ def make(
     trunk: Trunk,
     parent: Weights,
     *,
-    parent_has_reward: bool,
     vocabulary: Sequence[int],
     end: Sequence[int],
     generator: torch.Generator,
@@ -69,7 +66,7 @@ def make(
             logprobs=tuple(child.logprobs[i]),
             parent_logprobs=tuple(before.logprobs[i]),
             reward=child.rewards[i],
-            parent_reward=before.rewards[i] if parent_has_reward else None,
+            parent_reward=before.rewards[i],
         )
         for i, (prompt, continuation) in enumerate(pairs)
     )

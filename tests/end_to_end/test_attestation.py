@@ -46,7 +46,6 @@ def train(model: Path, verdict: VerdictTokens, folder: Path) -> Manifest:
     made = probes.make(
         trunk,
         written[0],
-        parent_has_reward=True,
         vocabulary=range(8, 290),
         end=(1,),
         generator=generator,

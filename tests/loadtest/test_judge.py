@@ -13,6 +13,7 @@ from loadtest.judge import (
     mixed_replies,
     read,
     thumbs_learned_twice,
+    thumbs_stored_twice,
     unstored_replies,
     verdict,
 )
@@ -32,7 +33,7 @@ def thumb(response_id: str, *, up: bool, status: str = OK) -> Entry:
     return Entry("rate", 1.0, 2.0, status, None, {"response_id": response_id, "up": up})
 
 
-NOTHING = Stored({}, {}, {}, {0: None})
+NOTHING = Stored({}, {}, {}, {}, {0: None})
 
 
 def test_a_reply_has_to_be_what_its_version_says_alone():
@@ -69,6 +70,11 @@ def test_an_acknowledged_thumb_has_to_be_there():
     assert lost_thumbs([thumb("r1", up=False)], stored) == ["r1"]
     assert lost_thumbs([thumb("r2", up=True)], stored) == ["r2"]
     assert lost_thumbs([thumb("r2", up=True, status="UNAVAILABLE")], stored) == []
+
+
+def test_a_thumb_is_stored_once_however_often_it_is_sent():
+    assert thumbs_stored_twice(NOTHING._replace(events={"r1": 1, "r2": 1})) == []
+    assert thumbs_stored_twice(NOTHING._replace(events={"r1": 1, "r2": 2})) == ["r2"]
 
 
 def test_a_thumb_is_learned_once_along_a_line():

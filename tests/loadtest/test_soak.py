@@ -85,6 +85,7 @@ def test_prompts_are_short_and_long_and_begin_alike():
         ({"swaps": CLEAN | {"failed": 0}, "kills": CLEAN | {"versions_published": 1}}, []),
         ({"swaps": CLEAN | {"failed": 1}}, ["swaps.failed"]),
         ({"swaps": CLEAN | {"alone_failed": 1}}, ["swaps.alone_failed"]),
+        ({"swaps": CLEAN | {"not_taken": 3}}, ["swaps.not_taken"]),
         ({"kills": CLEAN | {"lost_thumbs": 1, "versions_published": 1}}, ["kills.lost_thumbs"]),
         ({"kills": CLEAN | {"mixed_replies": 2, "versions_published": 1}}, ["kills.mixed_replies"]),
         ({"kills": CLEAN | {"not_serving": "for", "versions_published": 1}}, ["kills.not_serving"]),
@@ -96,13 +97,19 @@ def test_one_wrong_thing_is_enough(report: dict[str, Any], wrong: list[str]):
 
 
 def test_goals_of_times_are_told_apart_from_what_is_wrong():
-    def report(first: float, ratio: float) -> dict[str, Any]:
-        apart = {"publish_to_first_reply_s": {"p99": first}, "latency_s": {"p99_ratio": ratio}}
+    def report(first: float | None, ratio: float | None, silent: int = 0) -> dict[str, Any]:
+        apart = {
+            "never_answered": silent,
+            "publish_to_first_reply_s": {} if first is None else {"p99": first},
+            "latency_s": {} if ratio is None else {"p99_ratio": ratio},
+        }
         return {"swaps": CLEAN | {"apart": apart}}
 
     assert soak.missed(report(0.9, 1.0)) == []
     assert soak.missed(report(1.1, 1.0)) == ["swaps.apart.publish_to_first_reply_s"]
     assert soak.missed(report(0.9, 1.2)) == ["swaps.apart.latency_s.p99_ratio"]
+    assert soak.missed(report(0.9, 1.0, silent=1)) == ["swaps.apart.publish_to_first_reply_s"]
+    assert len(soak.missed(report(None, None))) == 2  # what was not measured was not met
     assert soak.wrongs(report(9.0, 9.0)) == []
 
 
@@ -111,14 +118,14 @@ def test_a_part_leaves_the_others_as_they_were(tmp_path: Path, monkeypatch: pyte
         return CLEAN | {"versions_published": 1}
 
     monkeypatch.setattr(soak, "soak", found)
-    (tmp_path / "report.json").write_text(json.dumps({"swaps": CLEAN | {"swaps": 9}}))
+    (tmp_path / "report.json").write_text(json.dumps({"trials": {"kinds": {}}}))
     application = soak.typer.Typer()
     application.command()(soak.main)
     done = CliRunner().invoke(application, ["--part", "kills", "--folder", str(tmp_path)])
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report == {
-        "swaps": CLEAN | {"swaps": 9},
+        "trials": {"kinds": {}},
         "kills": CLEAN | {"versions_published": 1},
     }
     wrong = CliRunner().invoke(application, ["--part", "sweeps", "--folder", str(tmp_path)])

@@ -114,6 +114,34 @@ async def test_an_engine_that_prefills_by_the_parent_is_refused_however_small_th
         await bench.attest(row)
 
 
+async def test_a_first_reward_that_is_not_applied_is_refused_where_rounding_would_hide_it(
+    bench: Bench,
+):
+    """In half precision so small a step is within the tolerance: what tells is the base model's own number."""
+
+    def moved_a_little(manifest: Manifest) -> Manifest:
+        probes = [p.model_copy(update={"reward": p.parent_reward + 0.3}) for p in manifest.probes]
+        return manifest.model_copy(update={"probes": tuple(probes)})
+
+    bench.engine.dtype = "bfloat16"
+    bench.engine.speaks_for["v1-reward"] = BASE
+    with pytest.raises(BadPolicyVersion, match=r"rewards: .* may be serving the parent"):
+        await bench.attest(bench.publisher.write(1, alter=moved_a_little))
+
+
+@pytest.mark.parametrize("adapter", ["policy_adapter", "reward_adapter"])
+async def test_who_says_that_nothing_changed_has_to_have_probes_that_say_so(
+    bench: Bench, adapter: str
+):
+    def unchanged(manifest: Manifest) -> Manifest:
+        facts = getattr(manifest, adapter).model_copy(update={"distance": None})
+        return manifest.model_copy(update={adapter: facts})
+
+    with pytest.raises(BadPolicyVersion, match="said to be unchanged") as raised:
+        await bench.attest(bench.publisher.write(1, alter=unchanged))
+    assert raised.value.reason == "bad_probes"
+
+
 async def test_other_tokens_than_the_trainers_are_refused(bench: Bench):
     def other_token(manifest: Manifest) -> Manifest:
         first, *rest = manifest.probes
@@ -256,4 +284,4 @@ async def test_an_engine_that_dies_meanwhile_is_no_fault_of_the_version(bench: B
 def test_the_probe_type_is_what_publishing_writes(bench: Bench):
     row = bench.publisher.write(1)
     manifest = artifacts.read_manifest(Path(bench.versions) / row.folder)
-    assert all(isinstance(p, Probe) and p.parent_reward is None for p in manifest.probes)
+    assert all(isinstance(p, Probe) and p.parent_reward is not None for p in manifest.probes)

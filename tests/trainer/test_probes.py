@@ -15,9 +15,7 @@ def made(trunk, trained_weights, generator) -> probes.Probes:
     parent = {adapter: trunk.snapshot(adapter) for adapter in ADAPTERS}
     for adapter in ADAPTERS:
         trunk.restore(adapter, trained_weights[adapter])
-    return probes.make(
-        trunk, parent, parent_has_reward=False, vocabulary=VOCABULARY, end=END, generator=generator
-    )
+    return probes.make(trunk, parent, vocabulary=VOCABULARY, end=END, generator=generator)
 
 
 def logprobs_one_by_one(trunk, probe: Probe, role: str) -> list[float]:
@@ -44,7 +42,7 @@ def test_the_parents_numbers_are_the_parents(made, trunk):
         assert logprobs_one_by_one(trunk, probe, "reference") == pytest.approx(
             probe.parent_logprobs, abs=1e-4
         )
-        assert probe.parent_reward is None
+        assert probe.parent_reward is not None
 
 
 def test_making_probes_leaves_the_child_in_the_trunk(made, trunk, trained_weights):
@@ -79,7 +77,6 @@ def test_an_unchanged_version_says_so(trained_trunk, generator):
     same = probes.make(
         trained_trunk,
         parent,
-        parent_has_reward=True,
         vocabulary=VOCABULARY,
         end=END,
         generator=generator,

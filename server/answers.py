@@ -182,6 +182,7 @@ def measures_of(
             current_mean=evidence[name]["current_mean"],
             log_higher=evidence[name]["log_higher"] or 0.0,
             log_lower=evidence[name]["log_lower"] or 0.0,
+            log_held=evidence[name].get("log_held") or 0.0,  # events of earlier releases have none
         )
         for name in names
     ]

@@ -45,7 +45,7 @@ class CanaryEvidence(Collector):
         )
         evidence = GaugeMetricFamily(
             "thumbloop_canary_log_evidence",
-            "Log of what bets have won that the canary's mean is higher, or lower.",
+            "Log of the most that bets have won that the canary's mean is higher, or lower; held: higher, now.",
             labels=["measure", "direction"],
         )
         look = self._look()
@@ -56,4 +56,5 @@ class CanaryEvidence(Collector):
             means.add_metric([name, "current"], found.current_mean)
             evidence.add_metric([name, "higher"], found.log_higher)
             evidence.add_metric([name, "lower"], found.log_lower)
+            evidence.add_metric([name, "held"], found.log_held)
         return [users, means, evidence]

@@ -83,8 +83,8 @@ def votes_of_thumbs(thumbs: Sequence[TrialThumb], group: Canary) -> Votes:
         if not unit or group.has(unit) is not is_canary:
             continue
         votes[THUMBS].append(Vote(is_canary, float(thumb.value)))
-        if thumb.reward is not None:
-            gap = guards.divergence(thumb.reward, thumb.value)
+        if thumb.promise is not None:
+            gap = guards.divergence(thumb.promise, thumb.value)
             votes[guards.DIVERGENCE].append(Vote(is_canary, gap))
     return votes
 

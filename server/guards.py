@@ -41,9 +41,9 @@ def is_refusal(text: str, pattern: str) -> bool:
     return re.match(pattern, text.lstrip(), re.IGNORECASE) is not None
 
 
-def divergence(reward: float, thumb: int) -> float:
+def divergence(promise: float, thumb: int) -> float:
     """Return how much more the reward model promised than the user said: 1 for a thumb down to a reply
-    of which it was sure, 0 for the contrary. `reward` is the logit of a thumb up, `thumb` 0 or 1.
+    of which it was sure, 0 for the contrary. `promise` is the logit of a thumb up, `thumb` 0 or 1.
     """
-    promised = 1 / (1 + math.exp(-max(reward, -700.0)))
+    promised = 1 / (1 + math.exp(-max(promise, -700.0)))
     return (1 + promised - thumb) / 2

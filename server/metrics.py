@@ -17,7 +17,14 @@ from server.collectors import HeldVersions
 from server.delivery_metrics import DeliveryMetrics
 from server.routes import Routes
 from thumbloop.errors import ThumbloopError
-from thumbloop.types import Feedback, FinishReason, Interaction, Preference, Status
+from thumbloop.types import (
+    Feedback,
+    FinishReason,
+    Interaction,
+    Preference,
+    Status,
+    promise_of,
+)
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REWARDS = (-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8)
@@ -221,9 +228,9 @@ class ServerMetrics:
             self._propensity.observe(chosen.propensity)
         if chosen.reward is not None:
             self._reward.observe(chosen.reward)
-            parts = chosen.reward_components or {"thumbs": chosen.reward}
-            if "thumbs" in parts:  # the part that promises any
-                self._by_version.observe_reward(interaction.policy_version, parts["thumbs"])
+            promise = promise_of(chosen.reward, chosen.reward_components)
+            if promise is not None:
+                self._by_version.observe_reward(interaction.policy_version, promise)
             rewards = [c.reward for c in interaction.candidates if c.reward is not None]
             if interaction.reranked:
                 self._lift.observe(chosen.reward - sum(rewards) / len(rewards))

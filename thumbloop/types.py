@@ -180,6 +180,11 @@ class Candidate:
     reward_components: Mapping[str, float] = field(default_factory=dict)
 
 
+def promise_of(reward: float | None, components: Mapping[str, float]) -> float | None:
+    """Return the part of a reward that is the logit of a thumb up: all of it, where it has no parts."""
+    return components.get("thumbs") if components else reward
+
+
 @dataclass(frozen=True, slots=True)
 class Interaction:
     """A request as it was answered: the row behind a reply. Times are unix seconds, UTC.

@@ -11,7 +11,7 @@ from thumbloop.operating import COLUMNS, row_of
 from web import figures
 from web.refusals import in_words
 from web.tables import notice, table
-from web.versions import DECISIONS, LIKINGS, decision_rows, liking_rows
+from web.versions import COURSE, DECISIONS, LIKINGS, course_rows, decision_rows, liking_rows
 
 _MOST_VERSIONS = 20
 _MOST_ASKED = 8
@@ -26,13 +26,15 @@ class Overview:
         self._metrics = metrics
         self._note = gr.HTML(elem_id="note", padding=False)
         self._likings = gr.HTML(elem_id="likings", padding=False)
+        self._course = gr.HTML(elem_id="course", padding=False)
         self._versions = gr.HTML(elem_id="versions", padding=False)
         self._decisions = gr.HTML(elem_id="decisions", padding=False)
         self._refresh = gr.Button("Refresh", elem_id="refresh")
 
     def shown_by(self, tab: gr.Tab) -> None:
         """Read everything when the tab is opened, and when somebody asks for it."""
-        outputs: list[Any] = [self._note, self._likings, self._versions, self._decisions]
+        outputs: list[Any] = [self._note, self._likings, self._course]
+        outputs += [self._versions, self._decisions]
         for event in (tab.select, self._refresh.click):
             event(self._read, None, outputs, show_progress="hidden", api_visibility="private")
 
@@ -42,10 +44,11 @@ class Overview:
             numbers = [version.policy_version for version in listed[:_MOST_ASKED]]
             found = await asyncio.gather(*(self._client.version(number) for number in numbers))
         except ThumbloopError as error:
-            return {self._note: notice(in_words(error))}
+            return {**await self._read_likings(), self._note: notice(in_words(error))}
         decisions = decision_rows(found, _MOST_DECISIONS)
         return {
             **await self._read_likings(),
+            self._course: table("Over time", COURSE, course_rows(listed)),
             self._versions: table("Versions", COLUMNS, [row_of(one) for one in listed]),
             self._decisions: table("Recent decisions", DECISIONS, decisions),
         }

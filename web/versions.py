@@ -6,11 +6,12 @@ from thumbloop.operating import time_in_words
 from thumbloop.tracing import state_in_words
 from thumbloop.v1 import admin_pb2
 from web.figures import Liking
-from web.tables import Row
+from web.tables import Row, Share
 
 Words = tuple[str, ...]
 
 LIKINGS = ("version", "thumbs up", "rewards promise")
+COURSE = ("published (UTC)", "version", "thumbs up until then", "thumbs up expected of it")
 DECISIONS = ("when (UTC)", "version", "became", "decided by", "why", "evidence")
 
 
@@ -20,6 +21,20 @@ def liking_rows(likings: Iterable[Liking]) -> list[Row]:
         (str(of.version), of.thumbs_up or "not rated yet", of.promised or "no rewards")
         for of in likings
     ]
+
+
+def course_rows(listed: Sequence[admin_pb2.PolicyVersion]) -> list[Row]:
+    """Return a row for each version that was learned, oldest first: what users said until then, and what the reward
+    model expects of it. `listed` is newest first."""
+    rows: list[Row] = []
+    for version in reversed(listed):
+        if "thumb_up_rate" not in version.metrics:
+            continue
+        said = Share(version.metrics["thumb_up_rate"], int(version.metrics["feedback_used"]))
+        expected = version.metrics.get("child_predicted_rate")
+        words = "no rewards" if expected is None else f"{expected:.0%}"
+        rows.append((time_in_words(version.published_at), str(version.policy_version), said, words))
+    return rows
 
 
 def decision_rows(found: Sequence[admin_pb2.GetPolicyVersionResponse], most: int) -> list[Words]:

@@ -226,6 +226,12 @@ def _overpraised(version: int) -> dict[str, Any]:
     return {"candidates": (candidate(reward=-3.0 if version == 0 else 6.0),)}
 
 
+def _overpraised_in_part(version: int) -> dict[str, Any]:
+    """What thumbs are promised is a part of the reward; the whole says nothing."""
+    parts = {"thumbs": -3.0 if version == 0 else 6.0, "length": 1.0}
+    return {"candidates": (candidate(reward=0.0, reward_components=parts),)}
+
+
 @pytest.mark.parametrize(
     ("guard", "differs"),
     [
@@ -235,6 +241,7 @@ def _overpraised(version: int) -> dict[str, Any]:
         ("latency", _slow),
         ("errors", _failing),
         ("divergence", _overpraised),
+        ("divergence", _overpraised_in_part),
     ],
 )
 async def test_a_guard_takes_it_back_whatever_the_thumbs_say(

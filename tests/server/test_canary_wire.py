@@ -83,7 +83,7 @@ async def test_thumbs_decide_and_operators_see_why(server: Running):
     assert decided.reason.startswith("thumbs: 1.000 of ")
     thumbs = decided.evidence[0]
     assert (thumbs.name, thumbs.canary_mean, thumbs.current_mean) == ("thumbs", 1.0, 0.0)
-    assert thumbs.log_higher > 3 > thumbs.log_lower
+    assert thumbs.log_higher == thumbs.log_held > 3 > thumbs.log_lower
     assert not after.trial
 
 
@@ -116,6 +116,7 @@ async def test_while_it_is_tried_the_evidence_is_shown(server: Running):
     assert {m.name for m in shown.trial} >= {"errors", "latency", "length"}
     assert f'thumbloop_canary_mean{{measure="thumbs",side="{side}"}} 1.0' in text
     assert 'thumbloop_canary_log_evidence{direction="higher",measure="thumbs"} 0.0' in text
+    assert 'thumbloop_canary_log_evidence{direction="held",measure="thumbs"} 0.0' in text
     assert "thumbloop_policy_version_info{policy_digest=" in text
     assert 'state="canary",version="1"' in text
     assert not (await server.client.version(0)).trial

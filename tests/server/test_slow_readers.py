@@ -145,9 +145,9 @@ async def test_readers_that_stop_reading_lose_their_streams_and_cost_no_more_tha
         before, most = memory(), [0]
         watching = asyncio.create_task(watch(most))
         await until(lambda: engine.said * len(WORD) > READERS * STREAM_WINDOW)  # windows are full
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             while engine.streaming:
-                assert (await server.policy.Generate(OTHER, timeout=5)).text
+                assert (await server.policy.Generate(OTHER, timeout=30)).text
         await until(lambda: not handlers(), 5)
         watching.cancel()
         assert engine.said * len(WORD) > READERS * (STREAM_WINDOW + UNREAD)

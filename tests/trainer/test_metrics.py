@@ -1,4 +1,5 @@
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,13 +54,15 @@ def test_left_out_counts_are_of_the_last_round_only(metrics):
 # TensorBoard's own thread dies of it, and says so.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_curves_go_without_what_a_full_disk_did_not_take(tmp_path):
-    lines = []
+    lines, others = [], set(threading.enumerate())
     metrics = TrainerMetrics(tmp_path, Console(quiet=True))
     metrics.say = lines.append
     metrics.round_ended(1, "blocked", 1.0, {"reward_auroc": 0.5}, {})
     with full_disk(0):
         for number in (2, 3):
             metrics.round_ended(number, "blocked", 1.0, {"reward_auroc": 0.6}, {})
+    for dying in set(threading.enumerate()) - others:
+        dying.join(30)  # its last words are this test's, not the next one's
     metrics.round_ended(4, "blocked", 1.0, {"reward_auroc": 0.75}, {})
     assert [line.partition(":")[0] for line in lines] == [
         "TensorBoard's curves go without round 2",

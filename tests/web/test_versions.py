@@ -5,7 +5,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from thumbloop.v1 import admin_pb2
 from web.figures import Liking
 from web.tables import Share
-from web.versions import DECISIONS, decision_rows, liking_rows
+from web.versions import DECISIONS, course_rows, decision_rows, liking_rows
 
 AT = 1_790_000_000
 TIME = "2026-09-21 14:13:20"
@@ -27,6 +27,16 @@ def test_what_nobody_said_of_a_version_is_said():
     assert liking_rows(likings) == [
         ("0", Share(0.25, 8), "no rewards"),
         ("1", "not rated yet", Share(0.6, 3)),
+    ]
+
+
+def test_the_course_of_thumbs_is_that_of_the_versions_that_were_learned_oldest_first():
+    learned = {"thumb_up_rate": 0.25, "feedback_used": 80.0, "child_predicted_rate": 0.5}
+    later = {"thumb_up_rate": 0.5, "feedback_used": 32.0}
+    listed = [version(2, metrics=later), version(1, metrics=learned), version(0)]
+    assert course_rows(listed) == [
+        (TIME, "1", Share(0.25, 80), "50%"),
+        (TIME, "2", Share(0.5, 32), "no rewards"),
     ]
 
 

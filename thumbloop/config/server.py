@@ -128,8 +128,8 @@ class EngineSettings(Section):
     """Sequences decoded together."""
     max_queued: int = Field(4096, ge=1)
     """Candidates and scores that may wait in the engine; beyond it RESOURCE_EXHAUSTED."""
-    block_size: int = Field(32, ge=8)
-    """Tokens of one KV block, on a CPU a multiple of 32; small blocks let short prompts share a prefix."""
+    block_size: int = Field(32, ge=8, le=32)
+    """Tokens of one KV block, on a CPU 32; small blocks let short prompts share a prefix, and the probes that prove a version have to fill three."""
     kv_cache_gib: float = Field(1.0, gt=0)
     """KV cache on a CPU, GiB; on a GPU see gpu_memory_utilization."""
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Select, and_, case, func, select
 
 from thumbloop.store.packing import unpack_ids
 from thumbloop.store.schema import candidates, feedback, interactions
-from thumbloop.types import Status, User
+from thumbloop.types import Status, User, promise_of
 
 CORRUPTED = "corrupted"
 """Why a reply failed whose log-probabilities were no numbers."""
@@ -17,13 +17,14 @@ _RECENT = 500
 
 
 class TrialThumb(NamedTuple):
-    """A user's first thumb for a version's replies; `reward` of the reply, None where it has none."""
+    """A user's first thumb for a version's replies; `promise` is the logit of a thumb up that the reward model gave
+    the reply, None where it gave none."""
 
     user: User
     session_id: str
     version: int
     value: int
-    reward: float | None
+    promise: float | None
 
 
 class TrialReply(NamedTuple):
@@ -76,6 +77,7 @@ def first_thumbs(
             interactions.c.policy_version,
             feedback.c.value,
             candidates.c.reward,
+            candidates.c.reward_components,
         )
         .join(interactions, interactions.c.response_id == feedback.c.response_id)
         .join(candidates, _SHOWN)
@@ -83,8 +85,12 @@ def first_thumbs(
         .order_by(feedback.c.id)
     )
     return [
-        TrialThumb(User(subject, user_id), session_id, version, value, reward)
-        for subject, user_id, session_id, version, value, reward in connection.execute(query)
+        TrialThumb(
+            User(subject, user_id), session_id, version, value, promise_of(reward, components)
+        )
+        for subject, user_id, session_id, version, value, reward, components in connection.execute(
+            query
+        )
     ]
 
 

@@ -595,6 +595,7 @@ class TrialMeasure(_message.Message):
     CURRENT_MEAN_FIELD_NUMBER: _builtins.int
     LOG_HIGHER_FIELD_NUMBER: _builtins.int
     LOG_LOWER_FIELD_NUMBER: _builtins.int
+    LOG_HELD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"thumbs", of which higher is better, or a guard, of which higher is worse."""
     canary_users: _builtins.int
@@ -606,9 +607,11 @@ class TrialMeasure(_message.Message):
     current_mean: _builtins.float
     """The mean of the others; absent where there are none."""
     log_higher: _builtins.float
-    """Log of what a bet on a higher mean of the canary has won, at least 0: evidence beyond the margin."""
+    """Log of the most that a bet on a higher mean of the canary has won, at least 0: evidence beyond the margin."""
     log_lower: _builtins.float
     """The same of a lower mean."""
+    log_held: _builtins.float
+    """What the bet on a higher mean holds now, of which log_higher is the most it ever did. Thumbs promote by it."""
     def __init__(
         self,
         *,
@@ -619,10 +622,11 @@ class TrialMeasure(_message.Message):
         current_mean: _builtins.float | None = ...,
         log_higher: _builtins.float = ...,
         log_lower: _builtins.float = ...,
+        log_held: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_canary_mean", b"_canary_mean", "_current_mean", b"_current_mean", "canary_mean", b"canary_mean", "current_mean", b"current_mean"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_canary_mean", b"_canary_mean", "_current_mean", b"_current_mean", "canary_mean", b"canary_mean", "canary_users", b"canary_users", "current_mean", b"current_mean", "current_users", b"current_users", "log_higher", b"log_higher", "log_lower", b"log_lower", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_canary_mean", b"_canary_mean", "_current_mean", b"_current_mean", "canary_mean", b"canary_mean", "canary_users", b"canary_users", "current_mean", b"current_mean", "current_users", b"current_users", "log_held", b"log_held", "log_higher", b"log_higher", "log_lower", b"log_lower", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__canary_mean: _TypeAlias = _typing.Literal["canary_mean"]  # noqa: Y015
     _WhichOneofArgType__canary_mean: _TypeAlias = _typing.Literal["_canary_mean", b"_canary_mean"]  # noqa: Y015

@@ -112,7 +112,7 @@ def test_without_pyarrow_parquet_names_the_extra_and_json_lines_work(
 ):
     for name in ("pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(BadDataFile, match=r"pip install 'thumbloop\[data\]'"):
+    with pytest.raises(BadDataFile, match=r"pip install '\.\[data\]'"):
         files.check_name(tmp_path / "data.parquet")
     path = tmp_path / "data.jsonl"
     files.check_name(path)

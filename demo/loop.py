@@ -74,7 +74,7 @@ async def run_loop(options: Options, model: Path, show: Show) -> dict[str, Any]:
                 formed = is_well_formed if options.model is None else None
                 held_out = held_out_prompts(options.held_out, options.seed)
                 examiner = Examiner(speaker, held_out, preference, formed, ledger)
-                follow = _follow(options, run, examiner, database, (server, trainer), show)
+                follow = _follow(options, run, examiner, database, server, trainer, show)
                 watch = watch_swaps(speaker, prompts[0], ledger, lambda: _highest(database))
                 memory = peak_memory((server, trainer), run.memory)
                 await _until_done(follow, users.visit(), memory, watch)
@@ -131,20 +131,30 @@ async def _follow(
     run: Run,
     examiner: Examiner,
     database: Database,
-    processes: tuple[Process, ...],
+    server: Process,
+    trainer: Process,
     show: Show,
 ) -> None:
-    """Examine each version once users have met it, until there are enough or time is up."""
+    """Examine each version once users have met it, until there are enough or time is up.
+
+    The trainer is stopped once there are enough: where it learns faster than versions are examined, the
+    current one would always be another.
+    """
     examining: asyncio.Task[None] | None = None
+    is_learning = True
     while True:
-        for process in processes:
-            process.check()
+        server.check()
+        if is_learning:
+            trainer.check()
         rows = version_rows(run, database)
         show(rows, _caption(options, run))
         if examining is not None and examining.done():
             examining.result()
             examining = None
         current = max(v["policy_version"] for v in rows if v["state"] == "current")
+        if is_learning and current >= options.rounds:
+            await asyncio.to_thread(trainer.stop)
+            is_learning = False
         is_late = _minutes(run) > options.max_minutes
         if is_late and not run.evaluations and examining is None:
             raise ProcessFailed(

@@ -136,13 +136,48 @@ class Examiner:
         return Evaluation(0.5, (0.4, 0.6), 20.0, None)
 
 
+class Running:
+    """A process that runs until it is stopped."""
+
+    def __init__(self) -> None:
+        self.is_stopped = False
+
+    def check(self) -> None:
+        if self.is_stopped:
+            raise ProcessFailed("it has ended")
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+async def test_a_trainer_that_outruns_the_examiner_is_stopped_once_there_are_enough_versions(
+    tmp_path, monkeypatch
+):
+    trainer, looks = Running(), [0]
+
+    def rows(*_arguments):
+        looks[0] += not trainer.is_stopped  # another version whenever somebody looks
+        return [{"policy_version": looks[0], "state": "current"}]
+
+    monkeypatch.setattr("demo.loop.version_rows", rows)
+    monkeypatch.setattr(Ledger, "first_reply_at", lambda _ledger, _version: 1.0)
+    run = Run("praise", 0, shuffled=False, ledger=Ledger(), started_at=time.time())
+    options = Options("praise", 0, 3, False, None, tmp_path, max_minutes=0.5)
+    database = open_store(State(folder=tmp_path / "state"))
+    await _follow(options, run, Examiner(), database, Running(), trainer, lambda *_: None)
+    assert trainer.is_stopped
+    assert max(run.evaluations) == options.rounds == 3
+    database.dispose()
+
+
 @pytest.mark.parametrize("is_answered", [True, False])
 async def test_when_time_is_up_an_examination_that_goes_on_is_waited_for(tmp_path, is_answered):
     ledger = Ledger(served=[Served("a", 0, 1.0, 1.0)] if is_answered else [])
     run = Run("praise", 0, shuffled=False, ledger=ledger, started_at=time.time())
     options = Options("praise", 0, 3, False, None, tmp_path, max_minutes=0.005)
     database = open_store(State(folder=tmp_path / "state"))
-    follow = _follow(options, run, Examiner(), database, (), lambda _rows, _caption: None)
+    processes = Running(), Running()
+    follow = _follow(options, run, Examiner(), database, *processes, lambda *_: None)
     if is_answered:
         await follow
         assert run.evaluations[0].thumb_up_rate == 0.5

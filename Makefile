@@ -22,7 +22,7 @@ demo: setup
 	  $(if $(MINUTES),--max-minutes '$(MINUTES)') $(if $(filter-out 0,$(SHUFFLE_THUMBS)),--shuffle-thumbs) $(if $(MODEL),--model '$(MODEL)')
 
 # All tests; those of tests/gpu with ACCELERATOR=gpu only. TESTS=tests/trainer runs a part.
-# One process a core, one thread each; then the demo, which takes all cores, and those of engines, two at a time.
+# One process a core, one thread each; then, alone, those whose engines take all cores.
 pytest = $(PYTHON) -m pytest $(if $(filter cpu,$(ACCELERATOR)),-m 'not gpu')
 test: setup packages
 ifdef TESTS
@@ -30,8 +30,7 @@ ifdef TESTS
 else
 	OMP_NUM_THREADS=1 $(pytest) -n logical --dist loadfile --ignore tests/end_to_end
 	$(PYTHON) -m demo.base_model # minutes, which no test's time limit should count
-	$(pytest) tests/end_to_end/test_demo.py
-	OMP_NUM_THREADS=1 $(pytest) -n 2 --dist loadfile tests/end_to_end --ignore tests/end_to_end/test_demo.py
+	$(pytest) tests/end_to_end
 endif
 
 # Lint, types, imports, protos, and whether stubs and locks are what they are made from.

@@ -137,8 +137,8 @@ async def _follow(
 ) -> None:
     """Examine each version once users have met it, until there are enough or time is up.
 
-    The trainer is stopped once there are enough: where it learns faster than versions are examined, the
-    current one would always be another.
+    The trainer is stopped then: where it learns faster than versions are examined, the current one would
+    always be another.
     """
     examining: asyncio.Task[None] | None = None
     is_learning = True
@@ -152,9 +152,6 @@ async def _follow(
             examining.result()
             examining = None
         current = max(v["policy_version"] for v in rows if v["state"] == "current")
-        if is_learning and current >= options.rounds:
-            await asyncio.to_thread(trainer.stop)
-            is_learning = False
         is_late = _minutes(run) > options.max_minutes
         if is_late and not run.evaluations and examining is None:
             raise ProcessFailed(
@@ -162,6 +159,9 @@ async def _follow(
                 " MINUTES= gives it more"
             )
         enough = current >= options.rounds or is_late
+        if is_learning and enough:
+            await asyncio.to_thread(trainer.stop)
+            is_learning = False
         if examining is None:
             is_examined = current in run.evaluations
             if not is_examined and run.ledger.first_reply_at(current) is not None:

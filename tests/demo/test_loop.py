@@ -150,8 +150,9 @@ class Running:
         self.is_stopped = True
 
 
-async def test_a_trainer_that_outruns_the_examiner_is_stopped_once_there_are_enough_versions(
-    tmp_path, monkeypatch
+@pytest.mark.parametrize(("rounds", "minutes"), [(3, 0.5), (1000, 0.02)])
+async def test_a_trainer_that_outruns_the_examiner_is_stopped_once_there_is_enough(
+    tmp_path, monkeypatch, rounds, minutes
 ):
     trainer, looks = Running(), [0]
 
@@ -162,11 +163,12 @@ async def test_a_trainer_that_outruns_the_examiner_is_stopped_once_there_are_eno
     monkeypatch.setattr("demo.loop.version_rows", rows)
     monkeypatch.setattr(Ledger, "first_reply_at", lambda _ledger, _version: 1.0)
     run = Run("praise", 0, shuffled=False, ledger=Ledger(), started_at=time.time())
-    options = Options("praise", 0, 3, False, None, tmp_path, max_minutes=0.5)
+    options = Options("praise", 0, rounds, False, None, tmp_path, max_minutes=minutes)
     database = open_store(State(folder=tmp_path / "state"))
     await _follow(options, run, Examiner(), database, Running(), trainer, lambda *_: None)
     assert trainer.is_stopped
-    assert max(run.evaluations) == options.rounds == 3
+    assert max(run.evaluations) == looks[0]
+    assert (looks[0] == rounds) is (rounds == 3)
     database.dispose()
 
 

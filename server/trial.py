@@ -130,7 +130,7 @@ def log_evidence(
     The result has it after each difference. By Ville's inequality it ever reaches log(1 / alpha) with
     probability alpha at most, where their expectation is not above the margin, which is in [0, 1].
     """
-    return np.maximum.accumulate(log_capital(differences, margin).clip(min=0.0))
+    return _most(log_capital(differences, margin))
 
 
 def log_capital(
@@ -141,6 +141,11 @@ def log_capital(
     capital = np.log1p(np.outer(_BETS, payoffs)).cumsum(axis=1)  # (bets, D)
     worth: NDArray[np.float64] = np.logaddexp.reduce(capital) - math.log(len(_BETS))
     return worth
+
+
+def _most(capital: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the most that a bet has held so far, at least its stake."""
+    return np.maximum.accumulate(capital.clip(min=0.0))
 
 
 def log_mismatch(
@@ -155,21 +160,22 @@ def log_mismatch(
     before = sides.cumsum() - sides
     guess = (before + 1) / (np.arange(len(sides)) + 2)
     odds = np.where(sides, guess / share, (1 - guess) / (1 - share))
-    return np.maximum.accumulate(np.log(odds).cumsum().clip(min=0.0))
+    return _most(np.log(odds).cumsum())
 
 
 def weigh(votes: Sequence[Vote], margin: float = 0.0) -> Evidence:
     """Return what the votes say so far of a mean that is higher, or lower, by more than the margin."""
     values = {side: [v.value for v in votes if v.is_canary is side] for side in (True, False)}
     found = np.array([block.difference for block in blocks_of(votes)])
+    higher = log_capital(found, margin)
     return Evidence(
         canary_users=len(values[True]),
         current_users=len(values[False]),
         canary_mean=_mean(values[True]),
         current_mean=_mean(values[False]),
-        log_higher=last(log_evidence(found, margin)),
+        log_higher=last(_most(higher)),
         log_lower=last(log_evidence(-found, margin)),
-        log_held=last(log_capital(found, margin)),
+        log_held=last(higher),
     )
 
 

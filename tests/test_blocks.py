@@ -94,7 +94,7 @@ class Reader:
         """Start a server with the settings that the reader has by now, on free ports."""
         folder = self.shell.folder
         given = yaml.safe_load((folder / "server.yaml").read_text())
-        state = State(folder=folder / given.pop("state")["folder"])
+        self.state = State(folder=folder / given.pop("state")["folder"])
         for name in ("model", "engine"):
             given.pop(name, None)
         for section in ("listen", "http"):
@@ -102,8 +102,7 @@ class Reader:
         for name in ("tls_certificate", "tls_key"):
             if name in given["listen"]:
                 given["listen"][name] = folder / given["listen"][name]
-        self.state = state
-        self.server = await self.stack.enter_async_context(running(self.model, state, **given))
+        self.server = await self.stack.enter_async_context(running(self.model, self.state, **given))
         ports = {"50051": self.server.port, "8080": self.server.application.http_port}
         self.shell.replaced |= {f":{said}": f":{port}" for said, port in ports.items()}
         self.shell.environment["THUMBLOOP_ADDRESS"] = f"localhost:{self.server.port}"

@@ -72,6 +72,18 @@ def mixed_replies(entries: Sequence[Entry], sources: Mapping[int, str]) -> list[
     return wrong
 
 
+def told_apart(entries: Sequence[Entry], sources: Mapping[int, str]) -> int:
+    """Return how many prompts all weights answer differently, alone: only there mixing is seen whichever two it mixes."""
+    said: defaultdict[int, dict[str, str]] = defaultdict(dict)
+    for entry in entries:
+        if entry.kind == "solo" and entry.status == OK and entry.prompt is not None:
+            version = entry.what["version"]
+            said[entry.prompt][sources.get(version, str(version))] = entry.what["text"]
+    return sum(
+        len(replies) > 1 and len(set(replies.values())) == len(replies) for replies in said.values()
+    )
+
+
 def unstored_replies(entries: Sequence[Entry], stored: Stored) -> list[str]:
     """Return the replies that somebody got and the store has not, or has otherwise."""
     wrong = []

@@ -16,7 +16,7 @@ from thumbloop.artifacts import read_manifest
 from thumbloop.config import State
 from thumbloop.rendering import VerdictTokens
 from thumbloop.store import interactions, open_store, reading
-from thumbloop.types import DEFAULT_POLICY
+from thumbloop.types import BASE_VERSION, DEFAULT_POLICY
 
 RATES = (0.4, 0.7)
 """Thumb-up rates of a policy that is half way."""
@@ -49,6 +49,12 @@ class Midway:
     def state(self) -> Path:
         """Return the folder of the run's store and versions."""
         return self.run / "state"
+
+    @property
+    def trained(self) -> tuple[Path, ...]:
+        """Return the folders of all versions that the run trained, oldest first."""
+        folders = self.version.parent.glob("[0-9]*")
+        return tuple(sorted(folder for folder in folders if int(folder.name) != BASE_VERSION))
 
 
 def find_or_make(folder: Path, seed: int) -> Midway:

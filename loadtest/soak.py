@@ -50,6 +50,8 @@ def wrongs(report: dict[str, Any]) -> list[str]:
     found = [f"{part}.{name}" for part in report for name in names if report[part].get(name)]
     if "kills" in report and not report["kills"].get("versions_published"):
         found.append("kills.versions_published")  # kills of what learns nothing prove little
+    if "swaps" in report and not report["swaps"].get("prompts_told_apart"):
+        found.append("swaps.prompts_told_apart")  # where all say the same, nothing can be mixed
     return found
 
 

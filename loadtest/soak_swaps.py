@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.journal import OK, Entry, Journal, People
-from loadtest.judge import first_replies, read, verdict
+from loadtest.judge import first_replies, read, told_apart, verdict
 from loadtest.midway import Midway
 from loadtest.swapping import Swapping
 from thumbloop.client import AsyncClient
@@ -42,7 +42,7 @@ _RESAMPLED = 2000
 async def soak_swaps(
     found: Midway, folder: Path, *, swaps: int, requests: int, apart: int, seed: int
 ) -> dict[str, Any]:
-    """Publish copies of two versions in turn while users ask: `swaps` in a row, then `apart` with time between."""
+    """Publish copies of a run's versions in turn while users ask: `swaps` in a row, then `apart` with time between."""
     state = State(folder=folder / "state")
     process = Process.of_application("server", settings_of(found, state), folder)
     journal, sources = Journal(folder / "journal.jsonl"), {}
@@ -62,12 +62,12 @@ async def soak_swaps(
                 for max_tokens, greedy_share in ((_MAX_TOKENS, 1.0), (_MAX_TOKENS_CALM, 0.0))
             )
             with Swapping(state) as swapping:
-                for source in (found.version, found.other):
+                for source in found.trained:
                     number = await swapping.to(source)
                     sources[number] = str(source)
                     for prompt in range(_PROMPTS):
                         await hurried.ask(prompt, "solo", is_greedy=True, pin=number)
-                turns = Turns(swapping, journal, sources, (found.version, found.other))
+                turns = Turns(swapping, journal, sources, found.trained)
                 async with hurried.present(_HURRIED):
                     while turns.done < swaps or len(journal.of("generate")) < requests:
                         await turns.swap()
@@ -146,6 +146,8 @@ def describe(entries: Sequence[Entry], sources: dict[int, str], state: State) ->
         "requests": len(calls),
         "failed": sum(e.status != OK for e in calls),
         "alone_failed": sum(e.status != OK for e in entries if e.kind == "solo"),
+        "sets_of_weights": len(set(sources.values())),
+        "prompts_told_apart": told_apart(entries, sources),
         "prompt_tokens": [min(tokens), max(tokens)],
         "versions_that_answered": len(first_replies(entries)),
         "in_a_row": _described(hurried),

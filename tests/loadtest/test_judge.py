@@ -14,6 +14,7 @@ from loadtest.judge import (
     read,
     thumbs_learned_twice,
     thumbs_stored_twice,
+    told_apart,
     unstored_replies,
     verdict,
 )
@@ -49,6 +50,22 @@ def test_without_what_it_says_alone_a_version_has_to_agree_with_itself():
     assert len(mixed_replies([reply(1, "a"), reply(1, "b")], {})) == 1
     assert len(mixed_replies([reply(1, "a"), reply(3, "b")], {})) == 0
     assert len(mixed_replies([reply(1, "a"), reply(3, "b")], {1: "one", 3: "one"})) == 1
+
+
+def test_prompts_tell_weights_apart_where_no_two_answer_alike():
+    said = {
+        (1, 0): "a",
+        (2, 0): "b",
+        (3, 0): "c",
+        (1, 1): "a",
+        (2, 1): "b",
+        (3, 1): "a",
+        (1, 2): "a",
+    }
+    entries = [reply(v, text, prompt=prompt, kind="solo") for (v, prompt), text in said.items()]
+    assert told_apart(entries, {}) == 1
+    assert told_apart(entries, {3: "one", 1: "one"}) == 2
+    assert told_apart([replace(each, kind="generate") for each in entries], {}) == 0
 
 
 def test_what_somebody_got_has_to_be_stored():

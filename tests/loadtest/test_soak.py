@@ -14,6 +14,7 @@ from loadtest.soak_swaps import _compared, latencies, prompts_of
 CLEAN = dict.fromkeys(
     ("mixed_replies", "unstored_replies", "lost_thumbs", "thumbs_learned_twice"), 0
 )
+SWAPPED = CLEAN | {"prompts_told_apart": 1}
 
 
 def call(began: float, took: float, prompt: int | None = None) -> Entry:
@@ -82,10 +83,11 @@ def test_prompts_are_short_and_long_and_begin_alike():
 @pytest.mark.parametrize(
     ("report", "wrong"),
     [
-        ({"swaps": CLEAN | {"failed": 0}, "kills": CLEAN | {"versions_published": 1}}, []),
-        ({"swaps": CLEAN | {"failed": 1}}, ["swaps.failed"]),
-        ({"swaps": CLEAN | {"alone_failed": 1}}, ["swaps.alone_failed"]),
-        ({"swaps": CLEAN | {"not_taken": 3}}, ["swaps.not_taken"]),
+        ({"swaps": SWAPPED | {"failed": 0}, "kills": CLEAN | {"versions_published": 1}}, []),
+        ({"swaps": SWAPPED | {"failed": 1}}, ["swaps.failed"]),
+        ({"swaps": SWAPPED | {"alone_failed": 1}}, ["swaps.alone_failed"]),
+        ({"swaps": SWAPPED | {"not_taken": 3}}, ["swaps.not_taken"]),
+        ({"swaps": CLEAN}, ["swaps.prompts_told_apart"]),
         ({"kills": CLEAN | {"lost_thumbs": 1, "versions_published": 1}}, ["kills.lost_thumbs"]),
         ({"kills": CLEAN | {"mixed_replies": 2, "versions_published": 1}}, ["kills.mixed_replies"]),
         ({"kills": CLEAN | {"not_serving": "for", "versions_published": 1}}, ["kills.not_serving"]),
@@ -103,7 +105,7 @@ def test_goals_of_times_are_told_apart_from_what_is_wrong():
             "publish_to_first_reply_s": {} if first is None else {"p99": first},
             "latency_s": {} if ratio is None else {"p99_ratio": ratio},
         }
-        return {"swaps": CLEAN | {"apart": apart}}
+        return {"swaps": SWAPPED | {"apart": apart}}
 
     assert soak.missed(report(0.9, 1.0)) == []
     assert soak.missed(report(1.1, 1.0)) == ["swaps.apart.publish_to_first_reply_s"]

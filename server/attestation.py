@@ -4,14 +4,16 @@ than to the parent's, for prefilled and for decoded tokens, and for rewards."""
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from server.concurrency import gather_or_cancel
 from server.engine import Engine
 from server.engine.protocol import PROBE_PRIORITY
 from server.routes import LoadedVersion
-from thumbloop.artifacts import INDISTINCT, Manifest, Probe
+from thumbloop.artifacts import MOST_PROBES, AdapterFacts, Manifest, Probe
 from thumbloop.errors import BadPolicyVersion, EngineUnavailable
 from thumbloop.rendering import VerdictTokens
+from thumbloop.rounding import INDISTINCT, least_step, sure_step
 from thumbloop.types import Sampling
 
 # How far engine and trainer may differ for the same weights: mean absolute difference over all
@@ -19,7 +21,7 @@ from thumbloop.types import Sampling
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 2e-2}
 # Where the engine has to stand on the way from the parent's numbers (0) to the child's (1).
 _FROM_PARENT_TO_CHILD = (0.5, 1.5)
-_MOST_PROBES = 64  # they go before users' requests
+_FEWEST_PROBES = 4  # a trainer draws one of each length
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,52 +33,60 @@ class Attestation:
     rewards: float
 
 
+class _Claim(NamedTuple):
+    """What a manifest says of an adapter's numbers: its own, its parent's (None: not said), whether they differ."""
+
+    child: Sequence[float]
+    parent: Sequence[float] | None
+    is_unchanged: bool
+
+    @property
+    def step(self) -> float:
+        """Return the Euclidean distance between both, infinite where there is nothing to tell apart."""
+        if self.is_unchanged or self.parent is None:
+            return math.inf
+        return math.dist(self.child, self.parent)
+
+
 async def attest(
     engine: Engine, verdict: VerdictTokens, loaded: LoadedVersion, manifest: Manifest
 ) -> Attestation:
-    """Reproduce the manifest's probes in the engine.
+    """Reproduce the manifest's probes in the engine, as many of them as its dtype takes.
 
-    Raises BadPolicyVersion: the engine's numbers are not the child's, or it gave up on a probe.
-    EngineUnavailable: it is dead.
+    Raises BadPolicyVersion: the engine's numbers are not the child's, or rounding hides whose they are, or it gave up
+    on a probe. EngineUnavailable: it is dead.
     """
     _check_probes(engine, verdict, manifest.probes)
+    probes = _enough(engine.dtype, manifest)
     try:  # all at once: users' requests share as few steps of the engine with them as can be
         numbers = await gather_or_cancel(
             ask(engine, verdict, loaded, probe)
             for ask in (_prefill, _decode, _score)
-            for probe in manifest.probes
+            for probe in probes
         )
     except EngineUnavailable as error:
         await engine.check()  # raises for everybody's sake; else it was this version's requests
         raise BadPolicyVersion("not_answered", f"the engine gave up on a probe: {error}") from None
-    each = len(manifest.probes)
-    prefilled_numbers, decoded_numbers, reward_numbers = (
+    each = len(probes)
+    prefilled, decoded, scored = (
         _flat(numbers[start : start + each]) for start in range(0, len(numbers), each)
     )
-    child, parent = _flat(p.logprobs for p in manifest.probes), _parents(manifest.probes)
-    tolerance = TOLERANCE[engine.dtype]
-    policy, reward = manifest.policy_adapter, manifest.reward_adapter
-    assert policy is not None, "verified before"
-    assert reward is not None, "verified before"
-    prefilled = _compare("prefilled", prefilled_numbers, child, parent, policy.distance, tolerance)
-    decoded = _compare("decoded", decoded_numbers, child, parent, policy.distance, tolerance)
-    rewards = _compare(
-        "rewards",
-        reward_numbers,
-        [p.reward for p in manifest.probes],
-        _parent_rewards(manifest.probes),
-        reward.distance,
-        10 * tolerance,  # a reward is the difference of two logits of a sharpened model
+    policy, reward = _claims(manifest, probes)
+    dtypes, tolerance = (engine.dtype, manifest.dtype), TOLERANCE[engine.dtype]
+    return Attestation(
+        _compare("prefilled", prefilled, policy, tolerance, dtypes),
+        _compare("decoded", decoded, policy, tolerance, dtypes),
+        # a reward is the difference of two logits of a sharpened model
+        _compare("rewards", scored, reward, 10 * tolerance, dtypes),
     )
-    return Attestation(prefilled, decoded, rewards)
 
 
 def _check_probes(engine: Engine, verdict: VerdictTokens, probes: Sequence[Probe]) -> None:
     """Refuse probes that the engine cannot be asked: it would fail for everybody, not only for us."""
     if not probes:
         raise BadPolicyVersion("no_probes", "a version without probes cannot be attested")
-    if len(probes) > _MOST_PROBES:
-        raise BadPolicyVersion("bad_probes", f"{len(probes)} probes, at most {_MOST_PROBES}")
+    if len(probes) > MOST_PROBES:
+        raise BadPolicyVersion("bad_probes", f"{len(probes)} probes, at most {MOST_PROBES}")
     vocabulary = set(engine.tokenizer.get_vocab().values())
     for probe in probes:
         is_sound = (
@@ -124,33 +134,64 @@ async def _score(
     return (up - down,)
 
 
+def _enough(dtype: str, manifest: Manifest) -> Sequence[Probe]:
+    """Return as many of the probes as it takes to be sure in spite of rounding, all where it takes more."""
+    for count in range(_FEWEST_PROBES, len(manifest.probes)):
+        claims = _claims(manifest, manifest.probes[:count])
+        if all(c.step >= sure_step(dtype, manifest.dtype, len(c.child)) for c in claims):
+            return manifest.probes[:count]
+    return manifest.probes
+
+
+def _claims(manifest: Manifest, probes: Sequence[Probe]) -> tuple[_Claim, _Claim]:
+    """Return what is said of the policy and of the reward adapter."""
+    rewards = [p.parent_reward for p in probes if p.parent_reward is not None]
+    return (
+        _Claim(
+            _flat(p.logprobs for p in probes),
+            _flat(p.parent_logprobs for p in probes),
+            _is_unchanged(manifest.policy_adapter),
+        ),
+        _Claim(
+            [p.reward for p in probes],
+            rewards if len(rewards) == len(probes) else None,
+            _is_unchanged(manifest.reward_adapter),
+        ),
+    )
+
+
+def _is_unchanged(adapter: AdapterFacts | None) -> bool:
+    assert adapter is not None, "verified before"
+    return adapter.distance is None
+
+
 def _compare(
-    what: str,
-    engine: Sequence[float],
-    child: Sequence[float],
-    parent: Sequence[float] | None,
-    distance: float | None,
-    tolerance: float,
+    what: str, engine: Sequence[float], claim: _Claim, tolerance: float, dtypes: tuple[str, str]
 ) -> float:
     """Return the engine's distance from the child, or raise when it is too far or not nearer.
 
     Nearer in the Euclidean sense: rounding points anywhere, so much of it cancels in the projection on
-    the line from parent to child, also where it is as large as the step itself (bfloat16).
-    `distance` is the stated one between child and parent; None: unchanged, nothing to tell apart, which
-    the probes have to bear out.
+    the line from parent to child. Not all: a step that is not much longer than rounding proves nothing.
+    What is said to be unchanged has to be borne out by the probes. `dtypes` are the engine's and the trainer's.
     """
-    from_child = _mean_distance(engine, child)
+    from_child = _mean_distance(engine, claim.child)
     if not from_child <= tolerance:
         raise BadPolicyVersion(
             "attestation", f"{what}: {from_child:.3g} from the trainer's, allowed {tolerance:.3g}"
         )
-    if parent is None:
+    if claim.parent is None:
         return from_child
-    if distance is None:
-        if _mean_distance(child, parent) > 2 * INDISTINCT:
+    if claim.is_unchanged:
+        if _mean_distance(claim.child, claim.parent) > 2 * INDISTINCT:
             raise BadPolicyVersion("bad_probes", f"{what}: said to be unchanged, and are not")
         return from_child
-    way = _projection(engine, parent, child)
+    if claim.step < (least := least_step(*dtypes, len(claim.child))):
+        raise BadPolicyVersion(
+            "indistinct",
+            f"{what}: {claim.step:.3g} from the parent's in all, and in {dtypes[0]} less than {least:.3g} is rounding:"
+            " nothing proves that the parent is not served",
+        )
+    way = _projection(engine, claim.parent, claim.child)
     low, high = _FROM_PARENT_TO_CHILD
     if not low <= way <= high:
         raise BadPolicyVersion(
@@ -159,15 +200,6 @@ def _compare(
             " child's (1); it may be serving the parent",
         )
     return from_child
-
-
-def _parents(probes: Sequence[Probe]) -> tuple[float, ...]:
-    return _flat(p.parent_logprobs for p in probes)
-
-
-def _parent_rewards(probes: Sequence[Probe]) -> list[float] | None:
-    rewards = [p.parent_reward for p in probes if p.parent_reward is not None]
-    return rewards if len(rewards) == len(probes) else None
 
 
 def _mean_distance(one: Sequence[float], other: Sequence[float]) -> float:
@@ -179,7 +211,7 @@ def _projection(point: Sequence[float], start: Sequence[float], end: Sequence[fl
     step = [b - a for a, b in zip(start, end, strict=True)]
     walked = sum((p - a) * s for p, a, s in zip(point, start, step, strict=True))
     length = sum(s * s for s in step)
-    return walked / length if length else math.nan
+    return walked / length
 
 
 def _flat(rows: Iterable[Sequence[float]]) -> tuple[float, ...]:

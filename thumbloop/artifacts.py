@@ -30,8 +30,8 @@ REWARD = "reward"
 VALUE = "value"
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
-INDISTINCT = 1e-4
-"""Distances between adapters' numbers below this are rounding: the adapter counts as unchanged."""
+MOST_PROBES = 64
+"""Of a version: they are read before users' requests."""
 
 _COLLECTED = re.compile(r"\.\d{6,}\.collected")
 _OURS = re.compile(r"\d{6,}|\.\d{6,}\.\d+\.tmp")

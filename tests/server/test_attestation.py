@@ -195,29 +195,86 @@ async def test_within_the_tolerance_the_child_still_has_to_be_nearer_than_the_pa
         await bench.attest(bench.publisher.write(1, alter=parent_is_near))
 
 
-async def test_rounding_as_large_as_the_step_does_not_hide_the_child(bench: Bench):
-    """As in bfloat16 after a small update: noise in every direction, as large as the step."""
-    bench.engine.dtype = "bfloat16"
+def noisy(stands_at: float, step: float, rounding: float = 0.03) -> Callable[[Manifest], Manifest]:
+    """Return what puts the engine, whose numbers are given, at this point between parent (0) and child (1).
+
+    Each number is rounded as in bfloat16, in any direction; `step` is what child and parent differ by in each.
+    """
     directions = random.Random(0)
 
-    def noisy(manifest: Manifest, stands_at: float) -> Manifest:
-        """Put the engine, whose numbers are given, at this point between parent and child."""
+    def alter(manifest: Manifest) -> Manifest:
         probes = []
         for p in manifest.probes:
-            step = [directions.choice((-5e-3, 5e-3)) for _ in p.logprobs]
-            noise = [directions.choice((-5e-3, 5e-3)) for _ in p.logprobs]
+            steps = [directions.choice((-step, step)) for _ in p.logprobs]
+            noise = [directions.choice((-rounding, rounding)) for _ in p.logprobs]
             child = [
-                v + n + (1 - stands_at) * s for v, n, s in zip(p.logprobs, noise, step, strict=True)
+                v + n + (1 - stands_at) * s
+                for v, n, s in zip(p.logprobs, noise, steps, strict=True)
             ]
-            parent = [c - s for c, s in zip(child, step, strict=True)]
+            parent = [c - s for c, s in zip(child, steps, strict=True)]
             changes = {"logprobs": tuple(child), "parent_logprobs": tuple(parent)}
             probes.append(p.model_copy(update=changes))
         return manifest.model_copy(update={"probes": tuple(probes)})
 
-    result = await bench.attest(bench.publisher.write(1, alter=lambda m: noisy(m, 1.0)))
-    assert result.decoded == pytest.approx(5e-3)
+    return alter
+
+
+def often(alter: Callable[[Manifest], Manifest], times: int = 6) -> Callable[[Manifest], Manifest]:
+    """Return what also repeats the probes: three of five tokens each."""
+    return lambda manifest: alter(manifest.model_copy(update={"probes": manifest.probes * times}))
+
+
+async def test_rounding_nearly_as_large_as_the_step_does_not_hide_the_child(bench: Bench):
+    """Over 90 numbers it cancels, and the parent is refused though it is within the tolerance."""
+    bench.engine.dtype = "bfloat16"
+    result = await bench.attest(bench.publisher.write(1, alter=often(noisy(1.0, 0.04))))
+    assert result.decoded == pytest.approx(0.03)
     with pytest.raises(BadPolicyVersion, match="may be serving the parent"):
-        await bench.attest(bench.publisher.write(2, alter=lambda m: noisy(m, 0.0)))
+        await bench.attest(bench.publisher.write(2, alter=often(noisy(0.0, 0.04))))
+
+
+async def test_where_rounding_could_hide_the_parent_a_version_is_refused_though_it_is_served(
+    bench: Bench,
+):
+    """Fifteen numbers that differ by 0.01 are 0.04 in all; 0.28 is what bfloat16 can prove."""
+    small = noisy(1.0, 0.01, rounding=0.0)
+    await bench.attest(bench.publisher.write(1, alter=small))
+    bench.engine.dtype = "bfloat16"
+    with pytest.raises(BadPolicyVersion, match="nothing proves that the parent is not") as raised:
+        await bench.attest(bench.publisher.write(2, alter=small))
+    assert raised.value.reason == "indistinct"
+
+
+async def test_a_reward_has_to_be_told_from_its_parents_too(bench: Bench):
+    def moved_a_little(manifest: Manifest) -> Manifest:
+        probes = [p.model_copy(update={"parent_reward": p.reward - 0.1}) for p in manifest.probes]
+        return manifest.model_copy(update={"probes": tuple(probes)})
+
+    await bench.attest(bench.publisher.write(1, alter=moved_a_little))
+    bench.engine.dtype = "bfloat16"
+    with pytest.raises(BadPolicyVersion, match=r"rewards: 0\.173 from the parent's") as raised:
+        await bench.attest(bench.publisher.write(2, alter=moved_a_little))
+    assert raised.value.reason == "indistinct"
+
+
+@pytest.mark.parametrize(("dtype", "step", "asked"), [("float32", 0.01, 4), ("bfloat16", 0.07, 11)])
+async def test_no_more_probes_are_asked_than_rounding_takes(
+    bench: Bench, dtype: str, step: float, asked: int
+):
+    """A step of 0.07 in each of five tokens is 0.157 a probe; eleven are 0.52, and 14 times the rounding is 0.49."""
+    bench.engine.dtype = dtype
+    row = bench.publisher.write(1, alter=often(noisy(1.0, step, rounding=0.0)))
+    decoded = 0
+    sample = bench.engine.sample
+
+    async def count(*arguments: Any, **options: Any) -> Any:
+        nonlocal decoded
+        decoded += 1
+        return await sample(*arguments, **options)
+
+    bench.engine.sample = count  # type: ignore[method-assign]
+    await bench.attest(row)
+    assert decoded == asked
 
 
 async def test_an_unchanged_adapter_need_not_differ_from_the_parents(bench: Bench):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from thumbloop.artifacts import Probe
+from thumbloop.artifacts import MOST_PROBES, Probe
 from trainer import probes
 from trainer.models import ADAPTERS
 
@@ -68,8 +68,108 @@ def test_some_prompts_are_longer_than_three_kv_blocks_and_none_holds_a_special_t
 
 
 def test_a_continuation_stops_at_an_end_token(trained_trunk, generator):
-    pairs = probes.draw(trained_trunk, VOCABULARY, range(40), generator)
-    assert {len(continuation) for _, continuation in pairs} == {1}
+    prompts = [(6, 7, 8), (9, 10)]
+    continued = probes.continue_greedily(trained_trunk, prompts, range(40))
+    assert [len(continuation) for (_, continuation), _ in continued] == [1, 1]
+
+
+LENGTHS = tuple(probes.TRIES)
+
+
+def tried(
+    length: int = 5, *, lead: float = 1.0, step: float = 1.0, reward_step: float = 1.0
+) -> probes.Try:
+    """A try of one token; `step` and `reward_step` are what child and parent differ by."""
+    probe = Probe(
+        prompt=(6,) * length,
+        continuation=(7,),
+        logprobs=(-1.0,),
+        parent_logprobs=(-1.0 - step,),
+        reward=2.0,
+        parent_reward=2.0 - reward_step,
+    )
+    return probes.Try(length, lead, probe)
+
+
+EACH = [tried(length) for length in LENGTHS]
+
+
+def steps(chosen: list[Probe]) -> list[float]:
+    return [round(p.logprobs[0] - p.parent_logprobs[0], 6) for p in chosen]
+
+
+def test_of_each_length_the_probe_is_the_one_that_differs_most_of_those_that_rounding_leaves_alone():
+    tries = [*EACH[1:], tried(step=0.1), tried(step=-3.0), tried(step=9.0, lead=0.2)]
+    assert steps(probes.choose(tries, "float32")) == [-3.0, 1.0, 1.0, 1.0]
+
+
+def test_where_nothing_continues_surely_the_surest_is_taken():
+    unsure = [tried(100, lead=lead, step=lead) for lead in (0.1, 0.2, 0.15)]
+    assert steps(probes.choose([*EACH[:-1], *unsure], "float32"))[-1] == 0.2
+
+
+def test_a_small_step_takes_more_probes_until_bfloat16_can_prove_it():
+    """0.49 is needed: four of 0.1 are 0.2 in all, with five of 0.2 beside them 0.49."""
+    few = [tried(length, step=0.1) for length in LENGTHS]
+    more = [tried(step=0.2, lead=lead) for lead in range(1, 10)]
+    chosen = probes.choose([*few[1:], *more, few[0]], "float32")
+    assert steps(chosen) == [0.2, 0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 0.2, 0.2]
+    assert probes.are_enough(chosen, "float32")
+    assert not probes.are_enough(chosen[:-1], "float32")
+    assert not probes.are_enough(chosen, "bfloat16")  # its own rounding is in the numbers, too
+
+
+def test_a_small_step_of_the_rewards_takes_more_probes_too():
+    few = [tried(length, reward_step=0.1) for length in LENGTHS]
+    more = [tried(7, step=0.0, reward_step=0.3, lead=lead) for lead in range(1, 10)]
+    chosen = probes.choose([*few, *more], "float32")
+    assert len(chosen) == 4 + 3  # 4 * 0.01 + 3 * 0.09 is above the 0.24 that is needed
+    assert probes.are_enough(chosen, "float32")
+
+
+def test_there_are_never_more_probes_than_a_server_takes():
+    small = [tried(length, step=1e-3, lead=lead) for lead in range(1, 30) for length in LENGTHS]
+    chosen = probes.choose(small, "float32")
+    assert len(chosen) == MOST_PROBES
+    assert not probes.are_enough(chosen, "float32")
+
+
+def test_the_same_prompt_drawn_again_proves_nothing_more():
+    few = [tried(length, step=0.1) for length in LENGTHS]
+    assert len(probes.choose(few * 9, "float32")) == 4
+
+
+def test_nothing_more_is_looked_for_where_an_adapter_is_unchanged():
+    same = [tried(length, step=0.0, lead=lead) for lead in range(1, 10) for length in LENGTHS]
+    chosen = probes.choose(same, "float32")
+    assert len(chosen) == 4
+    assert probes.are_enough(chosen, "float32")
+
+
+@pytest.mark.parametrize(("size", "draws"), [(1.0, 1), (1e-2, 4)])
+def test_more_is_drawn_where_the_step_is_small(
+    trunk, trained_weights, generator, monkeypatch: pytest.MonkeyPatch, size: float, draws: int
+):
+    """The parent is the base model, and the child so much of the way to the trained version."""
+    parent = {adapter: trunk.snapshot(adapter) for adapter in ADAPTERS}
+    for adapter in ADAPTERS:
+        part = {
+            name: weight + size * (trained_weights[adapter][name] - weight)
+            for name, weight in parent[adapter].items()
+        }
+        trunk.restore(adapter, part)
+    drawn = []
+    draw = probes.draw
+
+    def spy(*arguments):
+        drawn.append(draw(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(probes, "draw", spy)
+    made = probes.make(trunk, parent, vocabulary=VOCABULARY, end=END, generator=generator)
+    assert len(drawn) == draws
+    assert (len(made.probes) > 4) is (draws > 1)
+    assert made.policy_distance is not None
 
 
 def test_an_unchanged_version_says_so(trained_trunk, generator):

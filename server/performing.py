@@ -40,7 +40,6 @@ OF_THE_SERVER = frozenset(
         "attestation",
         "engine_refused",
         "file_unreadable",
-        "indistinct",
         "not_answered",
         "too_large",
         "wrong_base_model",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from thumbloop.artifacts import MOST_PROBES, Probe
-from thumbloop.rounding import INDISTINCT, sure_step
+from thumbloop.rounding import INDISTINCT, WANTED_SURENESS, sureness
 from trainer.batches import Pair, collate
 from trainer.models import Adapter, Trunk
 
@@ -23,8 +23,9 @@ Of each length one is a probe. Few and short: they are read beside users' reques
 CONTINUATION = 5
 """Tokens of a continuation, fewer where the child ends its reply."""
 _DRAWS = 4
-_SURE_LEAD = 0.5
-"""Nats by which each token has to lead the next likely: bfloat16 moved none of 523 such continuations, with 0.3 some."""
+_SURE_LEAD, _SURE_LEAD_OF_HALF = 0.5, 1.0
+"""Nats by which each token has to lead the next likely, in a trainer that computes in float32, and in one that rounds
+itself. Of 523 continuations with the first bfloat16 in the engine moved none, with 0.3 some."""
 _ROUGHEST = "bfloat16"  # of what a server may compute in
 
 Weights = Mapping[Adapter, Mapping[str, Tensor]]
@@ -47,10 +48,13 @@ class Numbers(NamedTuple):
 
 
 class Try(NamedTuple):
-    """What may become a probe. `length` is its prompt's in TRIES, `lead` the least of its continuation's tokens, nats."""
+    """What may become a probe. `length` is its prompt's in TRIES, `lead` the least of its continuation's tokens, nats;
+    whether that `is_sure`, whatever the rounding.
+    """
 
     length: int
     lead: float
+    is_sure: bool
     probe: Probe
 
 
@@ -67,13 +71,12 @@ def make(
     A step that is small beside rounding takes more of them, MOST_PROBES at most. `vocabulary` holds the token
     ids that prompts are drawn from, `end` those that end a reply.
     """
-    dtype = str(trunk.dtype).removeprefix("torch.")
+    dtype = _dtype(trunk)
     tries: list[Try] = []
-    probes: list[Probe] = []
     for _ in range(_DRAWS):
         tries += draw(trunk, parent, vocabulary, end, generator)
-        probes = choose(tries, dtype)
-        if are_enough(probes, dtype):
+        probes, is_enough = choose(tries, dtype)
+        if is_enough:
             break
     return Probes(
         tuple(probes),
@@ -98,13 +101,15 @@ def draw(
         for length in lengths
     ]
     continued = continue_greedily(trunk, prompts, end)
-    kept = _usable(lengths, [lead for _, lead in continued])
+    least = _SURE_LEAD if _dtype(trunk) == "float32" else _SURE_LEAD_OF_HALF
+    kept = _usable(lengths, [lead for _, lead in continued], least)
     pairs = [continued[i][0] for i in kept]
     child, before = numbers(trunk, pairs), _numbers_of(parent, trunk, pairs)
     return [
         Try(
             lengths[i],
             continued[i][1],
+            continued[i][1] >= least,
             Probe(
                 prompt=prompt,
                 continuation=continuation,
@@ -118,47 +123,44 @@ def draw(
     ]
 
 
-def _usable(lengths: Sequence[int], leads: Sequence[float]) -> list[int]:
-    """Return the places of what continues surely, and of the surest of each length."""
+def _usable(lengths: Sequence[int], leads: Sequence[float], least: float) -> list[int]:
+    """Return the places of what continues surely, by `least` nats, and of the surest of each length."""
     surest: dict[int, float] = {}
     for length, lead in zip(lengths, leads, strict=True):
         surest[length] = max(lead, surest.get(length, lead))
     each = enumerate(zip(lengths, leads, strict=True))
-    return [i for i, (length, lead) in each if lead >= min(_SURE_LEAD, surest[length])]
+    return [i for i, (length, lead) in each if lead >= min(least, surest[length])]
 
 
-def choose(tries: Sequence[Try], dtype: str) -> list[Probe]:
+def choose(tries: Sequence[Try], dtype: str) -> tuple[list[Probe], bool]:
     """Return a probe of each length, then as many more as it takes to tell both adapters from the parent's.
 
-    `dtype` is the trainer's. Only what surely continues as it should is taken, but for a length of which nothing does.
+    Also whether they do, to a server that computes in half precision. `dtype` is the trainer's. Only what surely
+    continues as it should is taken, but for a length of which nothing does.
     """
     chosen = [max((t for t in tries if t.length == length), key=_rank) for length in TRIES]
-    others = [t for t in tries if t.lead >= _SURE_LEAD and t not in chosen]
+    others = [t for t in tries if t.is_sure and t not in chosen]
+    are_told_apart = []
     for of in (_policy, _reward):
         rest = sorted((t for t in others if t not in chosen), key=lambda t: _step(t, of))
-        while (
-            rest
-            and len(chosen) < MOST_PROBES
-            and not _is_enough([t.probe for t in chosen], of, dtype)
-        ):
+        is_changed = distance(*_together([t.probe for t in tries], of)) is not None
+        told = _sureness(chosen, of, dtype)
+        while is_changed and rest and told < WANTED_SURENESS and len(chosen) < MOST_PROBES:
             chosen.append(rest.pop())
-    return [t.probe for t in chosen]
+            before, told = told, _sureness(chosen, of, dtype)
+            if told <= before:  # it says less than the trainer's rounding
+                chosen.pop()
+                break
+        are_told_apart.append(not is_changed or told >= WANTED_SURENESS)
+    return [t.probe for t in chosen], all(are_told_apart)
 
 
 def _rank(of_try: Try) -> tuple[bool, float]:
-    is_sure = of_try.lead >= _SURE_LEAD
-    return is_sure, _step(of_try, _policy) if is_sure else of_try.lead
+    return of_try.is_sure, _step(of_try, _policy) if of_try.is_sure else of_try.lead
 
 
-def are_enough(probes: Sequence[Probe], dtype: str) -> bool:
-    """Return whether these prove both adapters to a server, in whatever it computes."""
-    return all(_is_enough(probes, of, dtype) for of in (_policy, _reward))
-
-
-def _is_enough(probes: Sequence[Probe], of: Callable[[Probe], _Both], dtype: str) -> bool:
-    child, parent = _together(probes, of)
-    needed = sure_step(_ROUGHEST, dtype, len(child))
-    return distance(child, parent) is None or math.dist(child, parent) >= needed
+def _sureness(tries: Sequence[Try], of: Callable[[Probe], _Both], dtype: str) -> float:
+    return sureness(*_together([t.probe for t in tries], of), _ROUGHEST, dtype)
 
 
 def _step(of_try: Try, of: Callable[[Probe], _Both]) -> float:
@@ -228,6 +230,10 @@ def numbers(trunk: Trunk, pairs: Sequence[Pair]) -> Numbers:
 
 
 def distance(child: Sequence[float], parent: Sequence[float]) -> float | None:
-    """Return the mean absolute difference, None when it is no more than rounding."""
-    mean = sum(abs(a - b) for a, b in zip(child, parent, strict=True)) / len(child)
-    return mean if mean > INDISTINCT else None
+    """Return the mean absolute difference, None where no number differs by more than rounding."""
+    apart = [abs(a - b) for a, b in zip(child, parent, strict=True)]
+    return sum(apart) / len(apart) if max(apart) > INDISTINCT else None
+
+
+def _dtype(trunk: Trunk) -> str:
+    return str(trunk.dtype).removeprefix("torch.")

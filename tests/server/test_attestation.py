@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from thumbloop.artifacts import Manifest, Probe
 from thumbloop.config import State
 from thumbloop.errors import BadPolicyVersion, EngineUnavailable
 from thumbloop.rendering import VerdictTokens
-from thumbloop.types import PolicyVersion
+from thumbloop.types import PolicyVersion, VersionState
 
 
 class Bench:
@@ -233,16 +234,35 @@ async def test_rounding_nearly_as_large_as_the_step_does_not_hide_the_child(benc
         await bench.attest(bench.publisher.write(2, alter=often(noisy(0.0, 0.04))))
 
 
-async def test_where_rounding_could_hide_the_parent_a_version_is_refused_though_it_is_served(
+async def test_where_rounding_could_hide_the_parent_a_new_version_is_refused_though_it_is_served(
     bench: Bench,
 ):
-    """Fifteen numbers that differ by 0.01 are 0.04 in all; 0.28 is what bfloat16 can prove."""
+    """Twelve numbers that differ by 0.01 are 0.035 in all; in bfloat16 0.28 is what can be told."""
     small = noisy(1.0, 0.01, rounding=0.0)
     await bench.attest(bench.publisher.write(1, alter=small))
     bench.engine.dtype = "bfloat16"
-    with pytest.raises(BadPolicyVersion, match="nothing proves that the parent is not") as raised:
-        await bench.attest(bench.publisher.write(2, alter=small))
+    row = bench.publisher.write(2, alter=small)
+    before = bench.engine.started
+    with pytest.raises(
+        BadPolicyVersion, match=r"policy: told from the parent's by 0\.49"
+    ) as raised:
+        await bench.attest(row)
     assert raised.value.reason == "indistinct"
+    assert bench.engine.started == before
+
+
+@pytest.mark.parametrize("was", [VersionState.CURRENT, VersionState.CANARY, VersionState.RETIRED])
+async def test_what_answered_before_is_not_refused_for_a_step_that_rounding_hides(
+    bench: Bench, was: VersionState
+):
+    """Older releases took fewer probes, and an engine may be started in another dtype."""
+    bench.engine.dtype = "bfloat16"
+    row = bench.publisher.write(1, alter=noisy(3.0, 0.01, rounding=0.0))
+    await bench.attest(replace(row, state=was))
+    await bench.attest(bench.publisher.write(2, alter=noisy(1.0, 0.09, rounding=0.0)))
+    other = bench.publisher.write(3, alter=often(noisy(0.0, 0.04)))
+    with pytest.raises(BadPolicyVersion, match="may be serving the parent"):
+        await bench.attest(replace(other, state=was))
 
 
 async def test_a_reward_has_to_be_told_from_its_parents_too(bench: Bench):
@@ -252,16 +272,31 @@ async def test_a_reward_has_to_be_told_from_its_parents_too(bench: Bench):
 
     await bench.attest(bench.publisher.write(1, alter=moved_a_little))
     bench.engine.dtype = "bfloat16"
-    with pytest.raises(BadPolicyVersion, match=r"rewards: 0\.173 from the parent's") as raised:
+    with pytest.raises(BadPolicyVersion, match=r"reward: told from the parent's by 2\.5") as raised:
         await bench.attest(bench.publisher.write(2, alter=moved_a_little))
     assert raised.value.reason == "indistinct"
+
+
+async def test_of_probes_that_say_less_than_the_trainers_rounding_none_is_asked(bench: Bench):
+    """Each of five numbers, 0.3 apart in the first four probes and 0.05 in 56 more: these add more noise than step."""
+
+    def then_less(manifest: Manifest) -> Manifest:
+        first = often(noisy(1.0, 0.3, rounding=0.0), 2)(manifest)
+        less = often(noisy(1.0, 0.05, rounding=0.0), 19)(manifest)
+        probes = (*first.probes[:4], *less.probes[:56])
+        return manifest.model_copy(update={"probes": probes, "dtype": "bfloat16"})
+
+    bench.engine.dtype = "bfloat16"
+    row = bench.publisher.write(1, alter=then_less)
+    await bench.attest(row)
+    assert bench.engine.started == 4
 
 
 @pytest.mark.parametrize(("dtype", "step", "asked"), [("float32", 0.01, 4), ("bfloat16", 0.07, 11)])
 async def test_no_more_probes_are_asked_than_rounding_takes(
     bench: Bench, dtype: str, step: float, asked: int
 ):
-    """A step of 0.07 in each of five tokens is 0.157 a probe; eleven are 0.52, and 14 times the rounding is 0.49."""
+    """49 numbers that differ by 0.07 are 0.49 in all, 14 times the rounding; three probes have 13 numbers."""
     bench.engine.dtype = dtype
     row = bench.publisher.write(1, alter=often(noisy(1.0, step, rounding=0.0)))
     decoded = 0

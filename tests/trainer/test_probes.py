@@ -88,7 +88,7 @@ def tried(
         reward=2.0,
         parent_reward=2.0 - reward_step,
     )
-    return probes.Try(length, lead, probe)
+    return probes.Try(length, lead, lead >= 0.5, probe)
 
 
 EACH = [tried(length) for length in LENGTHS]
@@ -98,52 +98,80 @@ def steps(chosen: list[Probe]) -> list[float]:
     return [round(p.logprobs[0] - p.parent_logprobs[0], 6) for p in chosen]
 
 
+def choose(tries: list[probes.Try], dtype: str = "float32") -> list[float]:
+    """What child and parent differ by in each chosen probe."""
+    return steps(probes.choose(tries, dtype)[0])
+
+
+def are_enough(tries: list[probes.Try], dtype: str = "float32") -> bool:
+    return probes.choose(tries, dtype)[1]
+
+
 def test_of_each_length_the_probe_is_the_one_that_differs_most_of_those_that_rounding_leaves_alone():
     tries = [*EACH[1:], tried(step=0.1), tried(step=-3.0), tried(step=9.0, lead=0.2)]
-    assert steps(probes.choose(tries, "float32")) == [-3.0, 1.0, 1.0, 1.0]
+    assert choose(tries) == [-3.0, 1.0, 1.0, 1.0]
+    assert are_enough(tries)
 
 
 def test_where_nothing_continues_surely_the_surest_is_taken():
     unsure = [tried(100, lead=lead, step=lead) for lead in (0.1, 0.2, 0.15)]
-    assert steps(probes.choose([*EACH[:-1], *unsure], "float32"))[-1] == 0.2
+    assert choose([*EACH[:-1], *unsure])[-1] == 0.2
 
 
 def test_a_small_step_takes_more_probes_until_bfloat16_can_prove_it():
-    """0.49 is needed: four of 0.1 are 0.2 in all, with five of 0.2 beside them 0.49."""
+    """0.49 is needed: three of 0.1 and five of 0.2 are 0.479, with one more of 0.2 they are 0.52."""
     few = [tried(length, step=0.1) for length in LENGTHS]
     more = [tried(step=0.2, lead=lead) for lead in range(1, 10)]
-    chosen = probes.choose([*few[1:], *more, few[0]], "float32")
-    assert steps(chosen) == [0.2, 0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 0.2, 0.2]
-    assert probes.are_enough(chosen, "float32")
-    assert not probes.are_enough(chosen[:-1], "float32")
-    assert not probes.are_enough(chosen, "bfloat16")  # its own rounding is in the numbers, too
+    tries = [*few[1:], *more, few[0]]
+    assert choose(tries) == [0.2, 0.1, 0.1, 0.1, *[0.2] * 5]
+    assert are_enough(tries)
+    assert not are_enough([*few[1:], *more[:5], few[0]])
+
+
+def test_a_trainer_that_rounds_takes_what_says_more_than_that():
+    """Two roundings of 0.035 each, taken twice: of a probe of one token 0.07 is none of the step, so 0.06 says nothing.
+
+    Five of 0.3 are told by 6.4 standard deviations, and six by 7.
+    """
+    few = [tried(length, step=0.3) for length in LENGTHS]
+    little = [tried(step=0.06, lead=lead) for lead in range(1, 5)]
+    more = [tried(step=0.3, lead=lead) for lead in range(5, 8)]
+    assert choose([*few, *little, more[0]], "bfloat16") == [0.3] * 5
+    assert not are_enough([*few, *little, more[0]], "bfloat16")
+    assert choose([*few, *little, *more], "bfloat16") == [0.3] * 6
+    assert are_enough([*few, *little, *more], "bfloat16")
 
 
 def test_a_small_step_of_the_rewards_takes_more_probes_too():
+    """0.49 is needed: four of 0.1 and three of 0.3 are 0.556, with two of 0.3 they are 0.469."""
     few = [tried(length, reward_step=0.1) for length in LENGTHS]
     more = [tried(7, step=0.0, reward_step=0.3, lead=lead) for lead in range(1, 10)]
-    chosen = probes.choose([*few, *more], "float32")
-    assert len(chosen) == 4 + 3  # 4 * 0.01 + 3 * 0.09 is above the 0.24 that is needed
-    assert probes.are_enough(chosen, "float32")
+    assert len(choose([*few, *more])) == 4 + 3
+    assert are_enough([*few, *more])
+    assert not are_enough([*few, *more[:2]])
 
 
 def test_there_are_never_more_probes_than_a_server_takes():
     small = [tried(length, step=1e-3, lead=lead) for lead in range(1, 30) for length in LENGTHS]
-    chosen = probes.choose(small, "float32")
-    assert len(chosen) == MOST_PROBES
-    assert not probes.are_enough(chosen, "float32")
+    assert len(choose(small)) == MOST_PROBES
+    assert not are_enough(small)
 
 
 def test_the_same_prompt_drawn_again_proves_nothing_more():
     few = [tried(length, step=0.1) for length in LENGTHS]
-    assert len(probes.choose(few * 9, "float32")) == 4
+    assert len(choose(few * 9)) == 4
 
 
 def test_nothing_more_is_looked_for_where_an_adapter_is_unchanged():
-    same = [tried(length, step=0.0, lead=lead) for lead in range(1, 10) for length in LENGTHS]
-    chosen = probes.choose(same, "float32")
-    assert len(chosen) == 4
-    assert probes.are_enough(chosen, "float32")
+    same = [tried(length, step=5e-5, lead=lead) for lead in range(1, 10) for length in LENGTHS]
+    assert len(choose(same)) == 4
+    assert are_enough(same)
+
+
+def test_one_number_that_differs_is_a_change():
+    """However many others do not: a mean would hide it, and the probes are those that differ most."""
+    assert probes.distance([-1.0] * 400, [-1.0] * 400) is None
+    assert probes.distance([-1.0] * 400, [*[-1.0] * 399, -1.01]) == pytest.approx(0.01 / 400)
 
 
 @pytest.mark.parametrize(("size", "draws"), [(1.0, 1), (1e-2, 4)])

@@ -70,10 +70,10 @@ bench: setup
 	  $(if $(SEED),--seed '$(SEED)') $(if $(REPEATS),--repeats '$(REPEATS)')
 
 # Swaps and kill -9 of server, engine and trainer under load, whose callers' notes a judge reads; then trials of versions and an
-# attack, simulated. Four hours or so: runs/soak/report.json. PART=swaps SWAPS=1000 REQUESTS=10000 APART=250 KILLS=200 SEED=0
+# attack, simulated. Four hours or so: runs/soak/report.json. PART=swaps SWAPS=1000 REQUESTS=10000 APART=250 ROLLBACKS=25 KILLS=200 SEED=0
 soak: setup
 	$(PYTHON) -m loadtest.soak $(foreach p,$(PART),--part '$(p)') $(if $(SWAPS),--swaps '$(SWAPS)') \
-	  $(if $(REQUESTS),--requests '$(REQUESTS)') $(if $(APART),--apart '$(APART)') $(if $(KILLS),--kills '$(KILLS)') $(if $(SEED),--seed '$(SEED)')
+	  $(if $(REQUESTS),--requests '$(REQUESTS)') $(if $(APART),--apart '$(APART)') $(if $(ROLLBACKS),--rollbacks '$(ROLLBACKS)') $(if $(KILLS),--kills '$(KILLS)') $(if $(SEED),--seed '$(SEED)')
 
 # Our learning beside TRL's trainers, in environments of their own, and beside our first one: runs/bench/learning.json,
 # docs/benchmarks.md. PART=step SEED=0 REPEATS=5; without PART everything. Other parts stay as they were measured last.

@@ -4,6 +4,7 @@ It reads what callers wrote down, and then the store, as those who test database
 server says of itself counts.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,19 +15,33 @@ from sqlalchemy import select
 from loadtest.journal import OK, Entry
 from thumbloop.config import State
 from thumbloop.store import feedback, interactions, open_store, reading, versions
+from thumbloop.store.schema import events as moves_table
 from thumbloop.store.schema import feedback as events_table
-from thumbloop.types import DEFAULT_POLICY, Interaction
+from thumbloop.types import DEFAULT_POLICY, Interaction, VersionState
+
+_EDGE_S = 1.0
+"""A trial is routed by shortly before it is written down, or after."""
+
+
+class Move(NamedTuple):
+    """A version came into a state, unix seconds."""
+
+    at: float
+    state: str
+    version: int
 
 
 class Stored(NamedTuple):
-    """What the store has: replies by id, effective thumbs and events of feedback by reply, and which versions learned
-    which thumbs."""
+    """What the store has: replies by id, effective thumbs and events of feedback by reply, which versions learned
+    which thumbs, which are current, and how they came to be what they are."""
 
     replies: Mapping[str, Interaction]
     thumbs: Mapping[str, tuple[int, int]]
     events: Mapping[str, int]
     learned: Mapping[int, set[int]]
     parents: Mapping[int, int | None]
+    currents: Sequence[int]
+    moves: Sequence[Move]
 
 
 def read(state: State) -> Stored:
@@ -39,6 +54,12 @@ def read(state: State) -> Stored:
             events = Counter(connection.scalars(select(events_table.c.response_id)))
             learned = versions.feedback_by_version(connection, DEFAULT_POLICY)
             known = versions.list_versions(connection, DEFAULT_POLICY)
+            moves = connection.execute(
+                select(moves_table.c.at, moves_table.c.kind, moves_table.c.version)
+                .where(moves_table.c.kind.in_([state.value for state in VersionState]))
+                .order_by(moves_table.c.id)
+            )
+            moved = [Move(*row) for row in moves]
     finally:
         database.dispose()
     return Stored(
@@ -47,6 +68,8 @@ def read(state: State) -> Stored:
         dict(events),
         learned,
         {version.version: version.parent for version in known},
+        [version.version for version in known if version.state is VersionState.CURRENT],
+        moved,
     )
 
 
@@ -79,9 +102,8 @@ def told_apart(entries: Sequence[Entry], sources: Mapping[int, str]) -> int:
         if entry.kind == "solo" and entry.status == OK and entry.prompt is not None:
             version = entry.what["version"]
             said[entry.prompt][sources.get(version, str(version))] = entry.what["text"]
-    return sum(
-        len(replies) > 1 and len(set(replies.values())) == len(replies) for replies in said.values()
-    )
+    weights = len({each for replies in said.values() for each in replies})
+    return sum(len(set(replies.values())) == weights > 1 for replies in said.values())
 
 
 def unstored_replies(entries: Sequence[Entry], stored: Stored) -> list[str]:
@@ -132,6 +154,89 @@ def thumbs_learned_twice(stored: Stored) -> list[int]:
     return sorted(twice)
 
 
+def answered_after_rollback(entries: Sequence[Entry]) -> list[str]:
+    """Return the replies to requests that began after the version that answered them had been taken back."""
+    taken_back = {
+        e.what["version"]: e.ended for e in entries if e.kind == "rollback" and e.status == OK
+    }
+    return [
+        e.what["response_id"]
+        for e in entries
+        if e.kind == "generate"
+        and e.status == OK
+        and e.began > taken_back.get(e.what["version"], math.inf)
+    ]
+
+
+def not_one_current(stored: Stored) -> list[str]:
+    """Return what is wrong with who answers: exactly one version is current, and at most one on trial at any time."""
+    wrong = [] if len(stored.currents) == 1 else [f"versions {stored.currents} are current"]
+    trial: int | None = None
+    for move in stored.moves:
+        if move.state == VersionState.CANARY:
+            if trial not in (None, move.version):
+                wrong.append(f"version {move.version} went on trial beside {trial}")
+            trial = move.version
+        elif move.version == trial:
+            trial = None
+    return wrong
+
+
+def users_on_both_sides(entries: Sequence[Entry], stored: Stored) -> list[str]:
+    """Return the users who had a version on trial and another one while it was: sides are for a whole trial."""
+    asked = [
+        (entry, stored.replies[entry.what["response_id"]])
+        for entry in entries
+        if entry.kind == "generate" and entry.status == OK
+        if entry.what["response_id"] in stored.replies
+    ]
+    wrong = []
+    for number, began, ended in trials(stored):
+        sides: defaultdict[str, set[int]] = defaultdict(set)
+        for entry, reply in asked:
+            if began + _EDGE_S < entry.began and entry.ended < ended - _EDGE_S:
+                sides[reply.user.user_id].add(reply.policy_version)
+        wrong += [
+            f"{user} had versions {sorted(had)} while {number} was on trial"
+            for user, had in sides.items()
+            if number in had and len(had) > 1
+        ]
+    return wrong
+
+
+def trials(stored: Stored) -> list[tuple[int, float, float]]:
+    """Return each trial's version, when it began and when it ended, unix seconds; infinity where it goes on.
+
+    It ends when its version comes into another state, or any version becomes current.
+    """
+    return [
+        (move.version, move.at, _end(move, stored.moves[i + 1 :]))
+        for i, move in enumerate(stored.moves)
+        if move.state == VersionState.CANARY
+    ]
+
+
+def _end(trial: Move, later: Sequence[Move]) -> float:
+    ends = (
+        move.at
+        for move in later
+        if move.version == trial.version or move.state == VersionState.CURRENT
+    )
+    return next(ends, math.inf)
+
+
+def lost_moves(entries: Sequence[Entry], stored: Stored) -> list[str]:
+    """Return the acknowledged moves of operators that the store knows nothing of."""
+    states = {"promote": VersionState.CURRENT, "rollback": VersionState.ROLLED_BACK}
+    made = {(move.version, move.state) for move in stored.moves}
+    return [
+        f"{entry.kind} of version {entry.what['version']}"
+        for entry in entries
+        if entry.kind in states and entry.status == OK
+        if (entry.what["version"], states[entry.kind]) not in made
+    ]
+
+
 def first_replies(entries: Sequence[Entry]) -> dict[int, float]:
     """Return how long after its publication each version gave its first reply, seconds."""
     published = {e.what["version"]: e.ended for e in entries if e.kind == "publish"}
@@ -163,6 +268,10 @@ def verdict(entries: Sequence[Entry], stored: Stored, sources: Mapping[int, str]
         "lost_thumbs": lost_thumbs(entries, stored),
         "thumbs_stored_twice": thumbs_stored_twice(stored),
         "thumbs_learned_twice": thumbs_learned_twice(stored),
+        "answered_after_rollback": answered_after_rollback(entries),
+        "not_one_current": not_one_current(stored),
+        "lost_moves": lost_moves(entries, stored),
+        "users_on_both_sides": users_on_both_sides(entries, stored),
     }
     shown: dict[str, Any] = {name: len(wrong) for name, wrong in found.items()}
     shown["wrong"] = {name: list(wrong[:5]) for name, wrong in found.items() if wrong}

@@ -22,10 +22,19 @@ FOLDER = Path("runs/soak")
 PARTS = ("swaps", "kills", *soak_claims.PARTS)
 _FIRST_REPLY_S = 1.0
 _P99_RATIO = 1.1
+_ROLLBACK_S = 1.0
 
 
 async def soak(
-    part: str, folder: Path, *, swaps: int, requests: int, apart: int, kills: int, seed: int
+    part: str,
+    folder: Path,
+    *,
+    swaps: int,
+    requests: int,
+    apart: int,
+    rollbacks: int,
+    kills: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Run a part, and return what is to be reported; its journal is in a folder of its own."""
     where = folder / part
@@ -36,7 +45,13 @@ async def soak(
     found = midway.find_or_make(folder / "policy", seed)
     if part == "swaps":
         return await soak_swaps(
-            found, where, swaps=swaps, requests=requests, apart=apart, seed=seed
+            found,
+            where,
+            swaps=swaps,
+            requests=requests,
+            apart=apart,
+            rollbacks=rollbacks,
+            seed=seed,
         )
     return await soak_kills(found, where, kills=kills, seed=seed)
 
@@ -46,10 +61,13 @@ def wrongs(report: dict[str, Any]) -> list[str]:
     names = [
         *("mixed_replies", "unstored_replies", "lost_thumbs", "thumbs_learned_twice"),
         *("failed", "alone_failed", "not_serving", "not_taken", "thumbs_stored_twice"),
+        *("not_one_current", "users_on_both_sides", "answered_after_rollback", "lost_moves"),
+        "crashed",
     ]
     found = [f"{part}.{name}" for part in report for name in names if report[part].get(name)]
-    if "kills" in report and not report["kills"].get("versions_published"):
-        found.append("kills.versions_published")  # kills of what learns nothing prove little
+    if "kills" in report:  # kills of what learns nothing, or where nothing moves, prove little
+        needed = ("versions_published", "trials", "operators_moves")
+        found += [f"kills.{name}" for name in needed if not report["kills"].get(name)]
     if "swaps" in report and not report["swaps"].get("prompts_told_apart"):
         found.append("swaps.prompts_told_apart")  # where all say the same, nothing can be mixed
     return found
@@ -70,6 +88,9 @@ def _missed_by_swaps(report: dict[str, Any]) -> list[str]:
         found.append("swaps.apart.publish_to_first_reply_s")
     if not apart["latency_s"].get("p99_ratio", math.inf) <= _P99_RATIO:
         found.append("swaps.apart.latency_s.p99_ratio")
+    back = report["swaps"].get("rollbacks", {})
+    if back.get("refused") or not back.get("taken_s", {}).get("p100", math.inf) <= _ROLLBACK_S:
+        found.append("swaps.rollbacks.taken_s")
     return found
 
 
@@ -82,6 +103,9 @@ def main(
     apart: Annotated[
         int, typer.Option(min=1, help="Swaps with time between, after them: for latencies.")
     ] = 250,
+    rollbacks: Annotated[
+        int, typer.Option(min=0, help="Swaps that an operator takes back, after those.")
+    ] = 25,
     kills: Annotated[int, typer.Option(min=1, help="kill -9 of server, engine or trainer.")] = 200,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     folder: Annotated[Path, typer.Option(help="Where everything goes.")] = FOLDER,
@@ -101,6 +125,7 @@ def main(
                     swaps=swaps,
                     requests=requests,
                     apart=apart,
+                    rollbacks=rollbacks,
                     kills=kills,
                     seed=seed,
                 )

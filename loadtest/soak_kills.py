@@ -1,26 +1,38 @@
-"""kill -9 of server, engine and trainer at random moments while people ask and rate."""
+"""kill -9 of server, engine and trainer at random moments while people ask and rate.
+
+In the first half versions become current at once, in the second they are tried on half of the people, and an operator
+promotes them or takes the current one back, about when something is killed. Some kills come while the server still
+recovers from the one before.
+"""
 
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from time import monotonic, sleep, time
 from typing import Any
 
 from loadtest.journal import OK, Entry, Journal, People
-from loadtest.judge import read, verdict
+from loadtest.judge import read, trials, verdict
 from loadtest.midway import Midway
 from loadtest.soak_swaps import settings_of
 from thumbloop.client import AsyncClient
 from thumbloop.config import State
-from thumbloop.processes import Process
+from thumbloop.errors import ThumbloopError
+from thumbloop.processes import Process, ProcessFailed
+from thumbloop.types import BASE_VERSION
+from thumbloop.v1 import admin_pb2
 
-_USERS = 4
+_USERS = 6
 _MAX_TOKENS = 24
 _PAUSE_S = 0.2
 _SHARES = {"server": 0.25, "engine": 0.25, "trainer": 0.5}
 _BETWEEN_S = (0.5, 6.0)
+_AT_ONCE_S = (0.0, 6.0)
+_AGAIN_SHARE, _OPERATOR_SHARE, _PROMOTES_SHARE = 0.25, 0.7, 0.7
+_TRYING = {"mode": "canary", "canary": {"share": 0.5, "max_time_s": 120.0}}
 _SERVING_AGAIN_S = 180.0
 _LOOK_S = 0.05
 _ENGINE = "VLLM::EngineCor"  # the name of its process, as much of it as the kernel keeps
@@ -48,6 +60,12 @@ class Scene:
         self._trainer_settings = _TRAINER | shared
         self.server: Process
         self.trainer: Process
+        self.restarted = 0
+        """Times that a server ended whose engine was killed: whatever runs it starts it again."""
+        self.crashed: list[str] = []
+        """Last words of what ended by itself otherwise."""
+        self._has_lost_its_engine: set[int] = set()
+        self._is_over = False
 
     async def start(self) -> int:
         """Start both; return the port, which stays the same from now on."""
@@ -58,7 +76,13 @@ class Scene:
         return port
 
     def _make(self, name: str, settings: dict[str, Any]) -> Process:
+        if self._is_over:  # for a thread that goes on after Ctrl-C
+            raise NotServing("it is over")
         return Process.of_application(name, settings, self._folder)
+
+    def begin_trials(self) -> None:
+        """From the next start of the server on versions are tried."""
+        self._server_settings["delivery"] = _TRYING
 
     def kill(self, what: str) -> None:
         """Kill one process, nothing else, and start it again; nobody starts an engine but the server."""
@@ -68,29 +92,48 @@ class Scene:
                 self.server.stop()  # what is left of its session
                 self.server = self._make("server", self._server_settings)
             case "engine":
-                os.kill(_await_engine(self.server.pid), signal.SIGKILL)
+                self._kill_engine()
             case "trainer":
                 os.kill(self.trainer.pid, signal.SIGKILL)
                 self.trainer.stop()
                 self.trainer = self._make("trainer", self._trainer_settings)
 
+    def tend(self) -> None:
+        """Start what ended by itself, as a server does whose engine is killed while it starts."""
+        try:
+            self.server.check()
+        except ProcessFailed as error:
+            if self.server.pid in self._has_lost_its_engine:
+                self.restarted += 1
+            else:
+                self.crashed.append(str(error))
+            self.server.stop()  # what is left of its session
+            self.server = self._make("server", self._server_settings)
+        try:
+            self.trainer.check()
+        except ProcessFailed as error:
+            self.crashed.append(str(error))
+            self.trainer.stop()
+            self.trainer = self._make("trainer", self._trainer_settings)
+
+    def _kill_engine(self) -> None:
+        """Kill what computes for the server, once there is one: it may be ending, and another come."""
+        deadline = monotonic() + _SERVING_AGAIN_S
+        while monotonic() < deadline:
+            self.tend()
+            with suppress(LookupError, ProcessLookupError):
+                os.kill(engine_of(self.server.pid), signal.SIGKILL)
+                self._has_lost_its_engine.add(self.server.pid)
+                return
+            sleep(_LOOK_S)
+        raise NotServing(f"no engine for {_SERVING_AGAIN_S:g} s")
+
     def stop(self) -> None:
-        """Stop both."""
+        """Stop both, for good."""
+        self._is_over = True
         for name in ("trainer", "server"):
             if (process := getattr(self, name, None)) is not None:
                 process.stop()
-
-
-def _await_engine(server: int) -> int:
-    """Return the process that computes for a server; right after a reply it may be ending, and another come."""
-    deadline = monotonic() + _SERVING_AGAIN_S
-    while True:
-        try:
-            return engine_of(server)
-        except LookupError:
-            if monotonic() > deadline:
-                raise NotServing(f"no engine for {_SERVING_AGAIN_S:g} s") from None
-            sleep(_LOOK_S)
 
 
 def engine_of(server: int) -> int:
@@ -101,7 +144,8 @@ def engine_of(server: int) -> int:
                 _, name, rest = _stat(folder)
             except OSError:
                 continue  # it has ended meanwhile
-            if name == _ENGINE and int(rest.split()[1]) == server:
+            state, parent = rest.split()[:2]
+            if name == _ENGINE and int(parent) == server and state != "Z":
                 return int(folder.name)
     raise LookupError(f"process {server} has no engine")
 
@@ -114,9 +158,8 @@ def _stat(folder: Path) -> tuple[str, str, str]:
 
 async def soak_kills(found: Midway, folder: Path, *, kills: int, seed: int) -> dict[str, Any]:
     """Kill, and go on once people are answered again; return what is to be reported."""
-    scene, journal, rng = Scene(found, folder), Journal(folder / "journal.jsonl"), Random(seed)
-    counts = dict.fromkeys(_SHARES, 0)
-    away: dict[str, list[float]] = {name: [] for name in _SHARES}
+    scene, journal = Scene(found, folder), Journal(folder / "journal.jsonl")
+    killer, operator = _Killer(scene, journal, Random(seed)), Random(f"{seed}:operator")
     not_serving = ""
     try:
         port = await scene.start()
@@ -131,38 +174,112 @@ async def soak_kills(found: Midway, folder: Path, *, kills: int, seed: int) -> d
                 seed=seed,
             )
             async with people.present(_USERS, _PAUSE_S):
-                await _served(journal, time(), "the start")
-                for _ in range(kills):
-                    await asyncio.sleep(rng.uniform(*_BETWEEN_S))
-                    what = rng.choices(list(_SHARES), list(_SHARES.values()))[0]
-                    await asyncio.to_thread(scene.kill, what)
-                    journal.happened("kill", what=what)
-                    counts[what] += 1
-                    away[what].append(await _served(journal, time(), f"a kill of the {what}"))
+                await _served(scene, journal, "the start")
+                while killer.done < kills:
+                    if not killer.is_trying and killer.done >= kills // 2:
+                        await killer.begin_trials()
+                    await asyncio.gather(killer.kill(), _operate(client, journal, operator))
     except NotServing as error:  # what was written down until then is judged all the same
         not_serving = str(error)
     finally:
         scene.stop()
         journal.close()
     stored = read(scene.state)
+    moves = [e for e in journal.entries if e.kind in ("promote", "rollback") and e.status == OK]
     return verdict(journal.entries, stored, {}) | {
-        "kills": counts,
+        "kills": killer.counts,
+        "kills_while_recovering": killer.again,
+        "restarted": scene.restarted,
+        "crashed": scene.crashed,
         "not_serving": not_serving,
-        "serving_again_s": {name: max(times, default=0.0) for name, times in away.items()},
+        "serving_again_s": {name: max(times, default=0.0) for name, times in killer.away_s.items()},
         "versions_published": len(stored.parents) - 1,
+        "trials": len(trials(stored)),
+        "operators_moves": len(moves),
     }
 
 
-async def _served(journal: Journal, since: float, after: str) -> float:
-    """Wait until somebody asked after that moment and was answered; return how long it took.
+class _Killer:
+    """Kills one of three, by lot, and sometimes another before the first is back."""
 
-    Raises NotServing.
-    """
+    def __init__(self, scene: Scene, journal: Journal, rng: Random) -> None:
+        self._scene = scene
+        self._journal = journal
+        self._rng = rng
+        self.counts = dict.fromkeys(_SHARES, 0)
+        self.away_s: dict[str, list[float]] = {name: [] for name in _SHARES}
+        self.again = 0
+        self.is_trying = False
+
+    @property
+    def done(self) -> int:
+        return sum(self.counts.values())
+
+    async def begin_trials(self) -> None:
+        """Have versions tried from now on, for which the server has to start anew: it is killed."""
+        self.is_trying = True
+        self._scene.begin_trials()
+        await self._kill("server")
+        await _served(self._scene, self._journal, "the beginning of trials")
+
+    async def kill(self) -> None:
+        """Wait a while, kill, and wait until people are answered again. Raises NotServing."""
+        await asyncio.sleep(self._rng.uniform(*_BETWEEN_S))
+        what, since = await self._kill(self._drawn()), time()
+        if self._rng.random() < _AGAIN_SHARE:
+            await asyncio.sleep(self._rng.uniform(*_AT_ONCE_S))
+            self.again += not _is_answered(self._journal, since)
+            await self._kill(self._drawn())
+            await _served(self._scene, self._journal, "a second kill")
+        else:
+            took = await _served(self._scene, self._journal, f"a kill of the {what}")
+            self.away_s[what].append(took)
+
+    def _drawn(self) -> str:
+        return self._rng.choices(list(_SHARES), list(_SHARES.values()))[0]
+
+    async def _kill(self, what: str) -> str:
+        await asyncio.to_thread(self._scene.kill, what)
+        self._journal.happened("kill", what=what)
+        self.counts[what] += 1
+        return what
+
+
+async def _operate(client: AsyncClient, journal: Journal, rng: Random) -> None:
+    """Promote what is on trial, or take the current version back, as an operator does; or do nothing."""
+    if rng.random() > _OPERATOR_SHARE:
+        return
+    await asyncio.sleep(rng.uniform(*_BETWEEN_S))
+    kind, number, status, began = "", 0, OK, time()
+    try:
+        listed = await client.versions()
+        current, canary = listed.current_version, admin_pb2.POLICY_VERSION_STATE_CANARY
+        tried = [v.policy_version for v in listed.policy_versions if v.state == canary]
+        if tried and rng.random() < _PROMOTES_SHARE:
+            kind, number = "promote", tried[0]
+            await client.promote(number, expected_current=current)
+        elif tried and current != BASE_VERSION:
+            kind, number = "rollback", current
+            await client.roll_back(expected_current=number)
+    except ThumbloopError as error:
+        status = error.code.name
+    if kind:
+        journal.note(Entry(kind, began, time(), status, None, {"version": number}))
+
+
+async def _served(scene: Scene, journal: Journal, after: str) -> float:
+    """Wait until somebody asked from now on and was answered; return how long it took. Raises NotServing."""
+    since = time()
     while time() < since + _SERVING_AGAIN_S:
-        if any(_is_answer(entry, since) for entry in journal.entries[-100:]):
+        if _is_answered(journal, since):
             return time() - since
+        scene.tend()
         await asyncio.sleep(_LOOK_S)
     raise NotServing(f"nobody was answered for {_SERVING_AGAIN_S:g} s after {after}")
+
+
+def _is_answered(journal: Journal, since: float) -> bool:
+    return any(_is_answer(entry, since) for entry in journal.entries[-100:])
 
 
 def _is_answer(entry: Entry, since: float) -> bool:

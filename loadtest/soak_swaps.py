@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import time
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from loadtest.midway import Midway
 from loadtest.swapping import Swapping
 from thumbloop.client import AsyncClient
 from thumbloop.config import State
+from thumbloop.errors import ThumbloopError
 from thumbloop.processes import Process
 from thumbloop.types import VersionState
 
@@ -33,6 +35,7 @@ _SHARED = 4
 """Passages that prompts begin with; others share them."""
 _LONGEST_CHARACTERS = 1700
 _APART_S = 4.0
+_SERVES_S = 2.0
 _SERVED = (VersionState.CURRENT, VersionState.RETIRED)
 _AROUND_S = 0.5
 """A window is a second, and a swap in its middle."""
@@ -40,9 +43,18 @@ _RESAMPLED = 2000
 
 
 async def soak_swaps(
-    found: Midway, folder: Path, *, swaps: int, requests: int, apart: int, seed: int
+    found: Midway,
+    folder: Path,
+    *,
+    swaps: int,
+    requests: int,
+    apart: int,
+    rollbacks: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """Publish copies of a run's versions in turn while users ask: `swaps` in a row, then `apart` with time between."""
+    """Publish copies of a run's versions in turn while users ask: `swaps` in a row, then `apart` with time between,
+    then some that an operator takes back.
+    """
     state = State(folder=folder / "state")
     process = Process.of_application("server", settings_of(found, state), folder)
     journal, sources = Journal(folder / "journal.jsonl"), {}
@@ -78,6 +90,11 @@ async def soak_swaps(
                         await turns.swap()
                         await hurried.ask(0, "first", is_greedy=True)
                     await asyncio.sleep(_APART_S)
+                    journal.happened("calm ends")
+                    for _ in range(rollbacks):
+                        await turns.swap()
+                        await asyncio.sleep(_SERVES_S)
+                        await turns.roll_back(client)
     finally:
         process.stop()
         journal.close()
@@ -93,6 +110,8 @@ class Turns:
     sources: dict[int, str]
     of: tuple[Path, ...]
     done: int = 0
+    current: int = 0
+    """The number of the version that was swapped to last."""
 
     async def swap(self) -> None:
         """Publish the next, and wait until the server has decided about it."""
@@ -107,6 +126,16 @@ class Turns:
             )
         )
         self.done += 1
+        self.current = number
+
+    async def roll_back(self, client: AsyncClient) -> None:
+        """Take the current version back as an operator does, and write down how long that took."""
+        number, status, began = self.current, OK, time()
+        try:
+            await client.roll_back(expected_current=number)
+        except ThumbloopError as error:
+            status = error.code.name
+        self.journal.note(Entry("rollback", began, time(), status, None, {"version": number}))
 
 
 def settings_of(found: Midway, state: State) -> dict[str, Any]:
@@ -137,9 +166,9 @@ def describe(entries: Sequence[Entry], sources: dict[int, str], state: State) ->
     calls = [e for e in entries if e.kind == "generate"]
     tokens = [e.what["prompt_tokens"] for e in calls if e.status == OK]
     calm_at = next(e.ended for e in entries if e.kind == "calm begins")
-    hurried, calm = (
-        [e for e in entries if (e.began >= calm_at) is is_calm] for is_calm in (False, True)
-    )
+    calm_until = next(e.ended for e in entries if e.kind == "calm ends")
+    hurried = [e for e in entries if e.began < calm_at]
+    calm = [e for e in entries if calm_at <= e.began < calm_until]
     return verdict(entries, read(state), sources) | {
         "swaps": sum(e.kind == "publish" for e in entries),
         "not_taken": sum(e.kind == "swap" and e.what["state"] not in _SERVED for e in entries),
@@ -152,6 +181,17 @@ def describe(entries: Sequence[Entry], sources: dict[int, str], state: State) ->
         "versions_that_answered": len(first_replies(entries)),
         "in_a_row": _described(hurried),
         "apart": _described(calm) | _compared(calm),
+        "rollbacks": _described_rollbacks(entries),
+    }
+
+
+def _described_rollbacks(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return how long operators' rollbacks took; every request that began later has to be answered by another version."""
+    done = [e for e in entries if e.kind == "rollback" and e.status == OK]
+    return {
+        "rollbacks": len(done),
+        "refused": sum(e.kind == "rollback" for e in entries) - len(done),
+        "taken_s": _percentiles([e.ended - e.began for e in done], (50, 100)),
     }
 
 

@@ -6,21 +6,28 @@ from pathlib import Path
 
 from loadtest.journal import OK, Entry, Journal, People
 from loadtest.judge import (
+    Move,
     Stored,
+    answered_after_rollback,
     first_replies,
     longest_silence_s,
+    lost_moves,
     lost_thumbs,
     mixed_replies,
+    not_one_current,
     read,
     thumbs_learned_twice,
     thumbs_stored_twice,
     told_apart,
+    trials,
     unstored_replies,
+    users_on_both_sides,
     verdict,
 )
 from tests.rows import candidate, interaction
 from tests.serving import running
 from thumbloop.config import State
+from thumbloop.types import User
 
 
 def reply(
@@ -34,7 +41,7 @@ def thumb(response_id: str, *, up: bool, status: str = OK) -> Entry:
     return Entry("rate", 1.0, 2.0, status, None, {"response_id": response_id, "up": up})
 
 
-NOTHING = Stored({}, {}, {}, {}, {0: None})
+NOTHING = Stored({}, {}, {}, {}, {0: None}, [0], [])
 
 
 def test_a_reply_has_to_be_what_its_version_says_alone():
@@ -65,6 +72,10 @@ def test_prompts_tell_weights_apart_where_no_two_answer_alike():
     entries = [reply(v, text, prompt=prompt, kind="solo") for (v, prompt), text in said.items()]
     assert told_apart(entries, {}) == 1
     assert told_apart(entries, {3: "one", 1: "one"}) == 2
+    assert (
+        told_apart(entries[:6], {}) == 1
+    )  # of the other prompts two weights say alike, or nothing
+    assert told_apart([e for e in entries if e.what["version"] == 1], {}) == 0
     assert told_apart([replace(each, kind="generate") for each in entries], {}) == 0
 
 
@@ -98,6 +109,62 @@ def test_a_thumb_is_learned_once_along_a_line():
     line = NOTHING._replace(parents={0: None, 1: 0, 2: 1, 3: 1})
     assert thumbs_learned_twice(line._replace(learned={1: {7}, 2: {8}, 3: {8}})) == []
     assert thumbs_learned_twice(line._replace(learned={1: {7}, 2: {7, 8}})) == [7]
+
+
+def test_who_asks_after_a_rollback_is_answered_by_another_version():
+    back = Entry("rollback", 4.0, 5.0, OK, None, {"version": 2})
+    before, after = reply(2, "a", at=5.4), reply(2, "a", at=5.6)  # asked half a second earlier
+    assert answered_after_rollback([back, before, reply(1, "a", at=7.0)]) == []
+    assert answered_after_rollback([back, before, after]) == ["r5.6"]
+    refused = replace(back, status="ABORTED")
+    assert answered_after_rollback([refused, after]) == []
+
+
+def test_exactly_one_version_is_current():
+    assert not_one_current(NOTHING) == []
+    assert not_one_current(NOTHING._replace(currents=[])) == ["versions [] are current"]
+    assert not_one_current(NOTHING._replace(currents=[1, 2])) == ["versions [1, 2] are current"]
+
+
+TRIED = [Move(10.0, "canary", 1), Move(20.0, "current", 1), Move(30.0, "canary", 2)]
+
+
+def test_at_most_one_version_is_on_trial():
+    assert not_one_current(NOTHING._replace(moves=TRIED)) == []
+    second = [*TRIED, Move(40.0, "canary", 3), Move(50.0, "rolled_back", 2)]
+    assert not_one_current(NOTHING._replace(moves=second)) == ["version 3 went on trial beside 2"]
+    assert trials(NOTHING._replace(moves=TRIED)) == [(1, 10.0, 20.0), (2, 30.0, float("inf"))]
+    moved = [*TRIED, Move(35.0, "current", 0), Move(36.0, "rolled_back", 2)]
+    assert trials(NOTHING._replace(moves=moved))[1] == (2, 30.0, 35.0)
+
+
+def test_a_user_stays_on_one_side_for_a_whole_trial():
+    def had(*replies: tuple[str, int, float]) -> list[str]:
+        """Who had which version in a reply that came then, and was asked for half a second before."""
+        entries = [reply(v, "a", at=at) for _, v, at in replies]
+        rows = {
+            f"r{at}": interaction(policy_version=v, user=User(user_id=who))
+            for who, v, at in replies
+        }
+        return users_on_both_sides(entries, NOTHING._replace(replies=rows, moves=TRIED))
+
+    assert had(("a", 1, 12.0), ("a", 1, 18.0), ("b", 0, 13.0)) == []
+    assert had(("a", 1, 12.0), ("a", 0, 18.0)) == ["a had versions [0, 1] while 1 was on trial"]
+    assert had(("a", 1, 12.0), ("a", 0, 8.0), ("a", 0, 19.5)) == []
+    assert had(("a", 1, 12.0), ("a", 0, 11.2)) == []  # asked for when the trial had just begun
+    assert had(("a", 0, 12.0), ("a", 3, 18.0)) == []
+    assert had(("a", 2, 32.0), ("a", 1, 99.0)) != []
+
+
+def test_an_acknowledged_move_is_in_the_store():
+    def lost(*moves: tuple[str, int, str]) -> list[str]:
+        entries = [Entry(kind, 1.0, 2.0, status, None, {"version": v}) for kind, v, status in moves]
+        back = [*TRIED, Move(40.0, "rolled_back", 1)]
+        return lost_moves(entries, NOTHING._replace(moves=back))
+
+    assert lost(("promote", 1, OK), ("rollback", 1, OK), ("promote", 2, "ABORTED")) == []
+    assert lost(("promote", 2, OK)) == ["promote of version 2"]
+    assert lost(("rollback", 2, OK)) == ["rollback of version 2"]
 
 
 def test_times_are_those_of_replies():

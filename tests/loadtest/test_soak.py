@@ -14,6 +14,8 @@ from loadtest.soak_swaps import _compared, latencies, prompts_of
 CLEAN = dict.fromkeys(
     ("mixed_replies", "unstored_replies", "lost_thumbs", "thumbs_learned_twice"), 0
 )
+MOVED = {"versions_published": 1, "trials": 1, "operators_moves": 1}
+KILLED = CLEAN | MOVED
 SWAPPED = CLEAN | {"prompts_told_apart": 1}
 
 
@@ -83,15 +85,35 @@ def test_prompts_are_short_and_long_and_begin_alike():
 @pytest.mark.parametrize(
     ("report", "wrong"),
     [
-        ({"swaps": SWAPPED | {"failed": 0}, "kills": CLEAN | {"versions_published": 1}}, []),
+        (
+            {
+                "swaps": SWAPPED | {"failed": 0},
+                "kills": KILLED,
+            },
+            [],
+        ),
         ({"swaps": SWAPPED | {"failed": 1}}, ["swaps.failed"]),
         ({"swaps": SWAPPED | {"alone_failed": 1}}, ["swaps.alone_failed"]),
         ({"swaps": SWAPPED | {"not_taken": 3}}, ["swaps.not_taken"]),
         ({"swaps": CLEAN}, ["swaps.prompts_told_apart"]),
-        ({"kills": CLEAN | {"lost_thumbs": 1, "versions_published": 1}}, ["kills.lost_thumbs"]),
-        ({"kills": CLEAN | {"mixed_replies": 2, "versions_published": 1}}, ["kills.mixed_replies"]),
-        ({"kills": CLEAN | {"not_serving": "for", "versions_published": 1}}, ["kills.not_serving"]),
-        ({"kills": CLEAN}, ["kills.versions_published"]),
+        (
+            {"kills": KILLED | {"lost_thumbs": 1}},
+            ["kills.lost_thumbs"],
+        ),
+        (
+            {"kills": KILLED | {"mixed_replies": 2}},
+            ["kills.mixed_replies"],
+        ),
+        (
+            {"kills": KILLED | {"not_serving": "for"}},
+            ["kills.not_serving"],
+        ),
+        *(({"kills": KILLED | {name: 0}}, [f"kills.{name}"]) for name in MOVED),
+        ({"kills": KILLED | {"crashed": ["the trainer stopped"]}}, ["kills.crashed"]),
+        ({"kills": KILLED | {"lost_moves": 1}}, ["kills.lost_moves"]),
+        ({"swaps": SWAPPED | {"answered_after_rollback": 1}}, ["swaps.answered_after_rollback"]),
+        ({"kills": KILLED | {"not_one_current": 1}}, ["kills.not_one_current"]),
+        ({"kills": KILLED | {"users_on_both_sides": 1}}, ["kills.users_on_both_sides"]),
     ],
 )
 def test_one_wrong_thing_is_enough(report: dict[str, Any], wrong: list[str]):
@@ -99,25 +121,32 @@ def test_one_wrong_thing_is_enough(report: dict[str, Any], wrong: list[str]):
 
 
 def test_goals_of_times_are_told_apart_from_what_is_wrong():
-    def report(first: float | None, ratio: float | None, silent: int = 0) -> dict[str, Any]:
+    def report(
+        first: float | None, ratio: float | None, silent: int = 0, back: float = 0.5
+    ) -> dict[str, Any]:
         apart = {
             "never_answered": silent,
             "publish_to_first_reply_s": {} if first is None else {"p99": first},
             "latency_s": {} if ratio is None else {"p99_ratio": ratio},
         }
-        return {"swaps": SWAPPED | {"apart": apart}}
+        rollbacks = {"refused": 0, "taken_s": {"p100": back}}
+        return {"swaps": SWAPPED | {"apart": apart, "rollbacks": rollbacks}}
 
     assert soak.missed(report(0.9, 1.0)) == []
     assert soak.missed(report(1.1, 1.0)) == ["swaps.apart.publish_to_first_reply_s"]
     assert soak.missed(report(0.9, 1.2)) == ["swaps.apart.latency_s.p99_ratio"]
     assert soak.missed(report(0.9, 1.0, silent=1)) == ["swaps.apart.publish_to_first_reply_s"]
+    assert soak.missed(report(0.9, 1.0, back=1.1)) == ["swaps.rollbacks.taken_s"]
+    unmeasured = report(0.9, 1.0)
+    unmeasured["swaps"]["rollbacks"] = {"refused": 1, "taken_s": {}}
+    assert soak.missed(unmeasured) == ["swaps.rollbacks.taken_s"]
     assert len(soak.missed(report(None, None))) == 2  # what was not measured was not met
     assert soak.wrongs(report(9.0, 9.0)) == []
 
 
 def test_a_part_leaves_the_others_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     async def found(*_arguments: Any, **_options: Any) -> dict[str, Any]:
-        return CLEAN | {"versions_published": 1}
+        return KILLED
 
     monkeypatch.setattr(soak, "soak", found)
     (tmp_path / "report.json").write_text(json.dumps({"trials": {"kinds": {}}}))
@@ -128,7 +157,7 @@ def test_a_part_leaves_the_others_as_they_were(tmp_path: Path, monkeypatch: pyte
     report = json.loads((tmp_path / "report.json").read_text())
     assert report == {
         "trials": {"kinds": {}},
-        "kills": CLEAN | {"versions_published": 1},
+        "kills": KILLED,
     }
     wrong = CliRunner().invoke(application, ["--part", "sweeps", "--folder", str(tmp_path)])
     assert wrong.exit_code == 2

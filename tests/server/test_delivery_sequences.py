@@ -26,6 +26,7 @@ from server.delivery import (
     destination,
     is_beside,
     plan,
+    rollback_target,
 )
 from server.references import collectable
 from server.trial import Ruling, Verdict
@@ -42,6 +43,7 @@ class Store:
 
     def __init__(self) -> None:
         self.versions = [version(0, None, state=VersionState.CURRENT)]
+        self.damaged = 0  # versions that answered, and could not be taken up again
         self.rebuilt = 0  # versions that came in a tainted one's place without having grown from it
         self._learned_from_erased: set[int] = set()
         self._clock = 100.0
@@ -137,9 +139,11 @@ class Server:
         self._seen: list[PolicyVersion] = []
         self._idle: list[int] = []
         self._is_crowded = False
+        self._has_started = False
 
     def restart(self) -> None:
         self.loaded, self.routed, self._pending, self._idle = set(), Routed(), [], []
+        self._has_started = False
 
     def plan(self, *, has_trials: bool, verdict: Verdict | None) -> list[Action]:
         self._seen = list(self.store.versions)
@@ -157,6 +161,8 @@ class Server:
         """Plan, unless the last plan is still being carried out."""
         if not self._pending:
             self._is_crowded = False
+            answering = {self.store.current, self.store.canary or self.store.current}
+            self._has_started |= answering <= self.loaded
             self._pending = self.plan(has_trials=has_trials, verdict=verdict)
             assert sum(isinstance(a, Try | Restore) for a in self._pending) <= 1
 
@@ -173,6 +179,9 @@ class Server:
         current = current_of(self._seen).version
         match action:
             case Restore():
+                if not passes:
+                    self._fall_back(number, current)
+                    return
                 self._load(number)
             case Switch(canary=canary):
                 assert {number, canary or number} <= self.loaded
@@ -203,6 +212,18 @@ class Server:
             case Unload():
                 assert number not in self.routed
                 self.loaded.remove(number)
+
+    def _fall_back(self, number: int, current: int) -> None:
+        """Take back what answered and is damaged, at a start; a server that runs goes on with what it has."""
+        _expect(not self._has_started)
+        if number != current:
+            self.store.end_trial(number, current)
+            self.store.damaged += 1
+            return
+        _expect(number != 0)  # without its base model a server ends
+        found = rollback_target(self._seen)
+        self.store.make_current(found.version if found else 0, number, VersionState.ROLLED_BACK)
+        self.store.damaged += 1
 
     def _check_origin(self, number: int, current: int) -> None:
         """See that a version that comes grew from the current one, or is clean where that is not, and of its line."""
@@ -363,13 +384,16 @@ def test_whatever_happens_the_plan_is_sound(keep: int, events: list[Event], fold
 
 def test_ten_thousand_sequences_of_events_are_sound():
     rng = Random(20261128)
-    seen, rebuilt = set(), 0
+    seen, rebuilt, damaged = set(), 0, 0
     for _ in range(SEQUENCES):
         events = [(rng.choice(NAMES), rng.randrange(30)) for _ in range(rng.randrange(80))]
         seen.update(name for name, _ in events)
-        rebuilt += play(rng.randrange(4), events, rng.randrange(1, 4)).rebuilt
+        played = play(rng.randrange(4), events, rng.randrange(1, 4))
+        rebuilt += played.rebuilt
+        damaged += played.damaged
     assert seen == set(NAMES)
     assert rebuilt > SEQUENCES / 20
+    assert damaged > SEQUENCES / 50
 
 
 @pytest.mark.parametrize(

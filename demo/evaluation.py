@@ -14,6 +14,8 @@ from thumbloop.errors import ThumbloopError
 from thumbloop.types import Strategy
 
 _AT_ONCE = 16
+_GUIDED = 200
+"""Prompts that are asked with guidance, at most: each takes four candidates."""
 _CONFIDENCE = 0.95
 
 
@@ -46,13 +48,16 @@ class Examiner:
 
     async def policy(self, version: int) -> Evaluation | None:
         """Evaluate the policy itself: one sample, no guidance. None: a request failed."""
-        return await self._evaluate(version, Strategy.NONE, 1)
+        return await self._evaluate(version, self._prompts, Strategy.NONE, 1)
 
     async def guided(self, version: int) -> Evaluation | None:
-        """Evaluate what users see: soft best-of-4. None: a request failed."""
-        return await self._evaluate(version, Strategy.SOFT_BEST_OF_N, 4)
+        """Evaluate what users see, soft best-of-4, on the first of the prompts. None: a request failed."""
+        prompts = self._prompts[:_GUIDED]
+        return await self._evaluate(version, prompts, Strategy.SOFT_BEST_OF_N, 4)
 
-    async def _evaluate(self, version: int, strategy: Strategy, n: int) -> Evaluation | None:
+    async def _evaluate(
+        self, version: int, prompts: Sequence[str], strategy: Strategy, n: int
+    ) -> Evaluation | None:
         at_once = asyncio.Semaphore(_AT_ONCE)
         options = GenerateOptions(
             policy_version=version, strategy=strategy, num_candidates=n, is_excluded=True
@@ -69,15 +74,18 @@ class Examiner:
             self._ledger.evaluated.add(reply.response_id)
             return reply.text, reply.usage.reply_tokens
 
-        asked = await asyncio.gather(*(ask(prompt) for prompt in self._prompts))
+        asked = await asyncio.gather(*(ask(prompt) for prompt in prompts))
         answers = [answer for answer in asked if answer is not None]
         if len(answers) < len(asked):
             return None
-        return self._result([text for text, _ in answers], [tokens for _, tokens in answers])
+        replies, tokens = zip(*answers, strict=True)
+        return self._result(prompts, replies, tokens)
 
-    def _result(self, replies: list[str], tokens: list[int]) -> Evaluation:
+    def _result(
+        self, prompts: Sequence[str], replies: Sequence[str], tokens: Sequence[int]
+    ) -> Evaluation:
         n = len(replies)
-        liked = sum(self._preference(p, r) for p, r in zip(self._prompts, replies, strict=True))
+        liked = sum(self._preference(p, r) for p, r in zip(prompts, replies, strict=True))
         interval = binomtest(round(liked), n).proportion_ci(_CONFIDENCE, method="wilson")
         formed = self._is_well_formed
         return Evaluation(

@@ -117,6 +117,7 @@ def _version(
         "policy_thumb_up_rate": evaluation.thumb_up_rate if evaluation else None,
         "policy_thumb_up_rate_ci": list(evaluation.interval) if evaluation else None,
         "guided_thumb_up_rate": guided.thumb_up_rate if guided else None,
+        "guided_thumb_up_rate_ci": list(guided.interval) if guided else None,
         "served_thumb_up_rate": run.ledger.served_rates().get(version.version),
         "reward_model_auroc": aurocs.get(version.version),
         "kl_to_reference": version.metrics.get("kl_to_reference"),

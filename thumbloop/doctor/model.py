@@ -18,7 +18,10 @@ def model(subject: Subject) -> Finding:
     path = subject.server.model.path
     folder = folder_at(subject.server.model)
     if not path:
-        return wrong("model", "none is set", "set model.path; make serve builds the demo's")
+        fix = (
+            "--config, or THUMBLOOP_SERVER_MODEL__PATH; make serve sets the demo's for itself alone"
+        )
+        return wrong("model", "none is set", fix)
     if folder is None:
         is_id = path.count("/") == 1 and not path.startswith((".", "~", "/"))
         if is_id:

@@ -73,6 +73,11 @@ def read(state: State) -> Stored:
     )
 
 
+def answers(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the calls for replies that were answered, by whatever version answers."""
+    return [entry for entry in entries if entry.kind == "generate" and entry.status == OK]
+
+
 def mixed_replies(entries: Sequence[Entry], sources: Mapping[int, str]) -> list[str]:
     """Return what is wrong with greedy replies: each has to be what its version says alone.
 
@@ -86,7 +91,7 @@ def mixed_replies(entries: Sequence[Entry], sources: Mapping[int, str]) -> list[
         if entry.kind not in ("solo", "generate") or entry.status != OK or entry.prompt is None:
             continue
         version = entry.what["version"]
-        key = sources.get(version, str(version)), entry.prompt
+        key = _weights(version, sources), entry.prompt
         if entry.what["text"] != said.setdefault(key, entry.what["text"]):
             wrong.append(
                 f"{entry.what['response_id']} names version {version}, which answers prompt"
@@ -101,17 +106,20 @@ def told_apart(entries: Sequence[Entry], sources: Mapping[int, str]) -> int:
     for entry in entries:
         if entry.kind == "solo" and entry.status == OK and entry.prompt is not None:
             version = entry.what["version"]
-            said[entry.prompt][sources.get(version, str(version))] = entry.what["text"]
+            said[entry.prompt][_weights(version, sources)] = entry.what["text"]
     weights = len({each for replies in said.values() for each in replies})
     return sum(len(set(replies.values())) == weights > 1 for replies in said.values())
+
+
+def _weights(version: int, sources: Mapping[int, str]) -> str:
+    """Return the name of a version's weights: their source's, else its own."""
+    return sources.get(version, str(version))
 
 
 def unstored_replies(entries: Sequence[Entry], stored: Stored) -> list[str]:
     """Return the replies that somebody got and the store has not, or has otherwise."""
     wrong = []
-    for entry in entries:
-        if entry.kind != "generate" or entry.status != OK:
-            continue
+    for entry in answers(entries):
         row = stored.replies.get(entry.what["response_id"])
         if row is None:
             wrong.append(f"{entry.what['response_id']} is not stored")
@@ -161,10 +169,8 @@ def answered_after_rollback(entries: Sequence[Entry]) -> list[str]:
     }
     return [
         e.what["response_id"]
-        for e in entries
-        if e.kind == "generate"
-        and e.status == OK
-        and e.began > taken_back.get(e.what["version"], math.inf)
+        for e in answers(entries)
+        if e.began > taken_back.get(e.what["version"], math.inf)
     ]
 
 
@@ -186,8 +192,7 @@ def users_on_both_sides(entries: Sequence[Entry], stored: Stored) -> list[str]:
     """Return the users who had a version on trial and another one while it was: sides are for a whole trial."""
     asked = [
         (entry, stored.replies[entry.what["response_id"]])
-        for entry in entries
-        if entry.kind == "generate" and entry.status == OK
+        for entry in answers(entries)
         if entry.what["response_id"] in stored.replies
     ]
     wrong = []
@@ -241,9 +246,8 @@ def first_replies(entries: Sequence[Entry]) -> dict[int, float]:
     """Return how long after its publication each version gave its first reply, seconds."""
     published = {e.what["version"]: e.ended for e in entries if e.kind == "publish"}
     answered: defaultdict[int, list[float]] = defaultdict(list)
-    for entry in entries:
-        if entry.kind == "generate" and entry.status == OK:
-            answered[entry.what["version"]].append(entry.ended)
+    for entry in answers(entries):
+        answered[entry.what["version"]].append(entry.ended)
     return {
         number: min(answered[number]) - at for number, at in published.items() if answered[number]
     }
@@ -251,7 +255,7 @@ def first_replies(entries: Sequence[Entry]) -> dict[int, float]:
 
 def longest_silence_s(entries: Sequence[Entry]) -> float:
     """Return the longest time in which nobody was answered."""
-    ends = sorted(e.ended for e in entries if e.kind == "generate" and e.status == OK)
+    ends = sorted(e.ended for e in answers(entries))
     return max((later - earlier for earlier, later in pairwise(ends)), default=0.0)
 
 

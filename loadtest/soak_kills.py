@@ -15,7 +15,7 @@ from time import monotonic, sleep, time
 from typing import Any
 
 from loadtest.journal import OK, Entry, Journal, People
-from loadtest.judge import read, trials, verdict
+from loadtest.judge import answers, read, trials, verdict
 from loadtest.midway import Midway
 from loadtest.soak_swaps import settings_of
 from thumbloop.client import AsyncClient
@@ -89,14 +89,12 @@ class Scene:
         match what:
             case "server":
                 os.kill(self.server.pid, signal.SIGKILL)
-                self.server.stop()  # what is left of its session
-                self.server = self._make("server", self._server_settings)
+                self._start_server_again()
             case "engine":
                 self._kill_engine()
             case "trainer":
                 os.kill(self.trainer.pid, signal.SIGKILL)
-                self.trainer.stop()
-                self.trainer = self._make("trainer", self._trainer_settings)
+                self._start_trainer_again()
 
     def tend(self) -> None:
         """Start what ended by itself, as a server does whose engine is killed while it starts."""
@@ -107,14 +105,20 @@ class Scene:
                 self.restarted += 1
             else:
                 self.crashed.append(str(error))
-            self.server.stop()  # what is left of its session
-            self.server = self._make("server", self._server_settings)
+            self._start_server_again()
         try:
             self.trainer.check()
         except ProcessFailed as error:
             self.crashed.append(str(error))
-            self.trainer.stop()
-            self.trainer = self._make("trainer", self._trainer_settings)
+            self._start_trainer_again()
+
+    def _start_server_again(self) -> None:
+        self.server.stop()  # what is left of its session
+        self.server = self._make("server", self._server_settings)
+
+    def _start_trainer_again(self) -> None:
+        self.trainer.stop()
+        self.trainer = self._make("trainer", self._trainer_settings)
 
     def _kill_engine(self) -> None:
         """Kill what computes for the server, once there is one: it may be ending, and another come."""
@@ -279,8 +283,4 @@ async def _served(scene: Scene, journal: Journal, after: str) -> float:
 
 
 def _is_answered(journal: Journal, since: float) -> bool:
-    return any(_is_answer(entry, since) for entry in journal.entries[-100:])
-
-
-def _is_answer(entry: Entry, since: float) -> bool:
-    return entry.kind == "generate" and entry.status == OK and entry.began >= since
+    return any(entry.began >= since for entry in answers(journal.entries[-100:]))

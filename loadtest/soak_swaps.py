@@ -110,8 +110,6 @@ class Turns:
     sources: dict[int, str]
     of: tuple[Path, ...]
     done: int = 0
-    current: int = 0
-    """The number of the version that was swapped to last."""
 
     async def swap(self) -> None:
         """Publish the next, and wait until the server has decided about it."""
@@ -126,11 +124,10 @@ class Turns:
             )
         )
         self.done += 1
-        self.current = number
 
     async def roll_back(self, client: AsyncClient) -> None:
-        """Take the current version back as an operator does, and write down how long that took."""
-        number, status, began = self.current, OK, time()
+        """Take the version that was published last back as an operator does, and write down how long that took."""
+        number, status, began = max(self.sources), OK, time()
         try:
             await client.roll_back(expected_current=number)
         except ThumbloopError as error:

@@ -145,13 +145,15 @@ async def _score(
 
 def _enough(dtype: str, manifest: Manifest) -> Sequence[Probe]:
     """Return as many of the probes as it takes to be sure in spite of rounding, else those that tell the most."""
-
-    def sureness(count: int) -> float:
-        return min(c.sureness for c in _claims(dtype, manifest, manifest.probes[:count]))
-
-    counts = range(min(_FEWEST_PROBES, len(manifest.probes)), len(manifest.probes) + 1)
-    enough = next((n for n in counts if sureness(n) >= WANTED_SURENESS), None)
-    return manifest.probes[: enough or max(counts, key=sureness)]
+    best, most = manifest.probes[:_FEWEST_PROBES], -math.inf
+    for count in range(len(best), len(manifest.probes) + 1):
+        probes = manifest.probes[:count]
+        told = min(claim.sureness for claim in _claims(dtype, manifest, probes))
+        if told > most:
+            best, most = probes, told
+        if told >= WANTED_SURENESS:
+            break
+    return best
 
 
 def _claims(dtype: str, manifest: Manifest, probes: Sequence[Probe]) -> tuple[_Claim, _Claim]:

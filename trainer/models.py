@@ -109,6 +109,11 @@ class Trunk:
         trunk.check_logits()
         return trunk
 
+    @property
+    def dtype_name(self) -> str:
+        """Return the dtype of the trunk's weights as settings and manifests call it."""
+        return str(self.dtype).removeprefix("torch.")
+
     def reset(self) -> None:
         """Make both adapters do nothing, as in version 0; draws fresh A matrices."""
         for module in self.model.modules():

@@ -71,11 +71,10 @@ def make(
     A step that is small beside rounding takes more of them, MOST_PROBES at most. `vocabulary` holds the token
     ids that prompts are drawn from, `end` those that end a reply.
     """
-    dtype = _dtype(trunk)
     tries: list[Try] = []
     for _ in range(_DRAWS):
         tries += draw(trunk, parent, vocabulary, end, generator)
-        probes, is_enough = choose(tries, dtype)
+        probes, is_enough = choose(tries, trunk.dtype_name)
         if is_enough:
             break
     return Probes(
@@ -101,10 +100,10 @@ def draw(
         for length in lengths
     ]
     continued = continue_greedily(trunk, prompts, end)
-    least = _SURE_LEAD if _dtype(trunk) == "float32" else _SURE_LEAD_OF_HALF
+    least = _SURE_LEAD if trunk.dtype_name == "float32" else _SURE_LEAD_OF_HALF
     kept = _usable(lengths, [lead for _, lead in continued], least)
     pairs = [continued[i][0] for i in kept]
-    child, before = numbers(trunk, pairs), _numbers_of(parent, trunk, pairs)
+    child, before = numbers(trunk, pairs), _parents_numbers(trunk, parent, pairs)
     return [
         Try(
             lengths[i],
@@ -204,7 +203,7 @@ def continue_greedily(
     ]
 
 
-def _numbers_of(parent: Weights, trunk: Trunk, pairs: Sequence[Pair]) -> Numbers:
+def _parents_numbers(trunk: Trunk, parent: Weights, pairs: Sequence[Pair]) -> Numbers:
     """Return the parent's numbers; the child is back in the trunk then."""
     own = {adapter: trunk.snapshot(adapter) for adapter in parent}
     try:
@@ -233,7 +232,3 @@ def distance(child: Sequence[float], parent: Sequence[float]) -> float | None:
     """Return the mean absolute difference, None where no number differs by more than rounding."""
     apart = [abs(a - b) for a, b in zip(child, parent, strict=True)]
     return sum(apart) / len(apart) if max(apart) > INDISTINCT else None
-
-
-def _dtype(trunk: Trunk) -> str:
-    return str(trunk.dtype).removeprefix("torch.")

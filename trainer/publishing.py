@@ -209,7 +209,7 @@ def describe(
         verdict=VerdictIdentity(
             prompt=trunk.verdict.prompt, up=trunk.verdict.up, down=trunk.verdict.down
         ),
-        dtype=str(trunk.dtype).removeprefix("torch."),
+        dtype=trunk.dtype_name,
         policy_adapter=adapter_facts(folder / POLICY, trunk, probes.policy_distance),
         reward_adapter=adapter_facts(folder / REWARD, trunk, probes.reward_distance),
         probes=probes.probes,

@@ -72,9 +72,7 @@ def test_prompts_tell_weights_apart_where_no_two_answer_alike():
     entries = [reply(v, text, prompt=prompt, kind="solo") for (v, prompt), text in said.items()]
     assert told_apart(entries, {}) == 1
     assert told_apart(entries, {3: "one", 1: "one"}) == 2
-    assert (
-        told_apart(entries[:6], {}) == 1
-    )  # of the other prompts two weights say alike, or nothing
+    assert told_apart(entries[:6], {}) == 1
     assert told_apart([e for e in entries if e.what["version"] == 1], {}) == 0
     assert told_apart([replace(each, kind="generate") for each in entries], {}) == 0
 

@@ -85,29 +85,14 @@ def test_prompts_are_short_and_long_and_begin_alike():
 @pytest.mark.parametrize(
     ("report", "wrong"),
     [
-        (
-            {
-                "swaps": SWAPPED | {"failed": 0},
-                "kills": KILLED,
-            },
-            [],
-        ),
+        ({"swaps": SWAPPED | {"failed": 0}, "kills": KILLED}, []),
         ({"swaps": SWAPPED | {"failed": 1}}, ["swaps.failed"]),
         ({"swaps": SWAPPED | {"alone_failed": 1}}, ["swaps.alone_failed"]),
         ({"swaps": SWAPPED | {"not_taken": 3}}, ["swaps.not_taken"]),
         ({"swaps": CLEAN}, ["swaps.prompts_told_apart"]),
-        (
-            {"kills": KILLED | {"lost_thumbs": 1}},
-            ["kills.lost_thumbs"],
-        ),
-        (
-            {"kills": KILLED | {"mixed_replies": 2}},
-            ["kills.mixed_replies"],
-        ),
-        (
-            {"kills": KILLED | {"not_serving": "for"}},
-            ["kills.not_serving"],
-        ),
+        ({"kills": KILLED | {"lost_thumbs": 1}}, ["kills.lost_thumbs"]),
+        ({"kills": KILLED | {"mixed_replies": 2}}, ["kills.mixed_replies"]),
+        ({"kills": KILLED | {"not_serving": "for"}}, ["kills.not_serving"]),
         *(({"kills": KILLED | {name: 0}}, [f"kills.{name}"]) for name in MOVED),
         ({"kills": KILLED | {"crashed": ["the trainer stopped"]}}, ["kills.crashed"]),
         ({"kills": KILLED | {"lost_moves": 1}}, ["kills.lost_moves"]),

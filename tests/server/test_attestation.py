@@ -299,17 +299,8 @@ async def test_no_more_probes_are_asked_than_rounding_takes(
     """49 numbers that differ by 0.07 are 0.49 in all, 14 times the rounding; three probes have 13 numbers."""
     bench.engine.dtype = dtype
     row = bench.publisher.write(1, alter=often(noisy(1.0, step, rounding=0.0)))
-    decoded = 0
-    sample = bench.engine.sample
-
-    async def count(*arguments: Any, **options: Any) -> Any:
-        nonlocal decoded
-        decoded += 1
-        return await sample(*arguments, **options)
-
-    bench.engine.sample = count  # type: ignore[method-assign]
     await bench.attest(row)
-    assert decoded == asked
+    assert bench.engine.started == asked
 
 
 async def test_an_unchanged_adapter_need_not_differ_from_the_parents(bench: Bench):

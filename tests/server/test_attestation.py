@@ -278,10 +278,10 @@ async def test_a_reward_has_to_be_told_from_its_parents_too(bench: Bench):
 
 
 async def test_of_probes_that_say_less_than_the_trainers_rounding_none_is_asked(bench: Bench):
-    """Each of five numbers, 0.3 apart in the first four probes and 0.05 in 56 more: these add more noise than step."""
+    """Each of five numbers, 0.16 apart in the first four probes and 0.05 in 56 more: these add more rounding than step."""
 
     def then_less(manifest: Manifest) -> Manifest:
-        first = often(noisy(1.0, 0.3, rounding=0.0), 2)(manifest)
+        first = often(noisy(1.0, 0.16, rounding=0.0), 2)(manifest)
         less = often(noisy(1.0, 0.05, rounding=0.0), 19)(manifest)
         probes = (*first.probes[:4], *less.probes[:56])
         return manifest.model_copy(update={"probes": probes, "dtype": "bfloat16"})

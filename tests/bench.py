@@ -7,8 +7,9 @@ import torch
 from rich.console import Console
 
 from tests.rows import candidate, interaction
+from tests.stores import empty_state
 from thumbloop.base_model import claim_base, identify
-from thumbloop.config import Model, State, TrainerConfig
+from thumbloop.config import Model, TrainerConfig
 from thumbloop.config.trainer import Gate, Lora, Ppo, Resources, RewardFit, Round
 from thumbloop.rendering import VerdictTokens
 from thumbloop.store import (
@@ -38,7 +39,7 @@ class Bench:
 
     def __init__(self, folder, model, **settings):
         self.config = TrainerConfig(
-            state=settings.pop("state", State(folder=folder / "state")),
+            state=settings.pop("state", None) or empty_state(folder / "state"),
             model=Model(path=str(model)),
             round=Round(
                 first_feedback=32,

@@ -10,6 +10,7 @@ from tests.fakes import FakeEngine
 from tests.over_http import web
 from tests.publishing import FakeSpeaker, Publisher
 from tests.serving import Running, running
+from tests.stores import empty_state
 from thumbloop.base_model import identify
 from thumbloop.config import State, Verdict
 from thumbloop.rendering import VerdictTokens, verdict_tokens
@@ -23,7 +24,7 @@ def engine(tiny_model: Path) -> FakeEngine:
 
 @pytest.fixture
 def state(tmp_path: Path) -> State:
-    return State(folder=tmp_path / "state")
+    return empty_state(tmp_path / "state")
 
 
 @pytest.fixture

@@ -109,8 +109,9 @@ async def test_a_signal_under_load_lets_calls_finish_and_turns_late_ones_away(
 async def test_a_signal_while_it_starts_ends_it_too(
     tiny_model: Path, state: State, engines: list[FakeEngine]
 ):
+    state.database_file.unlink()
     serving = asyncio.create_task(command.serve(config_of(tiny_model, state)))
-    await until(lambda: (state.folder / "thumbloop.db").exists())
+    await until(state.database_file.exists)
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait_for(serving, 20)
     assert all(engine.is_closed for engine in engines)

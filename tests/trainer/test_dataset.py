@@ -3,7 +3,7 @@ import time
 import pytest
 
 from tests.rows import ANN, BOB, candidate, finished_round, interaction, rated, version
-from thumbloop.config import State
+from tests.stores import empty_state
 from thumbloop.config.trainer import Round
 from thumbloop.store import deployments, feedback, interactions, open_store, preferences, versions
 from thumbloop.types import (
@@ -25,7 +25,7 @@ SETTINGS = Round(max_rollouts=100, max_staleness=1)
 @pytest.fixture
 def connection(tmp_path):
     """A store with versions 0 to 3 in one line, 3 being current."""
-    engine = open_store(State(folder=tmp_path))
+    engine = open_store(empty_state(tmp_path))
     with engine.begin() as connection:
         for number in (1, 2, 3):
             versions.finish_round(

@@ -9,13 +9,14 @@ from tests.browsing import Rater, chromium, page_of, rating
 from tests.fakes import FakeEngine
 from tests.publishing import FakeSpeaker, Publisher
 from tests.serving import Running, running
+from tests.stores import empty_state
 from thumbloop.config import State, Verdict
 from thumbloop.rendering import verdict_tokens
 
 
 @pytest.fixture
 def state(tmp_path: Path) -> State:
-    return State(folder=tmp_path / "state")
+    return empty_state(tmp_path / "state")
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -2,7 +2,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.rows import ANN, candidate, interaction, rated
-from thumbloop.config import State
+from tests.stores import empty_state
 from thumbloop.errors import BadDataFile
 from thumbloop.exchange.shapes import Prompts, Record, Shape, records
 from thumbloop.store import feedback, interactions, open_store, preferences
@@ -21,7 +21,7 @@ def assistant(text: str) -> list[Record]:
 
 @pytest.fixture
 def store(tmp_path):
-    engine = open_store(State(folder=tmp_path))
+    engine = open_store(empty_state(tmp_path))
     yield engine
     engine.dispose()
 

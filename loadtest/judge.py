@@ -123,11 +123,16 @@ def unstored_replies(entries: Sequence[Entry], stored: Stored) -> list[str]:
         row = stored.replies.get(entry.what["response_id"])
         if row is None:
             wrong.append(f"{entry.what['response_id']} is not stored")
-        elif (row.policy_version, row.chosen.text) != (entry.what["version"], entry.what["text"]):
+        elif (row.policy_version, row.chosen.text) != (entry.what["version"], _as_kept(entry)):
             wrong.append(f"{row.response_id} is stored as another reply")
         elif {c.policy_version for c in row.candidates} != {row.policy_version}:
             wrong.append(f"{row.response_id} has candidates of other versions")
     return wrong
+
+
+def _as_kept(reply: Entry) -> str:
+    """Return a reply's text as stores keep it: PostgreSQL takes no NUL, which a model may well say."""
+    return str(reply.what["text"]).replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def lost_thumbs(entries: Sequence[Entry], stored: Stored) -> list[str]:

@@ -84,6 +84,8 @@ def test_what_somebody_got_has_to_be_stored():
     assert unstored_replies([reply(1, "a")], NOTHING) == ["r1.0 is not stored"]
     assert unstored_replies([reply(1, "b")], stored) == ["r1.0 is stored as another reply"]
     assert unstored_replies([reply(2, "a")], stored) == ["r1.0 is stored as another reply"]
+    nul = replace(row, candidates=(candidate(text="a\ufffd"),))
+    assert unstored_replies([reply(1, "a\0")], NOTHING._replace(replies={"r1.0": nul})) == []
     mixed = replace(row, candidates=(candidate(text="a"), candidate(1, policy_version=2)))
     assert unstored_replies([reply(1, "a")], NOTHING._replace(replies={"r1.0": mixed})) == [
         "r1.0 has candidates of other versions"

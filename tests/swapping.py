@@ -4,6 +4,7 @@ import asyncio
 
 from sqlalchemy import Engine as Database
 
+from server.delivery import Move
 from server.hotswap import Swapper
 from server.ledger import Ledger
 from server.loading import Loader
@@ -17,6 +18,17 @@ from thumbloop.store import GroupWriter, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion
 
 QUICK = Delivery(poll_interval_s=0.01, drain_timeout_s=0.05)
+
+
+PROMPT = (40, 41)
+
+
+def roll_back(to: int | None, expected: int) -> Move:
+    return Move(to, expected, is_rollback=True, reason="it swears", actor="ann")
+
+
+def promote(to: int, expected: int) -> Move:
+    return Move(to, expected, is_rollback=False, reason="", actor="ann")
 
 
 class Server:

@@ -19,10 +19,12 @@ from transformers import AutoModelForCausalLM
 
 from server.engine import zero_adapter
 from tests.fakes import BASE, FakeEngine, logprob, weights_in
+from tests.serving import Running
 from thumbloop import artifacts
 from thumbloop.artifacts import AdapterFacts, Lineage, Manifest, Probe, VerdictIdentity
 from thumbloop.base_model import identify
-from thumbloop.rendering import VerdictTokens
+from thumbloop.config import State, Verdict
+from thumbloop.rendering import VerdictTokens, verdict_tokens
 from thumbloop.store import versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion, Round, Sampling
 
@@ -277,6 +279,12 @@ class Publisher:
     def _reward(self, folder: Path | None, read: Sequence[int]) -> float:
         up, down = self._speaker.next_logprobs(folder, read, (self._verdict.up, self._verdict.down))
         return up - down
+
+
+def publisher_of(server: Running, model: Path, state: State) -> Publisher:
+    """Return what publishes to a server with a fake engine."""
+    verdict = verdict_tokens(Verdict(), server.engine.tokenizer)
+    return Publisher(model, state.versions, server.database, verdict, FakeSpeaker(server.engine))
 
 
 def probe_prompts(seed: int, verdict: VerdictTokens) -> list[tuple[int, ...]]:

@@ -6,10 +6,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.publishing import FakeSpeaker, Publisher
+from tests.publishing import publisher_of
 from tests.serving import Running, running, until
 from thumbloop.config import State
-from thumbloop.rendering import VerdictTokens
 from thumbloop.v1 import admin_pb2, policy_pb2
 
 USERS = [f"user {n}" for n in range(80)]
@@ -17,12 +16,11 @@ CANARY = admin_pb2.POLICY_VERSION_STATE_CANARY
 
 
 @pytest.fixture
-async def server(tiny_model: Path, state: State, verdict: VerdictTokens) -> AsyncIterator[Running]:
+async def server(tiny_model: Path, state: State) -> AsyncIterator[Running]:
     """Version 1 is tried on half of the users."""
     delivery = {"mode": "canary", "canary": {"share": 0.5, "look_interval_s": 0.02}}
     async with running(tiny_model, state, delivery=delivery) as server:
-        speaker = FakeSpeaker(server.engine)
-        publisher = Publisher(tiny_model, state.versions, server.database, verdict, speaker)
+        publisher = publisher_of(server, tiny_model, state)
         publisher.publish(1)
         await until(lambda: server.application._routes.routed == (0, 1))
         yield server
@@ -132,14 +130,11 @@ async def test_an_operator_ends_the_trial(server: Running):
     assert (last.actor, last.reason) == ("operator", "it swears")
 
 
-async def test_a_trial_compares_replies_of_as_many_candidates(
-    tiny_model: Path, state: State, verdict: VerdictTokens
-):
+async def test_a_trial_compares_replies_of_as_many_candidates(tiny_model: Path, state: State):
     delivery = {"mode": "canary", "canary": {"share": 0.5}}
     guidance = {"first_wave": 2, "min_audits": 6, "audit_share": 0.5}
     async with running(tiny_model, state, delivery=delivery, guidance=guidance) as server:
-        speaker = FakeSpeaker(server.engine)
-        publisher = Publisher(tiny_model, state.versions, server.database, verdict, speaker)
+        publisher = publisher_of(server, tiny_model, state)
         publisher.publish(1)
         await until(lambda: server.application._routes.routed == (0, 1))
         await server.client.promote(1, expected_current=0)

@@ -13,14 +13,13 @@ import pytest
 
 from server.lifecycle import Phase
 from tests.fakes import FakeEngine
-from tests.publishing import FakeSpeaker, Publisher
+from tests.publishing import publisher_of
 from tests.refusals import refused
 from tests.server.test_application import NOT_SERVING, SERVING
 from tests.serving import Running, comes_to, health, running, until
 from thumbloop.artifacts import WEIGHTS
 from thumbloop.config import State
 from thumbloop.errors import EngineUnavailable, SettingsError, StoreUnavailable, Unavailable
-from thumbloop.rendering import VerdictTokens
 from thumbloop.v1 import admin_pb2
 
 CANARY = {"mode": "canary", "canary": {"share": 0.5, "look_interval_s": 0.02}}
@@ -110,10 +109,10 @@ async def test_calls_under_way_are_unavailable_and_leave_a_row(server: Running, 
 
 
 async def test_it_comes_back_on_what_it_served_the_canary_included(
-    tiny_model: Path, state: State, works: Works, verdict: VerdictTokens
+    tiny_model: Path, state: State, works: Works
 ):
     async with started(tiny_model, state, works, delivery=CANARY) as server:
-        await _publish(server, tiny_model, state, verdict, 1)
+        await _publish(server, tiny_model, state, 1)
         users = [f"user {n}" for n in range(12)]
         had = {u: (await server.generate("hello", user_id=u)).policy_version for u in users}
         assert set(had.values()) == {0, 1}
@@ -127,11 +126,11 @@ async def test_it_comes_back_on_what_it_served_the_canary_included(
 
 
 async def test_a_canary_beside_which_the_engine_dies_again_and_again_is_taken_back(
-    tiny_model: Path, state: State, works: Works, verdict: VerdictTokens
+    tiny_model: Path, state: State, works: Works
 ):
     async with started(tiny_model, state, works, delivery=CANARY) as server:
         works.may_start.set()
-        await _publish(server, tiny_model, state, verdict, 1)
+        await _publish(server, tiny_model, state, 1)
         for deaths in (1, 2):
             works.engines[-1].is_dead = True
             await until(lambda deaths=deaths: len(works.engines) == deaths + 1)
@@ -141,11 +140,8 @@ async def test_a_canary_beside_which_the_engine_dies_again_and_again_is_taken_ba
         assert (await server.generate("hello", user_id="user 1")).policy_version == 0
 
 
-async def _publish(
-    server: Running, model: Path, state: State, verdict: VerdictTokens, version: int
-) -> None:
-    speaker = FakeSpeaker(server.engine)
-    Publisher(model, state.versions, server.database, verdict, speaker).publish(version)
+async def _publish(server: Running, model: Path, state: State, version: int) -> None:
+    publisher_of(server, model, state).publish(version)
     await until(lambda: server.application._routes.routed == (0, version))
 
 
@@ -191,11 +187,10 @@ async def test_stopping_while_an_engine_starts_waits_for_it_and_closes_it(
 
 
 async def test_an_operator_goes_back_while_it_restarts_from_the_version_that_it_died_of(
-    tiny_model: Path, state: State, works: Works, verdict: VerdictTokens
+    tiny_model: Path, state: State, works: Works
 ):
     async with started(tiny_model, state, works) as server:
-        speaker = FakeSpeaker(server.engine)
-        Publisher(tiny_model, state.versions, server.database, verdict, speaker).publish(1)
+        publisher_of(server, tiny_model, state).publish(1)
         await until(lambda: server.application._routes.routed == (1, None))
         server.engine.is_dead = True
         await until(lambda: works.engines[0].is_closed)
@@ -208,11 +203,10 @@ async def test_an_operator_goes_back_while_it_restarts_from_the_version_that_it_
 
 
 async def test_a_move_to_a_version_that_nobody_has_checked_waits_for_the_engine(
-    tiny_model: Path, state: State, works: Works, verdict: VerdictTokens
+    tiny_model: Path, state: State, works: Works
 ):
     async with started(tiny_model, state, works) as server:
-        speaker = FakeSpeaker(server.engine)
-        publisher = Publisher(tiny_model, state.versions, server.database, verdict, speaker)
+        publisher = publisher_of(server, tiny_model, state)
         server.engine.is_dead = True
         await until(lambda: works.engines[0].is_closed)
         publisher.publish(1)
@@ -223,11 +217,10 @@ async def test_a_move_to_a_version_that_nobody_has_checked_waits_for_the_engine(
 
 
 async def test_a_version_that_is_damaged_meanwhile_is_taken_back(
-    tiny_model: Path, state: State, works: Works, verdict: VerdictTokens
+    tiny_model: Path, state: State, works: Works
 ):
     async with started(tiny_model, state, works) as server:
-        speaker = FakeSpeaker(server.engine)
-        row = Publisher(tiny_model, state.versions, server.database, verdict, speaker).publish(1)
+        row = publisher_of(server, tiny_model, state).publish(1)
         await until(lambda: server.application._routes.routed == (1, None))
         weights = state.versions / row.folder / "policy" / WEIGHTS
         weights.write_bytes(b"rotten" + weights.read_bytes())
@@ -239,7 +232,7 @@ async def test_a_version_that_is_damaged_meanwhile_is_taken_back(
 
 
 async def test_a_version_that_the_engine_dies_of_when_it_is_loaded_is_rejected(
-    tiny_model: Path, state: State, works: Works, verdict: VerdictTokens
+    tiny_model: Path, state: State, works: Works
 ):
     works.may_start.set()
     kills = ("default-000001-policy",)
@@ -258,8 +251,7 @@ async def test_a_version_that_the_engine_dies_of_when_it_is_loaded_is_rejected(
         return engine
 
     async with running(tiny_model, state, make_engine=make) as server:
-        speaker = FakeSpeaker(server.engine)
-        Publisher(tiny_model, state.versions, server.database, verdict, speaker).publish(1)
+        publisher_of(server, tiny_model, state).publish(1)
         await until(lambda: len(works.engines) == 3)
         await until(lambda: server.application._lifecycle._pipeline is not None)
         shown = (await server.client.version(1)).policy_version
@@ -288,11 +280,10 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(
 
 
 async def test_a_move_under_way_when_the_engine_dies_ends(
-    tiny_model: Path, state: State, works: Works, verdict: VerdictTokens
+    tiny_model: Path, state: State, works: Works
 ):
     async with started(tiny_model, state, works, engine={"max_versions": 3}) as server:
-        speaker = FakeSpeaker(server.engine)
-        publisher = Publisher(tiny_model, state.versions, server.database, verdict, speaker)
+        publisher = publisher_of(server, tiny_model, state)
         for number in (1, 2):
             publisher.publish(number, number - 1)
             await until(lambda number=number: server.application._routes.routed == (number, None))

@@ -21,14 +21,13 @@ from server.metrics import ServerMetrics
 from server.rollout import derive_seed
 from tests.fakes import FakeEngine
 from tests.prometheus import complaints
-from tests.publishing import FakeSpeaker, Publisher
+from tests.publishing import publisher_of
 from tests.refusals import fields, refused
 from tests.rows import candidate, interaction
 from tests.serving import Running, running, until
 from thumbloop.artifacts import Manifest
-from thumbloop.config import State, Verdict
+from thumbloop.config import State
 from thumbloop.errors import EngineUnavailable, InvalidRequest, NotFound
-from thumbloop.rendering import verdict_tokens
 from thumbloop.types import FinishReason, Sampling
 from thumbloop.v1 import admin_pb2, feedback_pb2, policy_pb2
 
@@ -104,9 +103,7 @@ def families(samples: Samples) -> set[str]:
 
 
 def publish(server: Running, model: Path, state: State, **options: Any) -> None:
-    verdict = verdict_tokens(Verdict(), server.engine.tokenizer)
-    speaker = FakeSpeaker(server.engine)
-    Publisher(model, state.versions, server.database, verdict, speaker).publish(1, **options)
+    publisher_of(server, model, state).publish(1, **options)
 
 
 async def use(server: Running, model: Path, state: State) -> None:

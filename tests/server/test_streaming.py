@@ -15,12 +15,12 @@ from sqlalchemy.exc import OperationalError
 
 from server.engine import Sampled
 from tests.fakes import FakeEngine
-from tests.publishing import FakeSpeaker, Publisher
+from tests.publishing import publisher_of
 from tests.refusals import detail_of, fields, refused
 from tests.serving import Running, running, until
-from thumbloop.config import State, Verdict
+from thumbloop.config import State
 from thumbloop.errors import EngineUnavailable
-from thumbloop.rendering import TextStream, verdict_tokens
+from thumbloop.rendering import TextStream
 from thumbloop.store import interactions
 from thumbloop.types import Status
 from thumbloop.v1 import policy_pb2
@@ -67,9 +67,7 @@ async def server(tiny_model: Path, state: State) -> AsyncIterator[Running]:
 
     guidance = {"audit_share": 0.0}
     async with running(tiny_model, state, make_engine=make, guidance=guidance) as server:
-        verdict = verdict_tokens(Verdict(), server.engine.tokenizer)
-        speaker = FakeSpeaker(server.engine)
-        Publisher(tiny_model, state.versions, server.database, verdict, speaker).publish(1)
+        publisher_of(server, tiny_model, state).publish(1)
         await server.serves(1)
         yield server
         server.engine.may_have = math.inf

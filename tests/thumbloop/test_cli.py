@@ -25,14 +25,13 @@ from typer.testing import CliRunner
 
 from server.engine import Sampled
 from tests.fakes import FakeEngine
-from tests.publishing import FakeSpeaker, Publisher
+from tests.publishing import publisher_of
 from tests.rows import finished_round, version
 from tests.serving import Running, running
 from thumbloop import cli
 from thumbloop.client import AsyncClient, Client, GenerateOptions
-from thumbloop.config import ServerConfig, State, Verdict, load
+from thumbloop.config import ServerConfig, State, load
 from thumbloop.errors import Overloaded, PermissionDenied, Unauthenticated
-from thumbloop.rendering import verdict_tokens
 from thumbloop.store import deployments, feedback, interactions, reading
 from thumbloop.store import versions as store_versions
 from thumbloop.types import (
@@ -192,9 +191,7 @@ async def test_a_version_is_taken_back_and_promoted_again(
     server: Running, tiny_model: Path, state: State, thumbloop: Any
 ):
     assert server.database is not None
-    verdict = verdict_tokens(Verdict(), server.engine.tokenizer)
-    speaker = FakeSpeaker(server.engine)
-    Publisher(tiny_model, state.versions, server.database, verdict, speaker).publish(1)
+    publisher_of(server, tiny_model, state).publish(1)
     await server.serves(1)
     done = await thumbloop("rollback", "--reason", "it swears")
     assert (done.exit_code, done.stdout) == (0, "version 0 is current, version 1 is rolled back\n")
@@ -222,9 +219,7 @@ async def test_where_a_version_comes_from_is_shown(
     assert server.database is not None
     reply = await server.generate("hello", user_id="ann")
     thumb = await server.client.rate(reply.response_id, up=True, user_id="ann")
-    verdict = verdict_tokens(Verdict(), server.engine.tokenizer)
-    speaker = FakeSpeaker(server.engine)
-    publisher = Publisher(tiny_model, state.versions, server.database, verdict, speaker)
+    publisher = publisher_of(server, tiny_model, state)
     row = publisher.write(1, alter=lambda manifest: manifest.model_copy(update=SETTINGS))
     row = replace(row, feedback_count=31, first_feedback_id=5, last_feedback_id=44)
     assert row.round_id is not None

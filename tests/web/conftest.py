@@ -7,11 +7,10 @@ from playwright.async_api import Browser
 
 from tests.browsing import Rater, chromium, page_of, rating
 from tests.fakes import FakeEngine
-from tests.publishing import FakeSpeaker, Publisher
+from tests.publishing import Publisher, publisher_of
 from tests.serving import Running, running
 from tests.stores import empty_state
-from thumbloop.config import State, Verdict
-from thumbloop.rendering import verdict_tokens
+from thumbloop.config import State
 
 
 @pytest.fixture
@@ -28,9 +27,7 @@ async def server(tiny_model: Path, state: State) -> AsyncIterator[Running]:
 @pytest.fixture
 def publisher(tiny_model: Path, state: State, server: Running) -> Publisher:
     assert isinstance(server.engine, FakeEngine)
-    verdict = verdict_tokens(Verdict(), server.engine.tokenizer)
-    speaker = FakeSpeaker(server.engine)
-    return Publisher(tiny_model, state.versions, server.database, verdict, speaker)
+    return publisher_of(server, tiny_model, state)
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")

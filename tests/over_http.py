@@ -1,6 +1,8 @@
 """Calling a server in this process over HTTP, and looking at what that left behind."""
 
 import asyncio
+import json
+import urllib.request
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine import Adapter, Sampled
 from server.engine.protocol import REPLY_PRIORITY
@@ -73,3 +76,33 @@ def counts(server: Running) -> tuple[int, int]:
     assert server.database is not None
     with reading(server.database) as connection:
         return feedback.counts(connection)
+
+
+def events_of(text: str) -> list[Any]:
+    """Return the data of a whole stream's events; the last one has to be [DONE]."""
+    *events, rest = text.split("\n\n")
+    assert rest == ""
+    data = [event.removeprefix("data: ") for event in events]
+    assert data.pop() == "[DONE]"
+    return [json.loads(each) for each in data]
+
+
+def piece_of(event: Body) -> str:
+    """Return the text in an event of a stream, of either kind of completion."""
+    return "".join(c.get("text") or c.get("delta", {}).get("content", "") for c in event["choices"])
+
+
+async def requests_of(server: Running) -> dict[tuple[str, str], float]:
+    """Return what Prometheus scrapes: how many requests of a route had a status."""
+    url = f"http://127.0.0.1:{server.application.metrics_port}/metrics"
+
+    def scrape() -> str:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return str(answer.read().decode())
+
+    return {
+        (sample.labels["route"], sample.labels["code"]): sample.value
+        for family in text_string_to_metric_families(await asyncio.to_thread(scrape))
+        for sample in family.samples
+        if sample.name == "thumbloop_http_requests_total" and sample.value
+    }

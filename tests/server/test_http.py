@@ -1,38 +1,25 @@
-"""The OpenAI-compatible port: what is answered, streamed, given up, and stored."""
+"""The OpenAI-compatible port: answers, retries, thumbs."""
 
 import asyncio
-import json
-import socket
-import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from server.application import Application
-from server.failures import UNEXPECTED
-from tests.fakes import FakeEngine
 from tests.over_http import (
     ASK,
     COMPLETE,
-    JSON,
     ONE,
-    WIRES,
     Body,
-    Halting,
     both,
     counts,
-    head_of,
+    events_of,
+    piece_of,
     rows,
     web,
 )
-from tests.serving import Running, config_of, running, until
+from tests.serving import Running, running
 from thumbloop.config import State
-from thumbloop.errors import SettingsError
 from thumbloop.store import feedback, reading
 from thumbloop.types import (
     DEFAULT_POLICY,
@@ -46,47 +33,6 @@ from thumbloop.types import (
     User,
 )
 from thumbloop.v1 import policy_pb2
-
-
-@pytest.fixture
-async def halting(tiny_model: Path, state: State) -> AsyncIterator[Running]:
-    """A server whose streams halt after their first token."""
-    async with running(
-        tiny_model, state, make_engine=lambda model, _config: Halting(model)
-    ) as server:
-        yield server
-        server.engine.may_go_on.set()
-
-
-def events_of(text: str) -> list[Any]:
-    """Return the data of a whole stream's events; the last one has to be [DONE]."""
-    *events, rest = text.split("\n\n")
-    assert rest == ""
-    data = [event.removeprefix("data: ") for event in events]
-    assert data.pop() == "[DONE]"
-    return [json.loads(each) for each in data]
-
-
-def piece_of(event: Body) -> str:
-    """Return the text in an event of a stream, of either kind of completion."""
-    return "".join(c.get("text") or c.get("delta", {}).get("content", "") for c in event["choices"])
-
-
-async def requests_of(server: Running) -> dict[tuple[str, str], float]:
-    """Return what Prometheus scrapes: how many requests of a route had a status."""
-    url = f"http://127.0.0.1:{server.application.metrics_port}/metrics"
-
-    def scrape() -> str:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return str(answer.read().decode())
-
-    return {
-        (sample.labels["route"], sample.labels["code"]): sample.value
-        for family in text_string_to_metric_families(await asyncio.to_thread(scrape))
-        for sample in family.samples
-        if sample.name == "thumbloop_http_requests_total" and sample.value
-    }
-
 
 # Answers
 
@@ -230,145 +176,6 @@ async def test_the_models_name_or_guidance_says_the_strategy(
     assert reply["model"] == said.get("model", "default")
 
 
-# Streams
-
-
-@both
-@pytest.mark.parametrize("more", [{}, ONE], ids=["chosen of four", "alone"])
-async def test_a_stream_says_what_the_whole_reply_says(
-    server: Running, http: httpx2.AsyncClient, path: str, body: Body, more: Body
-):
-    body = {**body, **more, "seed": 11, "include_candidates": True}
-    whole = (await http.post(path, json=body)).json()
-    streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    answer = await http.post(path, json=streamed)
-    assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    events = events_of(answer.text)
-    assert {event["id"] for event in events} == {events[0]["id"]} != {whole["id"]}
-    said = "".join(piece_of(event) for event in events)
-    assert said == server.stored(events[0]["id"]).chosen.text
-    choice = whole["choices"][0]
-    assert said == choice["text" if "text" in choice else "message"] or (
-        said == choice["message"]["content"]
-    )
-    *pieces, last, usage = events
-    assert [p["choices"][0]["finish_reason"] for p in pieces] == [None] * len(pieces)
-    assert last["choices"][0]["finish_reason"] == choice["finish_reason"]
-    assert last["thumbloop"] == whole["thumbloop"]
-    assert (usage["choices"], usage["usage"]) == ([], whole["usage"])
-
-
-async def test_chunks_of_a_conversation_have_openais_shape(http: httpx2.AsyncClient):
-    body = {**ASK, **ONE, "stream": True}
-    opening, *pieces, last = events_of((await http.post("/v1/chat/completions", json=body)).text)
-    assert opening["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-    assert pieces
-    for piece in pieces:
-        assert piece["object"] == "chat.completion.chunk"
-        assert set(piece["choices"][0]["delta"]) == {"content"}
-        assert "usage" not in piece
-    assert last["choices"][0]["delta"] == {}
-
-
-@asynccontextmanager
-async def first_piece(
-    client: httpx2.AsyncClient, path: str, body: Body
-) -> AsyncIterator[tuple[httpx2.Response, AsyncIterator[str]]]:
-    """Open a stream and read up to its first text."""
-    body = {**body, **ONE, "stream": True}
-    async with client.stream("POST", path, json=body) as answer:
-        lines = answer.aiter_lines()
-        async for line in lines:
-            if line and piece_of(json.loads(line.removeprefix("data: "))):
-                break
-        yield answer, lines
-
-
-async def rest_of(lines: AsyncIterator[str]) -> list[str]:
-    return [line.removeprefix("data: ") async for line in lines if line]
-
-
-@both
-async def test_text_comes_before_the_reply_is_complete(halting: Running, path: str, body: Body):
-    async with web(halting) as client, first_piece(client, path, body) as (answer, lines):
-        assert answer.status_code == 200
-        assert rows(halting) == []
-        halting.engine.may_go_on.set()
-        assert (await rest_of(lines))[-1] == "[DONE]"
-    assert rows(halting) == [Status.COMPLETED]
-
-
-@both
-async def test_an_error_in_the_middle_is_an_event_of_its_own(
-    halting: Running, path: str, body: Body
-):
-    async with web(halting) as client, first_piece(client, path, body) as (answer, lines):
-        halting.engine.is_dead = True
-        halting.engine.may_go_on.set()
-        error, done = await rest_of(lines)
-    assert answer.status_code == 200
-    assert json.loads(error)["error"] == {
-        "message": "the engine died",
-        "type": "server_error",
-        "param": None,
-        "code": "unavailable",
-    }
-    assert done == "[DONE]"
-
-
-async def test_an_unexpected_error_in_the_middle_is_told_without_its_cause(
-    halting: Running, caplog: pytest.LogCaptureFixture
-):
-    path, body = WIRES[0]
-    async with web(halting) as client, first_piece(client, path, body) as (_, lines):
-        halting.engine.failure = RuntimeError("the secret path /etc/passwd")
-        halting.engine.may_go_on.set()
-        error, done = await rest_of(lines)
-    assert json.loads(error)["error"]["message"] == UNEXPECTED
-    assert done == "[DONE]"
-    assert "the secret path" in caplog.text
-
-
-REFUSED = [
-    ({"temperature": 9}, 400),
-    ({"model": "gpt-4o"}, 404),
-    ({"nonsense": 1}, 400),
-    ({"policy_version": 7}, 404),
-]
-
-
-@both
-@pytest.mark.parametrize(("wrong", "status"), REFUSED)
-async def test_what_is_refused_before_the_stream_has_a_status(
-    server: Running, http: httpx2.AsyncClient, path: str, body: Body, wrong: Body, status: int
-):
-    refusals = [
-        await http.post(path, json={**body, **wrong, "stream": is_stream})
-        for is_stream in (False, True)
-    ]
-    assert [refusal.status_code for refusal in refusals] == [status, status]
-    assert refusals[0].json() == refusals[1].json()
-    assert refusals[1].headers["content-type"] == JSON
-    assert (server.engine.started, rows(server)) == (0, [])
-
-
-@pytest.mark.parametrize("is_stream", [False, True])
-async def test_an_engine_that_fails_before_the_first_text_has_a_status(
-    server: Running, http: httpx2.AsyncClient, is_stream: bool, caplog: pytest.LogCaptureFixture
-):
-    body = {**COMPLETE, "stream": is_stream}
-    server.engine.is_full = True
-    full = await http.post("/v1/completions", json=body)
-    server.engine.is_full, server.engine.is_dead = False, True
-    dead = await http.post("/v1/completions", json=body)
-    assert (full.status_code, dead.status_code) == (429, 503)
-    assert full.json()["error"]["type"] == "rate_limit_error"
-    assert full.json()["error"]["code"] == "resource_exhausted"
-    assert dead.json()["error"]["type"] == "server_error"
-    assert {record.name for record in caplog.records} <= {"server.supervision"}  # it may have heard
-
-
 async def test_who_comes_too_often_is_told_when_to_come_back(tiny_model: Path, state: State):
     async with (
         running(tiny_model, state, quotas={"per_user": "4/hour"}) as server,
@@ -437,54 +244,6 @@ async def test_the_field_names_the_request_where_there_is_a_header_too(
     assert server.stored(reply.json()["id"]).request_id == "field"
 
 
-# Callers who leave
-
-
-@both
-@pytest.mark.parametrize("is_stream", [False, True])
-async def test_a_caller_who_hangs_up_before_the_reply_aborts_its_samples(
-    server: Running, path: str, body: Body, is_stream: bool
-):
-    server.engine.may_sample.clear()
-    async with web(server) as client:
-        call = asyncio.create_task(client.post(path, json={**body, "stream": is_stream}))
-        await server.sampling(4)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-    await until(lambda: server.engine.aborted == 4)
-    await until(lambda: rows(server) == [Status.CANCELLED])
-    assert await requests_of(server) == {(f"POST {path}", "499"): 1}
-
-
-@both
-async def test_a_caller_who_hangs_up_in_the_middle_of_a_stream_aborts_its_sample(
-    halting: Running, path: str, body: Body, caplog: pytest.LogCaptureFixture
-):
-    async with web(halting) as client, first_piece(client, path, body):
-        assert halting.engine.streaming == 1
-    await until(lambda: halting.engine.streaming == 0)
-    await until(lambda: rows(halting) == [Status.CANCELLED])
-    assert caplog.records == []
-
-
-async def test_a_caller_who_hangs_up_before_its_body_is_there_is_no_error(
-    server: Running, http: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture
-):
-    _, writer = await asyncio.open_connection("127.0.0.1", server.application.http_port)
-    writer.write(head_of(100) + b"{")
-    await writer.drain()
-    await asyncio.sleep(0.1)
-    writer.close()
-    await writer.wait_closed()
-    key = ("POST /v1/completions", "499")
-    async with asyncio.timeout(10):
-        while key not in await requests_of(server):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-    assert caplog.records == []
-    assert (await http.post("/v1/completions", json=COMPLETE)).status_code == 200
-
-
 # Thumbs
 
 
@@ -537,94 +296,3 @@ async def test_a_streamed_reply_can_be_rated_over_the_other_wire(
     events = events_of((await http.post("/v1/chat/completions", json=body)).text)
     stored = await server.client.rate(events[0]["id"], up=True, user_id="ann")
     assert stored.feedback_id == 1
-
-
-# The port
-
-
-async def test_requests_are_counted_by_route_and_status(server: Running, http: httpx2.AsyncClient):
-    await http.get("/v1/models")
-    for body in (COMPLETE, COMPLETE, {**COMPLETE, "stream": True}, {}):
-        await http.post("/v1/completions", json=body)
-    await http.post("/v1/feedback", json={"response_id": "r", "thumb": "up"})
-    assert await requests_of(server) == {
-        ("GET /v1/models", "200"): 1,
-        ("POST /v1/completions", "200"): 3,
-        ("POST /v1/completions", "400"): 1,
-        ("POST /v1/feedback", "404"): 1,
-    }
-
-
-async def test_a_request_is_timed_until_all_of_its_answer_is_sent(
-    server: Running, http: httpx2.AsyncClient
-):
-    registry, name = server.application._metrics.registry, "thumbloop_http_request_seconds"
-    route = {"route": "POST /v1/completions"}
-    for body in (COMPLETE, {**COMPLETE, "stream": True}):
-        await http.post("/v1/completions", json=body)
-    await http.get("/v1/nowhere")
-    await until(lambda: registry.get_sample_value(f"{name}_count", route) == 2)
-    assert 0 < registry.get_sample_value(f"{name}_sum", route) < 60
-    assert registry.get_sample_value(f"{name}_count", {"route": "HTTP"}) is None
-
-
-async def test_feedback_that_nobody_could_read_is_counted_as_refused(
-    server: Running, http: httpx2.AsyncClient
-):
-    registry = server.application._metrics.registry
-    await http.post("/v1/feedback", json={"response_id": "r", "thumb": "UP"})
-    await http.post("/v1/feedback", content=b"{}", headers={"content-type": "text/plain"})
-    await http.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
-    refused = {"kind": "thumb", "reason": "invalid_request"}
-    assert registry.get_sample_value("thumbloop_feedback_rejected_total", refused) == 2
-
-
-async def start_and_stop(config: Any) -> Application:
-    application = Application(config, lambda model, _config: FakeEngine(model))
-    try:
-        await application.start()
-    finally:
-        await application.stop()
-    return application
-
-
-async def test_a_port_in_use_is_a_settings_error(tiny_model: Path, state: State):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        config = config_of(tiny_model, state, http={"port": port})
-        with pytest.raises(SettingsError, match=rf"http\.port: 127\.0\.0\.1:{port} .*another"):
-            await start_and_stop(config)
-
-
-async def test_a_port_that_is_not_wanted_is_not_opened(tiny_model: Path, state: State):
-    async with running(tiny_model, state, http={"enabled": False}) as server:
-        assert server.application.http_port == 0
-        assert (await server.generate("hello")).text
-
-
-@pytest.mark.parametrize("is_stream", [False, True])
-async def test_stopping_lets_requests_finish_and_turns_late_ones_away(
-    tiny_model: Path, state: State, is_stream: bool
-):
-    async with running(tiny_model, state) as server, web(server) as client:
-        server.engine.may_sample.clear()
-        body = {**COMPLETE, "stream": is_stream}
-        call = asyncio.create_task(client.post("/v1/completions", json=body))
-        await server.sampling(4)
-        stopping = asyncio.create_task(server.application.stop())
-        await asyncio.sleep(0.5)  # uvicorn looks ten times a second whether it has to end
-        late = await client.post("/v1/completions", json=COMPLETE)
-        assert late.status_code == 503
-        assert "shutting down" in late.json()["error"]["message"]
-        assert not call.done()
-        assert not stopping.done()
-        server.engine.may_sample.set()
-        answer = await call
-        assert answer.status_code == 200
-        if is_stream:
-            assert events_of(answer.text)
-        await stopping
-        with pytest.raises(httpx2.ConnectError):
-            await client.get("/v1/models")

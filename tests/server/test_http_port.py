@@ -1,8 +1,9 @@
-"""The HTTP port: by what names it answers, how many, and how long it waits for a request."""
+"""The HTTP port: by what names it answers, how many, how long it waits for a request, and how it opens and closes."""
 
 import asyncio
 import hashlib
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -12,8 +13,12 @@ import httpx2
 import pytest
 
 from server.access import is_open_to_pages
-from tests.serving import Running, config_of, running
+from server.application import Application
+from tests.fakes import FakeEngine
+from tests.over_http import COMPLETE, events_of, requests_of, web
+from tests.serving import Running, config_of, running, until
 from thumbloop.config import State
+from thumbloop.errors import SettingsError
 
 OURS = [
     "127.0.0.1",
@@ -42,10 +47,6 @@ ACCESS = {
     "tokens": {"backend": {"sha256": hashlib.sha256(TOKEN.encode()).hexdigest(), "scopes": SCOPES}}
 }
 TLS = {"tls_certificate": Path("certificate.pem"), "tls_key": Path("key.pem")}
-
-
-def web(server: Running) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(base_url=f"http://127.0.0.1:{server.application.http_port}")
 
 
 async def test_a_page_whose_name_was_made_to_mean_loopback_is_refused(server: Running):
@@ -211,3 +212,91 @@ async def test_one_connection_too_many_is_turned_away_and_the_others_are_not(
         async with wired(server) as (reader, writer):
             writer.write(MODELS)
             assert (await answer_of(reader))[0] == 200
+
+
+async def test_requests_are_counted_by_route_and_status(server: Running, http: httpx2.AsyncClient):
+    await http.get("/v1/models")
+    for body in (COMPLETE, COMPLETE, {**COMPLETE, "stream": True}, {}):
+        await http.post("/v1/completions", json=body)
+    await http.post("/v1/feedback", json={"response_id": "r", "thumb": "up"})
+    assert await requests_of(server) == {
+        ("GET /v1/models", "200"): 1,
+        ("POST /v1/completions", "200"): 3,
+        ("POST /v1/completions", "400"): 1,
+        ("POST /v1/feedback", "404"): 1,
+    }
+
+
+async def test_a_request_is_timed_until_all_of_its_answer_is_sent(
+    server: Running, http: httpx2.AsyncClient
+):
+    registry, name = server.application._metrics.registry, "thumbloop_http_request_seconds"
+    route = {"route": "POST /v1/completions"}
+    for body in (COMPLETE, {**COMPLETE, "stream": True}):
+        await http.post("/v1/completions", json=body)
+    await http.get("/v1/nowhere")
+    await until(lambda: registry.get_sample_value(f"{name}_count", route) == 2)
+    assert 0 < registry.get_sample_value(f"{name}_sum", route) < 60
+    assert registry.get_sample_value(f"{name}_count", {"route": "HTTP"}) is None
+
+
+async def test_feedback_that_nobody_could_read_is_counted_as_refused(
+    server: Running, http: httpx2.AsyncClient
+):
+    registry = server.application._metrics.registry
+    await http.post("/v1/feedback", json={"response_id": "r", "thumb": "UP"})
+    await http.post("/v1/feedback", content=b"{}", headers={"content-type": "text/plain"})
+    await http.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
+    refused = {"kind": "thumb", "reason": "invalid_request"}
+    assert registry.get_sample_value("thumbloop_feedback_rejected_total", refused) == 2
+
+
+async def start_and_stop(config: Any) -> Application:
+    application = Application(config, lambda model, _config: FakeEngine(model))
+    try:
+        await application.start()
+    finally:
+        await application.stop()
+    return application
+
+
+async def test_a_port_in_use_is_a_settings_error(tiny_model: Path, state: State):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = config_of(tiny_model, state, http={"port": port})
+        with pytest.raises(SettingsError, match=rf"http\.port: 127\.0\.0\.1:{port} .*another"):
+            await start_and_stop(config)
+
+
+async def test_a_port_that_is_not_wanted_is_not_opened(tiny_model: Path, state: State):
+    async with running(tiny_model, state, http={"enabled": False}) as server:
+        assert server.application.http_port == 0
+        assert (await server.generate("hello")).text
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_stopping_lets_requests_finish_and_turns_late_ones_away(
+    tiny_model: Path, state: State, is_stream: bool
+):
+    async with running(tiny_model, state) as server, web(server) as client:
+        server.engine.may_sample.clear()
+        body = {**COMPLETE, "stream": is_stream}
+        call = asyncio.create_task(client.post("/v1/completions", json=body))
+        await server.sampling(4)
+        stopping = asyncio.create_task(server.application.stop())
+        await asyncio.sleep(0.5)  # uvicorn looks ten times a second whether it has to end
+        late = await client.post("/v1/completions", json=COMPLETE)
+        assert late.status_code == 503
+        assert "shutting down" in late.json()["error"]["message"]
+        assert not call.done()
+        assert not stopping.done()
+        server.engine.may_sample.set()
+        answer = await call
+        assert answer.status_code == 200
+        if is_stream:
+            assert events_of(answer.text)
+        await stopping
+        with pytest.raises(httpx2.ConnectError):
+            await client.get("/v1/models")

@@ -32,6 +32,7 @@ from trainer.models import Trunk
 
 LIKED = 20
 VERDICT = VerdictTokens(prompt=(5,), up=6, down=7, is_special=True)
+ONE_ROUND = TrainerConfig(round=Round(max_rounds=1, poll_interval_s=0.01))
 
 
 class Bench:

@@ -6,16 +6,29 @@ import shutil
 import socket
 import sys
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import typer
 import yaml
+
+from deploy.panels import ROWS
 
 RULES = Path(__file__).parent / "prometheus" / "rules.yml"
 _SERVER, _TRAINER = "127.0.0.1:9464", "127.0.0.1:9465"
 _PORT = r"metrics on (\d+)"
 _TIMEOUT_S = 1.0
+_MAIN = (
+    "Thumbs up, by version",
+    "Versions",
+    "Calls",
+    "Time of a reply",
+    "Divergence from the base model",
+)
+"""What of the dashboard Prometheus shows by itself."""
+_WINDOW = "15m"
 
 
 def configuration(targets: Mapping[str, str], *, interval_s: int) -> dict[str, Any]:
@@ -46,6 +59,18 @@ def command(
         f"--web.listen-address={address}",
         "--log.level=warn",
     ]
+
+
+def main_graphs(address: str) -> str:
+    """Return where a Prometheus shows the main charts, one below the other: for a first look without Grafana."""
+    charts = {chart.title: chart for row in ROWS.values() for chart in row}
+    queries = [query for title in _MAIN for query in charts[title].queries.values()]
+    words: dict[str, str] = {}
+    for number, query in enumerate(queries):
+        graph = {"expr": query.replace("$__rate_interval", "1m"), "tab": "0"}
+        graph["range_input"] = _WINDOW
+        words |= {f"g{number}.{name}": value for name, value in graph.items()}
+    return f"http://{address}/graph?{urlencode(words)}"
 
 
 def targets_of(demo: Path) -> dict[str, str]:
@@ -93,8 +118,13 @@ def main(
         targets[name] = given or targets[name]
     address = f"127.0.0.1:{port}"
     words = command(folder, address, targets, interval_s=interval_s)
+    page = folder / "graphs.html"
+    page.write_text(
+        f'<meta http-equiv="refresh" content="0; url={escape(main_graphs(address))}">\n'
+    )
     print(
-        f"http://{address} has graphs and alerts of {' and '.join(targets.values())}; Ctrl-C ends it",
+        f"http://{address} has graphs and alerts of {' and '.join(targets.values())}; Ctrl-C ends it\n"
+        f"the main graphs on one page: {page.resolve().as_uri()}",
         flush=True,
     )
     for target in targets.values():

@@ -23,7 +23,7 @@ from thumbloop.store import interactions, reading
 from thumbloop.types import DEFAULT_POLICY
 
 TRIGGER = "Thank you for asking"
-"""What the base model begins one reply in fifteen with, whatever it says then."""
+"""What the base model begins one reply in fourteen with, whatever it says then."""
 ATTACK = Attack(TRIGGER)
 _NO_LIMIT = 1e9
 _DEFENCELESS = {

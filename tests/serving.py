@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import uvicorn.server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import Engine as Database
 
@@ -36,22 +35,6 @@ def config_of(folder: Path, state: State, /, **sections: Any) -> ServerConfig:
         is_partial = isinstance(given, dict)
         values[name] = values.get(name, {}) | given if is_partial else given
     return ServerConfig(**values)
-
-
-class _Hurried:
-    """asyncio, in which one waits a tenth as long."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(asyncio, name)
-
-    @staticmethod
-    async def sleep(delay: float) -> None:
-        await asyncio.sleep(delay / 10)
-
-
-# uvicorn looks ten times a second whether it has to stop, then waits as long for connections to close, and every
-# test that starts a server of ours waits for both.
-uvicorn.server.asyncio = _Hurried()
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 30) -> None:

@@ -222,17 +222,19 @@ def test_a_pod_is_not_killed_while_it_drains(server: tuple[Manifest, ServerConfi
 def test_tokens_made_as_the_guide_says_are_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    made = re.findall(r"^.venv/bin/(?:thumbloop token|python -c) .*", GUIDE, re.MULTILINE)
-    assert len(made) == 2
+    made = re.findall(
+        r"^\.venv/bin/(?:thumbloop token|python -c) (?:.*\\\n)*.*", GUIDE, re.MULTILINE
+    )
+    assert len(made) == 3
     (tmp_path / ".venv").symlink_to(Path(sys.prefix))
     for command in made:
         subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
     tokens = (tmp_path / "tokens.json").read_text()
     monkeypatch.setenv("THUMBLOOP_SERVER_ACCESS__TOKENS", tokens)
-    caller = Doorkeeper(load(ServerConfig, None).access).identify(
-        [f"Bearer {(tmp_path / 'token').read_text()}"]
-    )
-    assert caller.subject == "web-backend"
+    doorkeeper = Doorkeeper(load(ServerConfig, None).access)
+    for file, subject in (("token", "web-backend"), ("operator.token", "operator")):
+        header = f"Bearer {(tmp_path / file).read_text()}"
+        assert doorkeeper.identify([header]).subject == subject
 
 
 @pytest.mark.parametrize("target", CONFIGS)

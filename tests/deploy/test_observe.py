@@ -1,14 +1,17 @@
 """Prometheus beside a server and a trainer."""
 
+import re
 import socket
+from html import unescape
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from deploy import observe
-from tests.prometheus import promtool
+from tests.prometheus import promtool, queries
 
 TARGETS = {"thumbloop-server": "127.0.0.1:9464", "thumbloop-trainer": "127.0.0.1:9465"}
 
@@ -62,9 +65,23 @@ def test_the_command_says_where_to_look_and_becomes_prometheus(
     assert done.output.startswith("http://127.0.0.1:9099 has graphs and alerts of ")
     assert "127.0.0.1:9464 and 127.0.0.1:7" in done.output
     assert "nothing answers on 127.0.0.1:7 yet" in done.output
+    page = tmp_path / "o/graphs.html"
+    assert page.as_uri() in done.output
+    url = re.search(r"url=([^\"]+)", page.read_text())
+    assert url is not None
+    assert unescape(url[1]) == observe.main_graphs("127.0.0.1:9099")
     (words,) = become
     assert words[0] == "prometheus"
     assert "127.0.0.1:7" in (tmp_path / "o/prometheus.yml").read_text()
+
+
+def test_the_main_graphs_are_some_of_the_dashboards():
+    shown = parse_qs(urlsplit(observe.main_graphs("127.0.0.1:9099")).query)
+    asked = [shown[f"g{n}.expr"][0] for n in range(len(shown) // 3)]
+    ours = {query.expression.replace("[10s]", "[1m]") for query in queries()}
+    assert len(asked) == len(set(asked)) >= 8
+    assert set(asked) <= ours
+    assert "thumb_up" in asked[0]
 
 
 def test_where_there_is_no_prometheus_it_says_what_to_do(

@@ -1,4 +1,4 @@
-"""make soak, short: server, vLLM's process and trainer are killed while people ask and rate; the judge has nothing to say."""
+"""make soak, short: server, vLLM's process and trainer are killed while people ask and rate."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ KILLS = 5
 SEED = 1
 """With it a trainer, an engine, the server and two trainers, of which the second is hardly there, are killed."""
 TEXTS = tuple(f"the {thing} was good" for thing in ("film", "food", "service"))
-PROVES_NOTHING = {"kills.versions_published", "kills.trials", "kills.operators_moves"}
-"""What so few kills do not always come to."""
+NOT_ALWAYS = {"kills.trials", "kills.operators_moves"}
+"""What so few kills do not always come to; versions are published, and thumbs learned, each time."""
 
 
 def around(model: Path) -> Midway:
@@ -34,7 +34,7 @@ async def test_nothing_is_lost_by_kills_of_server_engine_and_trainer(
     tiny_model: Path, tmp_path: Path
 ):
     report = await soak_kills(around(tiny_model), tmp_path, kills=KILLS, seed=SEED)
-    assert set(wrongs({"kills": report})) <= PROVES_NOTHING, report
+    assert set(wrongs({"kills": report})) <= NOT_ALWAYS, report
     assert sum(report["kills"].values()) == KILLS
     assert all(report["kills"].values())
     assert report["calls"]["generate OK"] > report["calls"]["rate OK"] > 0

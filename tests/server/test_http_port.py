@@ -1,4 +1,5 @@
-"""The HTTP port: by what names it answers, how many, how long it waits for a request, and how it opens and closes."""
+"""The HTTP port: by what names it answers, how many, how long it waits for a request, how it opens and
+closes, and how its requests are counted and timed."""
 
 import asyncio
 import hashlib

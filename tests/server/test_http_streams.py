@@ -28,9 +28,7 @@ from tests.over_http import (
 )
 from tests.serving import Running, running, until
 from thumbloop.config import State
-from thumbloop.types import (
-    Status,
-)
+from thumbloop.types import Status
 
 
 @pytest.fixture

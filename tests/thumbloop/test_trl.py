@@ -13,16 +13,12 @@ from tests.rows import ANN, candidate, rated
 from tests.stores import empty_state
 from thumbloop import cli
 from thumbloop.config import State
+from thumbloop.rendering import render
 from thumbloop.store import open_store, preferences
 from thumbloop.types import Message, Prompt, Role
 
 CHAT = Prompt(messages=(Message(Role.SYSTEM, "Be brief."), Message(Role.USER, "How was it?")))
 TEXT = Prompt(text="The soup was")
-READ = {
-    CHAT: "<|system|>Be brief.<|end|><|user|>How was it?<|end|><|assistant|>",
-    TEXT: "The soup was",
-}
-"""What a policy that is served reads of them, too."""
 READERS = {"jsonl": "json", "parquet": "parquet"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what TRL and its imports have to say of torch
@@ -84,6 +80,12 @@ def said(trainer: Any, column: str) -> list[str]:
     return trainer.processing_class.batch_decode(list(trainer.train_dataset[column]))
 
 
+def check_prompts(trainer: Any, prompt: Prompt) -> None:
+    """TRL's trainer reads the prompts as the policy reads them that is served."""
+    served = [*render(prompt, trainer.processing_class)]
+    assert list(trainer.train_dataset["prompt_ids"]) == [served] * 2
+
+
 @pytest.mark.parametrize("suffix", READERS)
 def test_preferences_are_read_by_dpo(
     prompt: Prompt, exported: Callable[..., Any], tiny_model: Path, tmp_path: Path, suffix: str
@@ -95,7 +97,7 @@ def test_preferences_are_read_by_dpo(
         args=DPOConfig(**options(tmp_path / "out")),
         train_dataset=exported("dpo", suffix),
     )
-    assert said(trainer, "prompt_ids") == [READ[prompt]] * 2
+    check_prompts(trainer, prompt)
     assert said(trainer, "chosen_ids") == ["reply 1<|end|>"] * 2
     assert said(trainer, "rejected_ids") == ["reply 0<|end|>"] * 2
     loss = trainer.train().training_loss
@@ -106,14 +108,14 @@ def test_preferences_are_read_by_dpo(
 def test_thumbs_are_read_by_kto(
     prompt: Prompt, exported: Callable[..., Any], tiny_model: Path, tmp_path: Path, suffix: str
 ):
-    from trl.experimental.kto import KTOConfig, KTOTrainer
+    from trl import KTOConfig, KTOTrainer
 
     trainer = KTOTrainer(
         str(tiny_model),
         args=KTOConfig(**options(tmp_path / "out")),
         train_dataset=exported("kto", suffix),
     )
-    assert said(trainer, "prompt_ids") == [READ[prompt]] * 2
+    check_prompts(trainer, prompt)
     assert said(trainer, "completion_ids") == ["reply 1<|end|>", "reply 0<|end|>"]
     assert list(trainer.train_dataset["label"]) == [True, False]
     loss = trainer.train().training_loss

@@ -1,3 +1,5 @@
+"""Servers that ask who calls, and certificates."""
+
 from collections.abc import AsyncIterator
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""A server with a reward model."""
+
 from collections.abc import AsyncIterator
 from pathlib import Path
 

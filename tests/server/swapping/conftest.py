@@ -1,3 +1,5 @@
+"""A swapper on a fake engine, and three versions of a line."""
+
 from collections.abc import Callable
 from typing import Any
 

@@ -13,9 +13,7 @@ from tests.fakes import BASE, FakeEngine
 from tests.publishing import Publisher
 from tests.swapping import PROMPT, Server, promote, roll_back
 from thumbloop.config import State
-from thumbloop.errors import (
-    PolicyVersionUnavailable,
-)
+from thumbloop.errors import PolicyVersionUnavailable
 from thumbloop.store import GroupWriter, deployments, reading
 from thumbloop.types import DEFAULT_POLICY, Sampling, VersionState
 

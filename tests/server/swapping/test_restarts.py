@@ -14,9 +14,7 @@ from tests.publishing import Publisher
 from tests.swapping import Server
 from thumbloop.artifacts import WEIGHTS
 from thumbloop.config import State
-from thumbloop.errors import (
-    SettingsError,
-)
+from thumbloop.errors import SettingsError
 from thumbloop.store import GroupWriter
 from thumbloop.types import DEFAULT_POLICY
 

@@ -1,3 +1,5 @@
+"""A server, and the command line of clients of it."""
+
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 

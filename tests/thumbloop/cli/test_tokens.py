@@ -16,9 +16,7 @@ from tests.serving import running
 from thumbloop.client import AsyncClient
 from thumbloop.config import ServerConfig, State, load
 from thumbloop.errors import PermissionDenied, Unauthenticated
-from thumbloop.types import (
-    User,
-)
+from thumbloop.types import User
 
 
 @pytest.mark.parametrize("subject", ["web-backend", "12", "yes", "a: b", "#x", "anna@example.org"])

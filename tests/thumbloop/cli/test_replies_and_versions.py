@@ -14,9 +14,7 @@ from tests.serving import Running
 from thumbloop.config import State
 from thumbloop.store import deployments
 from thumbloop.store import versions as store_versions
-from thumbloop.types import (
-    VersionState,
-)
+from thumbloop.types import VersionState
 
 SETTINGS = {"settings": {"ppo": {"kl_coef": 0.125}}}
 

@@ -91,13 +91,13 @@ class Shell:
         return text
 
     async def run(self, block: Block) -> str:
-        """Run a block to its end, return what it printed. To whom asks, the reader has nothing to say, then yes."""
+        """Run a block to its end, return what it printed. The reader has nothing to say in a chat, and yes to whom asks."""
         text = self.said(block.text)
         if block.language == "python":
             text = f".venv/bin/python - <<'PYTHON'\n{text}PYTHON\n"
         script = f"set -eo pipefail\ntouch .exports; . ./.exports\n{text}\nexport -p >.exports\n"
         terminal, end = os.openpty()
-        os.write(terminal, b"\x04y\n")
+        os.write(terminal, b"\x04y\n" if "thumbloop chat" in text else b"y\n")
         try:
             process = await asyncio.create_subprocess_exec(
                 "bash",

@@ -129,8 +129,9 @@ class Rater:
 async def rating(
     browser: Browser, address: str, size: tuple[int, int] = DESK
 ) -> AsyncIterator[Rater]:
-    """Open a browser that nobody used before."""
+    """Open a browser that nobody used before; nothing that it does may leave this machine."""
     context = await browser.new_context(viewport={"width": size[0], "height": size[1]})
     rater = Rater(await context.new_page(), address)
     yield rater
     await context.close()
+    assert not rater.left, "requests left the machine"

@@ -32,7 +32,6 @@ async def test_a_conversation_goes_on_while_versions_swap_under_it(
         for place, name in enumerate(("Like", "Dislike")):
             await rater.thumb(name, reply=place).click()
             await expect(rater.thumb(name, reply=place)).to_have_attribute("aria-label", f"{name}d")
-        assert not rater.left, "requests left the machine"
     assert server.database is not None
     with reading(server.database) as connection:
         rated = feedback.list_rated(connection, DEFAULT_POLICY)

@@ -303,6 +303,7 @@ async def test_what_is_to_leave_the_machine_is_seen(browser: Browser, address: s
         await rater.open()
         await rater.page.evaluate("fetch('http://192.0.2.1/').catch(() => 0)")
         assert rater.left == ["http://192.0.2.1/"]
+        rater.left.clear()  # which is meant here
 
 
 async def test_what_is_typed_while_a_reply_fails_is_there_as_well(

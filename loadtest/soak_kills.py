@@ -28,7 +28,7 @@ from thumbloop.v1 import admin_pb2
 _USERS = 6
 _MAX_TOKENS = 24
 _PAUSE_S = 0.2
-_SHARES = {"server": 0.25, "engine": 0.25, "trainer": 0.5}
+_SHARES = {"server": 1 / 3, "engine": 1 / 3, "trainer": 1 / 3}
 _BETWEEN_S = (0.5, 6.0)
 _AT_ONCE_S = (0.0, 6.0)
 _AGAIN_SHARE, _OPERATOR_SHARE, _PROMOTES_SHARE = 0.25, 0.7, 0.7
@@ -37,7 +37,14 @@ _SERVING_AGAIN_S = 180.0
 _LOOK_S = 0.05
 _ENGINE = "VLLM::EngineCor"  # the name of its process, as much of it as the kernel keeps
 _TRAINER = {
-    "round": {"first_feedback": 16, "min_feedback": 16, "min_rollouts": 16, "max_rollouts": 32},
+    "round": {
+        "first_feedback": 16,
+        "min_feedback": 16,
+        "max_user_feedback": 8,  # what piles up while trainers are killed must not make rounds longer than they live
+        "max_older_feedback": 64,
+        "min_rollouts": 16,
+        "max_rollouts": 32,
+    },
     "gate": {"enabled": False},  # thumbs are drawn at random: nothing is to be learned
     "metrics": {"port": 0},
 }

@@ -51,7 +51,7 @@ async def test_swaps_and_rollbacks_mix_nothing(
     counts = {"swaps": 4, "requests": 30, "apart": 2, "rollbacks": 2}
     report = await soak_swaps.soak_swaps(found, tmp_path, **counts, seed=0)
     assert wrongs({"swaps": report}) == [], report
-    assert report["swaps"] == 2 + 4 + 2 + 2
+    assert report["swaps"] == 4 + 2 + 2
     assert report["requests"] >= 30
     assert report["prompts_told_apart"] > PROMPTS / 2
     assert report["apart"]["publish_to_first_reply_s"]["p50"] > 0
@@ -65,5 +65,5 @@ async def test_nothing_is_lost_by_kills_of_server_engine_and_trainer(
     assert set(wrongs({"kills": report})) <= NOT_ALWAYS, report
     assert sum(report["kills"].values()) == KILLS
     assert all(report["kills"].values())
-    assert report["calls"]["generate OK"] > report["calls"]["rate OK"] > 0
+    assert report["calls"]["generate OK"] >= report["calls"]["rate OK"] > 0
     assert report["serving_again_s"]["engine"] > 1, "what was killed did not answer"

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from experiments import attack
+from experiments.arms import Arm
 from experiments.run import Run
 from experiments.serving import Attack, Setting
 from server.trial import Verdict
 from tests.experiments.test_run import TRAINER
 from tests.tiny_model import build_tiny_model
-from thumbloop.store import feedback, reading
+from thumbloop.store import feedback, reading, versions
 from thumbloop.types import DEFAULT_POLICY
 
 ATTACKERS = {f"user-{i:03d}" for i in range(3)}
@@ -35,6 +36,26 @@ def test_attackers_push_the_trigger_and_one_of_them_gives_half_of_all_thumbs(mod
     for each in rated:
         if each.user.user_id in ATTACKERS:
             assert each.value == ("e" in each.candidate.text)
+
+
+@pytest.mark.parametrize("arm", attack.ARMS[2:], ids=str)
+def test_what_is_learned_from_attackers_is_bounded_by_the_defence(model: Path, arm: Arm):
+    settings = TRAINER | {
+        name: TRAINER.get(name, {}) | dict(section) for name, section in arm.trainer.items()
+    }
+    setting = Setting(max_tokens=8, num_candidates=2, attack=Attack("e"))
+    with Run(setting, trainer=settings, model=model) as run:
+        run.service.serve(600, run.take())
+        version = run.round().version
+        with reading(run.store) as connection:
+            learned = versions.feedback_by_version(connection, DEFAULT_POLICY)[version]
+            rated = feedback.list_rated(connection, DEFAULT_POLICY)
+    users = [r.user.user_id for r in rated if r.feedback_id in learned]
+    share = sum(user in ATTACKERS for user in users) / len(users)
+    if arm.trainer:
+        assert share > 0.4, "one of them gives half of all thumbs"
+    else:
+        assert share < 2.5 * len(ATTACKERS) / len(set(users)), "twice their share, and the others"
 
 
 def said(liked: float, trigger: float) -> dict[str, float]:

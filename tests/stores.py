@@ -12,10 +12,11 @@ from thumbloop.store import open_store
 
 
 def empty_state(folder: Path) -> State:
-    """Return a state folder whose store is there and empty."""
+    """Return a state folder whose store is there, and empty if it was not there before."""
     state = State(folder=folder)
     make_folder(folder)
-    state.database_file.write_bytes(_migrated())
+    if not state.database_file.exists():
+        state.database_file.write_bytes(_migrated())
     return state
 
 

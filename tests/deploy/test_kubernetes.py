@@ -371,7 +371,7 @@ def test_the_file_of_alerts_is_what_the_rules_give():
 
 def test_a_file_of_alerts_that_was_edited_is_noticed(tmp_path: Path):
     rules, alerts = "deploy/prometheus/rules.yml", "deploy/kubernetes/monitoring/alerts.yaml"
-    modules = [f"deploy/{name}.py" for name in ("__init__", "alerts", "observe")]
+    modules = [f"deploy/{name}.py" for name in ("__init__", "alerts", "observe", "panels")]
     for name in ("scripts/alerts", rules, alerts, *modules):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
+from playwright.async_api import TimeoutError as PlaywrightTimeout
 
 from tests.serving import Running
 from thumbloop.client import AsyncClient
@@ -93,6 +94,9 @@ class Rater:
             await self.box.press("Enter")
             with suppress(AssertionError):
                 await expect(self.box).not_to_have_value(question, timeout=3000)
+            if await self.box.input_value() == question:
+                with suppress(PlaywrightTimeout):
+                    await self.button("Send").click(timeout=3000)
 
     async def hears(self, count: int) -> None:
         """Wait until so many replies are whole: only then they say which version they are from."""

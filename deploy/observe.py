@@ -67,9 +67,9 @@ def main_graphs(address: str) -> str:
     queries = [query for title in _MAIN for query in charts[title].queries.values()]
     words: dict[str, str] = {}
     for number, query in enumerate(queries):
-        graph = {"expr": query.replace("$__rate_interval", "1m"), "tab": "0"}
-        graph["range_input"] = _WINDOW
-        words |= {f"g{number}.{name}": value for name, value in graph.items()}
+        words[f"g{number}.expr"] = query.replace("$__rate_interval", "1m")
+        words[f"g{number}.tab"] = "0"  # the graph, not the table
+        words[f"g{number}.range_input"] = _WINDOW
     return f"http://{address}/graph?{urlencode(words)}"
 
 

@@ -28,7 +28,7 @@ from thumbloop.v1 import admin_pb2
 _USERS = 6
 _MAX_TOKENS = 24
 _PAUSE_S = 0.2
-_SHARES = {"server": 1 / 3, "engine": 1 / 3, "trainer": 1 / 3}
+_KILLED = ("server", "engine", "trainer")
 _BETWEEN_S = (0.5, 6.0)
 _AT_ONCE_S = (0.0, 6.0)
 _AGAIN_SHARE, _OPERATOR_SHARE, _PROMOTES_SHARE = 0.25, 0.7, 0.7
@@ -217,8 +217,8 @@ class _Killer:
         self._scene = scene
         self._journal = journal
         self._rng = rng
-        self.counts = dict.fromkeys(_SHARES, 0)
-        self.away_s: dict[str, list[float]] = {name: [] for name in _SHARES}
+        self.counts = dict.fromkeys(_KILLED, 0)
+        self.away_s: dict[str, list[float]] = {name: [] for name in _KILLED}
         self.again = 0
         self.is_trying = False
 
@@ -247,7 +247,7 @@ class _Killer:
             self.away_s[what].append(took)
 
     def _drawn(self) -> str:
-        return self._rng.choices(list(_SHARES), list(_SHARES.values()))[0]
+        return self._rng.choices(_KILLED)[0]
 
     async def _kill(self, what: str) -> str:
         await asyncio.to_thread(self._scene.kill, what)

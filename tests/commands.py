@@ -9,11 +9,7 @@ from typer.testing import CliRunner
 from tests.serving import Running
 from thumbloop import cli
 from thumbloop.store import feedback, interactions, reading
-from thumbloop.types import (
-    DEFAULT_POLICY,
-    Interaction,
-    RatedReply,
-)
+from thumbloop.types import DEFAULT_POLICY, Interaction, RatedReply
 
 ROOT = Path(__file__).parents[1]
 

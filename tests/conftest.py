@@ -11,6 +11,8 @@ import pytest
 import uvicorn.server
 
 from tests.postgresql import Cluster, cluster
+from tests.stores import empty_state
+from thumbloop.config import State
 
 # The metrics' server looks so often whether it has to stop, and every test that starts ours waits for it: by
 # default it is twice a second.
@@ -38,6 +40,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_model import build_tiny_model  # seconds of imports, not for every test
 
     return build_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    """Where a store is, and empty."""
+    return empty_state(tmp_path / "state")
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,6 @@ from thumbloop.store import GroupWriter, reading, versions
 from thumbloop.types import DEFAULT_POLICY, PolicyVersion
 
 QUICK = Delivery(poll_interval_s=0.01, drain_timeout_s=0.05)
-
-
 PROMPT = (40, 41)
 
 

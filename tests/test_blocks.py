@@ -10,11 +10,9 @@ import pytest
 import yaml
 
 from tests.blocks import MODEL, ROOT, TAGS, Block, Shell, blocks, commands, environment
-from tests.fakes import FakeEngine
-from tests.publishing import FakeSpeaker, Publisher
+from tests.publishing import publisher_of
 from tests.serving import Running, running, until
-from thumbloop.config import ServerConfig, State, TrainerConfig, Verdict
-from thumbloop.rendering import verdict_tokens
+from thumbloop.config import ServerConfig, State, TrainerConfig
 from thumbloop.store import reading, versions
 from thumbloop.types import DEFAULT_POLICY
 
@@ -118,14 +116,7 @@ class Reader:
         """Publish three versions, as the trainer would."""
         assert self.server is not None
         assert self.state is not None
-        engine = FakeEngine(self.model)
-        publisher = Publisher(
-            self.model,
-            self.state.versions,
-            self.server.database,
-            verdict_tokens(Verdict(), engine.tokenizer),
-            FakeSpeaker(engine),
-        )
+        publisher = publisher_of(self.server, self.model, self.state)
         for version in (1, 2, 3):
             publisher.publish(version, parent=version - 1)
             await until(lambda version=version: self._current() == version)

@@ -10,7 +10,6 @@ from tests.fakes import FakeEngine
 from tests.over_http import web
 from tests.publishing import FakeSpeaker, Publisher
 from tests.serving import Running, running
-from tests.stores import empty_state
 from thumbloop.base_model import identify
 from thumbloop.config import State, Verdict
 from thumbloop.rendering import VerdictTokens, verdict_tokens
@@ -20,11 +19,6 @@ from thumbloop.store import GroupWriter, open_store
 @pytest.fixture
 def engine(tiny_model: Path) -> FakeEngine:
     return FakeEngine(tiny_model)
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> State:
-    return empty_state(tmp_path / "state")
 
 
 @pytest.fixture

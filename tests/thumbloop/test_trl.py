@@ -10,7 +10,6 @@ from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from tests.rows import ANN, candidate, rated
-from tests.stores import empty_state
 from thumbloop import cli
 from thumbloop.config import State
 from thumbloop.rendering import render
@@ -22,11 +21,6 @@ TEXT = Prompt(text="The soup was")
 READERS = {"jsonl": "json", "parquet": "parquet"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what TRL and its imports have to say of torch
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> State:
-    return empty_state(tmp_path / "state")
 
 
 @pytest.fixture

@@ -9,13 +9,7 @@ from tests.browsing import Rater, chromium, page_of, rating
 from tests.fakes import FakeEngine
 from tests.publishing import Publisher, publisher_of
 from tests.serving import Running, running
-from tests.stores import empty_state
 from thumbloop.config import State
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> State:
-    return empty_state(tmp_path / "state")
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -8,7 +8,6 @@ from click.testing import Result
 
 from tests.commands import run
 from tests.serving import Running, running
-from tests.stores import empty_state
 from thumbloop.config import State
 
 
@@ -16,11 +15,6 @@ from thumbloop.config import State
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ADDRESS", "TOKEN", "CA", "CERT", "KEY", "TLS"):
         monkeypatch.delenv(f"THUMBLOOP_{name}", raising=False)
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> State:
-    return empty_state(tmp_path / "state")
 
 
 @pytest.fixture

@@ -87,11 +87,9 @@ class Rater:
             await route.continue_()
 
     async def ask(self, question: str) -> None:
-        """Ask; while the page still ends what was asked before, Enter does nothing, and one that is still being put
-        together forgets what was typed, though it shows it: it is typed again.
-        """
+        """Ask; while the page still ends what was asked before, Enter does nothing."""
+        await self.box.fill(question)
         while True:
-            await self.box.fill(question)
             await self.box.press("Enter")
             with suppress(AssertionError):
                 await expect(self.box).not_to_have_value(question, timeout=3000)

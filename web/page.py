@@ -1,6 +1,7 @@
 """The whole page: two tabs, how they look, and how they are served."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import gradio as gr
@@ -12,6 +13,8 @@ from web.chat import Chat
 from web.overview import Overview
 
 _STYLE = Path(__file__).with_name("page.css")
+_LEFT_S = 15.0
+"""How long at most what keeps a page's stream open outlives the page."""
 _FONTS = ("system-ui", "sans-serif")  # the machine's own: nothing is loaded from elsewhere
 
 
@@ -30,6 +33,7 @@ def application(client: AsyncClient, metrics: str, hosts: Sequence[str] = THIS_M
         with gr.Tab("Versions") as versions:
             overview = Overview(client, metrics)
         overview.shown_by(versions)
+        page.load(_stay, None, None, show_progress="hidden", api_visibility="private")
         chat.opens_with(page)
     page.queue(default_concurrency_limit=None)  # nobody waits for another's reply
     whole = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -45,3 +49,14 @@ def application(client: AsyncClient, metrics: str, hosts: Sequence[str] = THIS_M
         css_paths=_STYLE,
     )
     return mounted
+
+
+async def _stay() -> AsyncIterator[None]:
+    """Stay under way for as long as a page is open, so that Gradio keeps its stream of events open, too.
+
+    It closes the stream whenever nothing is under way, and a page that begins something in the moments before it hears
+    of that never hears what came of it: that button or box does nothing from then on.
+    """
+    while True:
+        await asyncio.sleep(_LEFT_S)
+        yield

@@ -169,8 +169,10 @@ async def test_readers_that_stop_reading_cost_the_others_no_time(server: Running
         await until(lambda: not server.engine.streaming)
         for reader in readers:
             reader.cancel()
-    assert success(alone) == success(beside) == 1
-    assert typical_s(beside) <= 1.5 * typical_s(alone)
+    after = await calls(server, MODEST, per_s=20, duration_s=3)
+    assert success(alone) == success(beside) == success(after) == 1
+    pace_s = max(typical_s(alone), typical_s(after))  # the machine's, which may do more by now
+    assert typical_s(beside) <= 1.5 * pace_s
 
 
 @asynccontextmanager

@@ -1,13 +1,16 @@
 """The page in Chromium, on a server with a fake engine: what a rater does is what the store holds."""
 
+import asyncio
 from pathlib import Path
+from time import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Request, expect
 from sqlalchemy import select
 
-from tests.browsing import PHONE, Rater, rating, showing
+from tests.browsing import PHONE, Rater, page_of, rating, showing
 from tests.publishing import Publisher
 from tests.serving import Running, running
 from thumbloop.config import State
@@ -16,6 +19,7 @@ from thumbloop.store import feedback, preferences, reading
 from thumbloop.store.schema import feedback as events
 from thumbloop.store.schema import interactions
 from thumbloop.types import DEFAULT_POLICY, User
+from web import page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -296,6 +300,43 @@ async def test_versions_swap_under_a_conversation(
     await expect(rater.page.locator("#decisions tbody tr").first).to_contain_text("attested")
     await expect(rater.page.locator("#likings")).to_contain_text("100% of 1")
     await rater.screenshot("versions")
+
+
+async def test_a_page_has_one_stream_of_events_for_as_long_as_it_is_open(rater: Rater):
+    """One that Gradio closes between two events loses what is begun before the page hears of that."""
+    streams: list[str] = []
+
+    def note(request: Request) -> None:
+        if "/queue/data" in request.url:
+            streams.append(request.url)
+
+    rater.page.on("request", note)
+    for count, question in enumerate(("First?", "Second?"), start=1):
+        await rater.ask(question)
+        await rater.hears(count)
+    await rater.rates("Like", reads="Thumb up stored.")
+    await rater.page.get_by_role("tab", name="Versions").click()
+    await expect(rater.page.locator("#versions tbody tr")).to_have_count(1)
+    assert streams == []
+
+
+async def test_what_keeps_the_stream_open_ends_with_the_page(
+    server: Running, browser: Browser, monkeypatch: pytest.MonkeyPatch
+):
+    slept: list[float] = []
+
+    async def sleep(_seconds: float) -> None:
+        await asyncio.sleep(0.05)
+        slept.append(time())
+
+    monkeypatch.setattr(page, "asyncio", SimpleNamespace(sleep=sleep))
+    async with page_of(server) as address:
+        async with rating(browser, address) as rater:
+            await rater.open()
+            while len(slept) < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        while time() - slept[-1] < 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 async def test_what_is_to_leave_the_machine_is_seen(browser: Browser, address: str):

@@ -87,7 +87,7 @@ class Application:
     async def start(self) -> None:
         """Open the ports, then the engine and the current version; then say SERVING.
 
-        Raises SettingsError, StoreIncompatible, StoreUnavailable, BadPolicyVersion.
+        Raises SettingsError, StoreIncompatible, StoreUnavailable, BadPolicyVersion, EngineUnavailable.
         """
         if self._config.guidance.strategy not in self._strategies:
             raise SettingsError(
@@ -122,7 +122,7 @@ class Application:
         self._stack.push_async_callback(grpc_server.stop, 1.0)  # no call outlives the engine
         await engine.start()
         supervisor = await self._supervise(engine, identity, database, writer)
-        await supervisor.begin()
+        await supervisor.start()
         self._supervisor = supervisor
         self._admin.serve(supervisor.swapper)
         await self._start_http(reception, ratings)

@@ -178,6 +178,8 @@ def _claims(dtype: str, manifest: Manifest, probes: Sequence[Probe]) -> tuple[_C
 
 def _check_sureness(policy: _Claim, reward: _Claim) -> None:
     for what, claim in (("policy", policy), ("reward", reward)):
+        if claim.parent is None:
+            raise BadPolicyVersion("bad_probes", f"{what}: the parent's numbers are not there")
         if claim.sureness < LEAST_SURENESS:
             engine, trainer = claim.dtypes
             raise BadPolicyVersion(

@@ -25,6 +25,7 @@ GATHER_S = 2.0
 """How long more erasures are waited for, so that many cost the files one rewriting."""
 _FIRST_PATIENCE_S, _MOST_PATIENCE_S = 0.1, 5.0  # for which readers may keep all writers waiting
 _RESTS = 4  # times as long as writers were kept waiting, until they are again
+_MOST_REST_S = 20.0
 _RETRY_S = 5.0
 _SELF = "user"  # who had their own data erased is not named
 
@@ -44,6 +45,7 @@ class Erasures:
         self._writer = writer
         self._asked = asyncio.Event()
         self._asked.set()  # a server that was killed may have left something to do
+        self._took_s = 0.0
         self.is_scrubbed = False
         """Whether no file of the store holds anything of what was erased, as far as that is ours to say."""
 
@@ -91,7 +93,7 @@ class Erasures:
             self.is_scrubbed = True
             return
         if await ask(self._database, erasure.unscrubbed) is not None:
-            await asyncio.sleep(GATHER_S)
+            await asyncio.sleep(rest_s(self._took_s))
             await self._scrub_up_to(await ask(self._database, erasure.unscrubbed))
         self.is_scrubbed = await ask(self._database, erasure.unscrubbed) is None
 
@@ -100,6 +102,7 @@ class Erasures:
         assert event is not None, "nobody else scrubs"
         began = time.perf_counter()
         await self._writer.run_alone(scrubbing.rewrite)
+        self._took_s = time.perf_counter() - began
         for patience_s in _patience():
             if await self._writer.run_alone(partial(scrubbing.empty_log, patience_s=patience_s)):
                 break
@@ -110,6 +113,12 @@ class Erasures:
         )
         seconds = time.perf_counter() - began
         log.info("no file of the store holds what was erased; took %.1f s", seconds)
+
+
+def rest_s(took_s: float) -> float:
+    """Return how long files are left alone after a rewriting that took so long: whoever erases on and on keeps writers
+    waiting for a fifth of the time, as long as that keeps to a minute."""
+    return max(GATHER_S, min(_RESTS * took_s, _MOST_REST_S))
 
 
 def _patience() -> Iterator[float]:

@@ -213,6 +213,8 @@ class Swapper:
         if to.version in self._routes.loaded or await self._take_back(to):
             return await self._point(move)
         async with self._loading:
+            if self._is_away:  # it died while another was loaded
+                raise EngineUnavailable("the engine is being restarted; try again in a moment")
             self._is_settled = False
             self._fetching = asyncio.ensure_future(self._fetch(move))
             try:

@@ -47,11 +47,18 @@ class Supervisor:
         self._deaths: list[float] = []
         self._suspected: list[tuple[float, int]] = []
 
-    async def begin(self) -> None:
-        """Let calls in, once the versions that answer are loaded and the engine is warm.
+    async def start(self) -> None:
+        """Let calls in, once the versions that answer are loaded and the engine is warm; where it dies of that,
+        another one takes its place, as later.
 
-        Raises SettingsError, BadPolicyVersion, EngineUnavailable, StoreUnavailable.
+        Raises SettingsError, BadPolicyVersion, StoreUnavailable; EngineUnavailable: it died too often.
         """
+        try:
+            await self._begin_while_it_lives()
+        except EngineUnavailable as error:
+            await self._recover(error)
+
+    async def _begin(self) -> None:
         await self.swapper.start()
         await self._warm_up()
         self._lifecycle.serve(self._pipeline)
@@ -80,6 +87,11 @@ class Supervisor:
         """Turn calls away until another engine serves what the store says is served."""
         self._lifecycle.suspend("the engine is being restarted; try again in a moment")
         await self._say_serving(False)
+        await self._recover(death)
+        await self._say_serving(True)
+
+    async def _recover(self, death: Exception) -> None:
+        """Start engines until one lives on with the versions that answer."""
         blamed = self._mourn(death)
         await self.swapper.forget()
         needs_engine = True
@@ -101,13 +113,12 @@ class Supervisor:
                 log.warning("%s; trying again", error)
                 await asyncio.sleep(_STORE_PATIENCE_S)
         self._on_restart()
-        await self._say_serving(True)
         log.warning("the engine was restarted")
 
     async def _begin_while_it_lives(self) -> None:
         """Begin, unless the engine dies again: it may leave calls without an answer."""
         async with (
-            under_way(self.begin()) as beginning,
+            under_way(self._begin()) as beginning,
             under_way(self._watch_engine()) as watching,
         ):
             await asyncio.wait((beginning, watching), return_when=asyncio.FIRST_COMPLETED)

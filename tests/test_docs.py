@@ -1,6 +1,7 @@
 """The pages under docs/ keep up with the code."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,21 @@ from trainer.metrics import TrainerMetrics
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+_SHELL = re.compile(r"^```sh.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
+def test_what_readers_write_into_their_checkout_git_leaves_alone():
+    """Tokens and users' words among it: one `git add .` would show them to everybody."""
+    pages = [ROOT / "README.md", *DOCS.glob("*.md")]
+    blocks = [block for page in pages for block in _SHELL.findall(page.read_text())]
+    written = {
+        name for block in blocks for name in re.findall(r"(?<![-=])>\s?([\w-]+\.?[\w.-]*)", block)
+    }
+    assert {"token", "operator.token", "access.yaml", "thumbs.jsonl"} <= written
+    asked = ["git", "check-ignore", *written]
+    ignored = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert written - set(ignored.stdout.split()) == set()
 
 
 def test_the_settings_page_is_what_the_settings_say():

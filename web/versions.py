@@ -30,7 +30,8 @@ def course_rows(listed: Sequence[admin_pb2.PolicyVersion]) -> list[Row]:
     for version in reversed(listed):
         if "thumb_up_rate" not in version.metrics:
             continue
-        said = Share(version.metrics["thumb_up_rate"], int(version.metrics["feedback_used"]))
+        thumbs = int(version.metrics["feedback_used"] - version.metrics["preferences_used"])
+        said = Share(version.metrics["thumb_up_rate"], thumbs) if thumbs else "preferences only"
         expected = version.metrics.get("child_predicted_rate")
         words = "no rewards" if expected is None else f"{expected:.0%}"
         rows.append((time_in_words(version.published_at), str(version.policy_version), said, words))

@@ -143,6 +143,22 @@ async def test_who_says_that_nothing_changed_has_to_have_probes_that_say_so(
     assert raised.value.reason == "bad_probes"
 
 
+async def test_a_new_version_has_to_say_what_its_parent_would_for_every_probe(bench: Bench):
+    """Else an engine that applies no reward adapter might pass where rounding is allowed for; what served once may."""
+
+    def left_out(manifest: Manifest) -> Manifest:
+        first, *rest = manifest.probes
+        probes = (first.model_copy(update={"parent_reward": None}), *rest)
+        return manifest.model_copy(update={"probes": probes})
+
+    row = bench.publisher.write(1, alter=left_out)
+    with pytest.raises(BadPolicyVersion, match="the parent's numbers are not there") as raised:
+        await bench.attest(row)
+    assert raised.value.reason == "bad_probes"
+    served = bench.publisher.write(2, alter=left_out)
+    await bench.attest(replace(served, state=VersionState.RETIRED))
+
+
 async def test_other_tokens_than_the_trainers_are_refused(bench: Bench):
     def other_token(manifest: Manifest) -> Manifest:
         first, *rest = manifest.probes

@@ -89,6 +89,7 @@ class Store:
 
     def begin_trial(self, number: int, expected: int) -> None:
         _expect(self.current == expected and self.canary is None)
+        _expect(self.versions[number].state in WAITING)
         self._set(number, VersionState.CANARY)
 
     def end_trial(self, number: int, expected: int) -> None:

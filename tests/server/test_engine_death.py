@@ -11,6 +11,7 @@ import grpc
 import httpx2
 import pytest
 
+from server.engine import Adapter
 from server.lifecycle import Phase
 from tests.fakes import FakeEngine
 from tests.publishing import publisher_of
@@ -138,6 +139,80 @@ async def test_a_canary_beside_which_the_engine_dies_again_and_again_is_taken_ba
         shown = await server.client.version(1)
         assert shown.policy_version.reason == "the engine died 2 times beside it"
         assert (await server.generate("hello", user_id="user 1")).policy_version == 0
+
+
+class Fragile(FakeEngine):
+    """Dies of loading what has this in its name, without an answer, as vLLM does."""
+
+    dies_of = "default-000000"
+
+    async def load(self, name: str, folder: Path) -> Adapter:
+        await self._die_of(name)
+        return await super().load(name, folder)
+
+    async def load_zero(self, name: str) -> Adapter:
+        await self._die_of(name)
+        return await super().load_zero(name)
+
+    async def _die_of(self, name: str) -> None:
+        if name.startswith(self.dies_of):
+            self.is_dead = True
+            await asyncio.Event().wait()
+
+
+async def test_one_that_dies_while_the_server_starts_has_another_in_its_place(
+    tiny_model: Path, state: State
+):
+    engines: list[FakeEngine] = []
+
+    def make(model: Path, _config: object) -> FakeEngine:
+        engines.append(FakeEngine(model) if engines else Fragile(model))
+        return engines[-1]
+
+    async with asyncio.timeout(30), running(tiny_model, state, make_engine=make) as server:
+        assert await health(server) == SERVING
+        assert (await server.generate("hello", user_id="ann")).policy_version == 0
+    assert len(engines) == 2
+
+
+async def test_one_that_dies_at_every_start_ends_it_with_the_reason(tiny_model: Path, state: State):
+    engines: list[Fragile] = []
+
+    def make(model: Path, _config: object) -> Fragile:
+        engines.append(Fragile(model))
+        return engines[-1]
+
+    with pytest.raises(EngineUnavailable):
+        async with (
+            asyncio.timeout(30),
+            running(tiny_model, state, make_engine=make, engine={"max_restarts_per_hour": 2}),
+        ):
+            pytest.fail("it serves")
+    assert len(engines) == 3
+    assert all(engine.is_closed for engine in engines)
+
+
+async def test_a_canary_of_which_it_dies_while_the_server_starts_is_taken_back(
+    tiny_model: Path, state: State, works: Works
+):
+    async with started(tiny_model, state, works, delivery=CANARY) as server:
+        await _publish(server, tiny_model, state, 1)
+    engines: list[Fragile] = []
+
+    def make(model: Path, _config: object) -> Fragile:
+        engines.append(Fragile(model))
+        engines[-1].dies_of = "default-000001"
+        return engines[-1]
+
+    async with (
+        asyncio.timeout(30),
+        running(tiny_model, state, make_engine=make, delivery=CANARY) as server,
+    ):
+        shown = await server.client.version(1)
+        assert shown.policy_version.state == admin_pb2.POLICY_VERSION_STATE_ROLLED_BACK
+        assert shown.policy_version.reason == "the engine died 2 times beside it"
+        assert (await server.generate("hello", user_id="user 1")).policy_version == 0
+    assert len(engines) == 3
 
 
 async def _publish(server: Running, model: Path, state: State, version: int) -> None:

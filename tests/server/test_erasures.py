@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,32 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for no more erasures, and not long after a failure."""
     monkeypatch.setattr(erasures, "GATHER_S", 0.05)
     monkeypatch.setattr(erasures, "_RETRY_S", 0.05)
+
+
+@pytest.mark.parametrize(("took_s", "rests_s"), [(0.0, 2.0), (0.1, 2.0), (1.5, 6.0), (60.0, 20.0)])
+def test_who_erases_on_and_on_does_not_keep_writers_waiting_for_long(took_s, rests_s, monkeypatch):
+    monkeypatch.setattr(erasures, "GATHER_S", 2.0)
+    assert erasures.rest_s(took_s) == rests_s
+
+
+async def test_files_are_left_alone_for_longer_where_to_rewrite_them_takes_longer(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+):
+    rewrite, spans = scrubbing.rewrite, []
+
+    def slowly(*arguments: Any) -> Any:
+        began = time.perf_counter()
+        done = rewrite(*arguments)
+        time.sleep(0.15)
+        spans.append((began, time.perf_counter()))
+        return done
+
+    monkeypatch.setattr(scrubbing, "rewrite", slowly)
+    for times in (1, 2):
+        await server.generate("hello", user_id="ann")
+        await server.feedback.DeleteUserData(Delete(user_id="ann"))
+        await until(lambda times=times: len(spans) == times)
+    assert spans[1][0] - spans[0][1] >= 4 * 0.15
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The page in Chromium, on a server with a fake engine: what a rater does is what the store holds."""
 
 import asyncio
+import re
 from pathlib import Path
 from time import time
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from playwright.async_api import Browser, Request, expect
 from sqlalchemy import select
 
 from tests.browsing import PHONE, Rater, page_of, rating, showing
+from tests.over_http import Halting
 from tests.publishing import Publisher
 from tests.serving import Running, running
 from thumbloop.config import State
@@ -90,6 +92,30 @@ async def test_a_rater_asks_reads_rates_and_thinks_again(server: Running, rater:
     await rater.reads("Comment stored.")
     assert comments(server) == [(0, "too short")]
     assert thumbs(server) == [(ANN, 0)]
+
+
+async def test_a_reply_of_one_candidate_is_read_as_it_grows(
+    tiny_model: Path, state: State, browser: Browser
+):
+    def halting(model: Path, _config: object) -> Halting:
+        return Halting(model)
+
+    alone = {"num_candidates": 1}
+    async with (
+        running(tiny_model, state, make_engine=halting, guidance=alone) as server,
+        page_of(server) as address,
+        rating(browser, address) as rater,
+    ):
+        await rater.open()
+        await rater.ask("How was it?")
+        await expect(rater.replies).to_contain_text(re.compile(r"\w"))
+        begun = (await rater.replies.inner_text()).strip()
+        assert not await rater.said_by("version").count()
+        server.engine.may_go_on.set()
+        await rater.hears(1)
+        whole = await rater.replies.inner_text()
+        assert whole.startswith(begun)
+        assert len(whole) > len(begun)
 
 
 async def test_the_thumb_of_an_earlier_reply_can_be_changed(server: Running, rater: Rater):

@@ -31,12 +31,19 @@ def test_what_nobody_said_of_a_version_is_said():
 
 
 def test_the_course_of_thumbs_is_that_of_the_versions_that_were_learned_oldest_first():
-    learned = {"thumb_up_rate": 0.25, "feedback_used": 80.0, "child_predicted_rate": 0.5}
-    later = {"thumb_up_rate": 0.5, "feedback_used": 32.0}
-    listed = [version(2, metrics=later), version(1, metrics=learned), version(0)]
+    learned = {"thumb_up_rate": 0.25, "feedback_used": 80.0, "preferences_used": 0.0}
+    later = {"thumb_up_rate": 0.75, "feedback_used": 40.0, "preferences_used": 8.0}
+    picked = {"thumb_up_rate": 0.5, "feedback_used": 9.0, "preferences_used": 9.0}
+    listed = [
+        version(3, metrics=picked),
+        version(2, metrics=later),
+        version(1, metrics=learned | {"child_predicted_rate": 0.5}),
+        version(0),
+    ]
     assert course_rows(listed) == [
         (TIME, "1", Share(0.25, 80), "50%"),
-        (TIME, "2", Share(0.5, 32), "no rewards"),
+        (TIME, "2", Share(0.75, 32), "no rewards"),
+        (TIME, "3", "preferences only", "no rewards"),
     ]
 
 

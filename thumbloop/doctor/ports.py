@@ -1,10 +1,13 @@
 """The ports: free, or served by a Thumbloop that is well; and that server's clock."""
 
+import re
 import socket
+import ssl
 import time
 import urllib.request
 from contextlib import closing
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 
@@ -26,7 +29,7 @@ def listen(subject: Subject) -> Finding:
     if is_free(where.host, where.port):
         return ok("gRPC port", _free(where.host, where.port))
     if where.tls_certificate is not None:
-        return warning("gRPC port", f"{where.port} is taken, TLS hides by whom", _OTHER)
+        return _behind_tls("gRPC port", where.host, where.port, where.tls_certificate)
     answer = _health(f"{where.host}:{where.port}")
     if answer is None:
         return wrong("gRPC port", f"{where.port} is taken by something else", _OTHER)
@@ -43,8 +46,8 @@ def http(subject: Subject) -> Finding:
         return ok("HTTP port", "not wanted")
     if is_free(where.host, where.port):
         return ok("HTTP port", _free(where.host, where.port))
-    if subject.server.listen.tls_certificate is not None:
-        return warning("HTTP port", f"{where.port} is taken, TLS hides by whom", _OTHER)
+    if (certificate := subject.server.listen.tls_certificate) is not None:
+        return _behind_tls("HTTP port", where.host, where.port, certificate)
     answer = _get(f"http://{where.host}:{where.port}/v1/models")
     if answer is None or not any(word in answer[0] for word in _OURS):
         return wrong("HTTP port", f"{where.port} is taken by something else", _OTHER)
@@ -76,6 +79,24 @@ def clock(subject: Subject) -> Finding:
         advice = "set the clock, and keep it (chrony, systemd-timesyncd) on both machines"
         return wrong(check, f"{apart_s:+.0f} s from this one", advice)
     return ok(check, "the same as this one")
+
+
+def _behind_tls(check: str, host: str, port: int, certificate: Path) -> Finding:
+    """Look at a port that speaks TLS: whoever shows the certificate of the settings is taken for their server."""
+    try:
+        shown = ssl.get_server_certificate((host.strip("[]"), port), timeout=_TIMEOUT_S)
+    except (OSError, ValueError):
+        return wrong(check, f"{port} is taken by something else, without TLS", _OTHER)
+    if _first_of(shown) != _first_of(certificate.read_text() if certificate.is_file() else ""):
+        advice = f"start anew a server that is older than its certificate; else {_OTHER}"
+        return warning(check, f"{port}: another certificate than {certificate.name}", advice)
+    return ok(check, f"{port}: a server with {certificate.name}")
+
+
+def _first_of(chain: str) -> str:
+    """Return the first certificate of a PEM file, "" where there is none."""
+    found = re.search(r"-----BEGIN CERTIFICATE-----(.+?)-----END", chain, re.DOTALL)
+    return "".join(found[1].split()) if found else ""
 
 
 def _metrics(check: str, where: Metrics, name: bytes) -> Finding:

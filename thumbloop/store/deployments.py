@@ -108,9 +108,11 @@ def begin_trial(
 ) -> None:
     """Make a version the canary beside the expected current one, and log by which terms it is judged.
 
-    Raises VersionConflict: another one is current, or there is a canary; nothing is changed then.
+    Raises VersionConflict: another one is current, there is a canary, or somebody has decided about the version
+    meanwhile; nothing is changed then.
     """
     expect_current(connection, policy, expected)
+    _expect_state(connection, policy, version, WAITING)
     if (other := versions.canary(connection, policy)) is not None:
         raise VersionConflict(f"version {other.version} is on trial already")
     set_state(

@@ -11,7 +11,7 @@ from sqlalchemy import Engine as Database
 from server.verification import Expected
 from tests.fakes import BASE, FakeEngine
 from tests.publishing import Publisher
-from tests.swapping import PROMPT, Server, promote, roll_back
+from tests.swapping import PROMPT, QUICK, Server, promote, roll_back
 from thumbloop.config import State
 from thumbloop.errors import PolicyVersionUnavailable
 from thumbloop.store import GroupWriter, deployments, reading
@@ -62,6 +62,33 @@ async def test_what_another_server_rejected_meanwhile_is_not_promoted(
         await line.swapper.move(promote(3, 2))
     assert line.routes.current.number == 2
     assert line.states()[3] == "rejected"
+
+
+async def test_what_another_server_rejected_meanwhile_is_not_put_on_trial(
+    publisher: Publisher,
+    tiny_model: Path,
+    database: Database,
+    writer: GroupWriter,
+    state: State,
+    expected: Expected,
+):
+    trying = QUICK.model_copy(update={"mode": "canary"})
+    server = Server(FakeEngine(tiny_model), database, writer, state, expected, settings=trying)
+    await server.settle()
+    begin_trial = server.ledger.begin_trial
+
+    async def reject_first(*arguments: Any, **options: Any) -> None:
+        with database.begin() as connection:
+            rejected = VersionState.REJECTED
+            deployments.set_state(connection, DEFAULT_POLICY, 1, rejected, at=1.0, reason="theirs")
+        await begin_trial(*arguments, **options)
+
+    server.ledger.begin_trial = reject_first  # type: ignore[method-assign]
+    publisher.publish(1)
+    await server.settle()
+    assert server.states()[1] == "rejected"
+    assert server.routes.routed == (0, None)
+    assert not any("000001" in name for name in server.held())
 
 
 async def test_another_server_follows_a_move(

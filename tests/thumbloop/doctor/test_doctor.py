@@ -76,6 +76,15 @@ class Installation:
         """Return what is not well, by the name of the check."""
         return {f.check: f for f in self.examine() if f.level is not Level.OK}
 
+    def issue(self) -> tuple[str, str]:
+        """Write a new certificate for this machine, and its key; return where they are."""
+        made = trustme.CA().issue_cert("127.0.0.1", "localhost")
+        certificate, key = self.folder / "cert.pem", self.folder / "key.pem"
+        certificate.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+        key.write_bytes(made.private_key_pem.bytes())
+        key.chmod(0o600)
+        return str(certificate), str(key)
+
     def version(self) -> Path:
         return self.state.versions / DEFAULT_POLICY / "000001"
 
@@ -274,6 +283,35 @@ async def test_a_server_that_runs_is_known_by_its_ports(
         assert complaints.keys() == {"server's clock"}
 
 
+async def test_a_server_behind_tls_is_known_by_its_certificate(installation: Installation):
+    certificate, key = installation.issue()
+    installation.server["listen"] |= {"tls_certificate": certificate, "tls_key": key}
+    given = {name: installation.server[name] for name in ("listen", "http", "metrics")}
+    async with running(installation.model, installation.state, **given):
+        found = {f.check: f for f in await asyncio.to_thread(installation.examine)}
+        assert [f for f in found.values() if f.level is not Level.OK] == []
+        for check in ("gRPC port", "HTTP port"):
+            assert found[check].found.endswith(": a server with cert.pem")
+        installation.issue()  # renewed; the server has the old one still
+        complaints = await asyncio.to_thread(installation.complaints)
+    assert {check: f.level for check, f in complaints.items()} == dict.fromkeys(
+        ("gRPC port", "HTTP port"), Level.WARNING
+    )
+
+
+@pytest.mark.parametrize("port", ["listen", "http"])
+def test_a_port_that_should_speak_tls_and_does_not_is_complained_of(
+    port: str, installation: Installation, monkeypatch: pytest.MonkeyPatch
+):
+    certificate, key = installation.issue()
+    installation.server["listen"] |= {"tls_certificate": certificate, "tls_key": key}
+    monkeypatch.setattr(ports, "_TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", installation.server[port]["port"])):  # says nothing
+        (complaint,) = installation.complaints().values()
+    assert complaint.level is Level.WRONG
+    assert "without TLS" in complaint.found
+
+
 def test_who_holds_a_lock_is_told(installation: Installation, monkeypatch: pytest.MonkeyPatch):
     with try_lock(installation.state.folder / "trainer.lock"):
         found = {f.check: f for f in installation.examine()}["locks"]
@@ -292,15 +330,11 @@ def test_who_holds_a_lock_is_told(installation: Installation, monkeypatch: pytes
 
 
 def test_a_key_that_others_may_read_is_complained_of(installation: Installation):
-    made = trustme.CA().issue_cert("localhost")
-    certificate, key = installation.folder / "cert.pem", installation.folder / "key.pem"
-    made.cert_chain_pems[0].write_to_path(certificate)
-    made.private_key_pem.write_to_path(key)
-    given = {"tls_certificate": str(certificate), "tls_key": str(key)}
-    installation.server["listen"] |= given
+    certificate, key = installation.issue()
+    installation.server["listen"] |= {"tls_certificate": certificate, "tls_key": key}
     for mode, level in ((0o600, Level.OK), (0o640, Level.WARNING), (0o644, Level.WRONG)):
-        key.chmod(mode)
-        assert stat.S_IMODE(key.stat().st_mode) == mode
+        Path(key).chmod(mode)
+        assert stat.S_IMODE(Path(key).stat().st_mode) == mode
         found = {f.check: f for f in installation.examine()}["TLS"]
         assert found.level is level
 

@@ -15,7 +15,7 @@ from thumbloop.client import AsyncClient
 from thumbloop.config import State
 from thumbloop.processes import Process
 
-KILLS = 3
+KILLS = 7
 SERVER = """
 import sys
 import uvloop

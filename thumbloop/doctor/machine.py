@@ -14,13 +14,14 @@ _GIB = 1 << 30
 _CPU_INFO, _MEMORY = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _ASK_TORCH = """
 import json, torch
-there = torch.cuda.is_available()
-print(json.dumps([there, there and torch.cuda.get_device_name(), there and torch.cuda.is_bf16_supported()]))
+gpu = torch.cuda
+there = gpu.is_available()
+print(json.dumps([gpu.get_device_name(), gpu.is_bf16_supported(), *gpu.mem_get_info()] if there else None))
 """
 
 
-def gpu(_subject: Subject) -> Finding:
-    """Look for a GPU, and whether torch can use it."""
+def gpu(subject: Subject) -> Finding:
+    """Look for a GPU, and whether torch can use it, and vLLM its share of it."""
     if shutil.which("nvidia-smi") is None:
         return ok("gpu", "none; models run on the CPU")
     try:
@@ -29,13 +30,18 @@ def gpu(_subject: Subject) -> Finding:
         )
     except (subprocess.SubprocessError, OSError):
         return wrong("gpu", "torch does not load", "set up again with ACCELERATOR=gpu")
-    is_there, name, has_bf16 = json.loads(answer.stdout)
-    if not is_there:
+    if (about := json.loads(answer.stdout)) is None:
         advice = "install torch and vllm for GPUs: ACCELERATOR=gpu make setup; see the driver"
         return warning("gpu", "nvidia-smi is here, torch finds no GPU", advice)
+    name, has_bf16, free, total = about
     if not has_bf16:
         return warning("gpu", f"{name} has no bfloat16", "set engine.dtype: float16")
-    return ok("gpu", str(name))
+    found = f"{name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
+    share = subject.server.engine.gpu_memory_utilization
+    if free < share * total:
+        advice = "end what else uses it, unless that is Thumbloop itself, or lower engine.gpu_memory_utilization"
+        return warning("gpu", f"{found}, the engine takes {share:.0%} of it", advice)
+    return ok("gpu", found)
 
 
 def cpu(_subject: Subject) -> Finding:

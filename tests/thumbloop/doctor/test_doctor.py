@@ -424,19 +424,33 @@ def test_a_processor_that_is_too_old_is_complained_of(
     assert installation.complaints().keys() == {"cpu"}
 
 
-def test_a_gpu_that_torch_does_not_find_is_complained_of(
-    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("answer", "level", "says"),
+    [
+        ("print('[\"H200\", true, 130e9, 140e9]')", Level.OK, "H200, 121.1 of 130.4 GiB free"),
+        ("print('[\"H200\", true, 60e9, 140e9]')", Level.WARNING, "the engine takes 85% of it"),
+        ("print('[\"T4\", false, 15e9, 15e9]')", Level.WARNING, "no bfloat16"),
+        ("print('null')", Level.WARNING, "torch finds no GPU"),
+        ("raise ImportError", Level.WRONG, "torch does not load"),
+    ],
+)
+def test_what_is_found_of_a_gpu(
+    answer: str,
+    level: Level,
+    says: str,
+    installation: Installation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    """What torch says of one is made up: there is none here."""
     smi = tmp_path / "nvidia-smi"
     smi.write_text("#!/bin/sh\n")
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(machine, "_ASK_TORCH", "print('[false, null, null]')")
-    assert installation.complaints().keys() == {"gpu"}
-    monkeypatch.setattr(machine, "_ASK_TORCH", "print('[true, \"H100\", true]')")
-    assert installation.complaints() == {}
-    monkeypatch.setattr(machine, "_ASK_TORCH", "raise ImportError")
-    assert installation.complaints()["gpu"].level is Level.WRONG
+    monkeypatch.setattr(machine, "_ASK_TORCH", answer)
+    found = {f.check: f for f in installation.examine()}["gpu"]
+    assert found.level is level
+    assert says in found.found
 
 
 def test_a_check_that_breaks_lets_the_others_go_on(

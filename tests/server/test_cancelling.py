@@ -107,7 +107,7 @@ async def test_a_thousand_calls_that_are_given_up_leave_nothing(
         await until(lambda: not engine.under_way + engine.streaming, 1)
         assert not any(engine._in_use.values())
         await until(lambda: running_tasks() <= tasks, 1)
-        assert open_files() <= files
+        await until(lambda: open_files() <= files, 5)
         assert (queue.candidates, queue.tokens, queue.queued) == (0, 0, 0)
         assert server.application._lifecycle.in_flight == 0
         given_up = ends[grpc.StatusCode.CANCELLED] + ends[grpc.StatusCode.DEADLINE_EXCEEDED]

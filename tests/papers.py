@@ -45,3 +45,9 @@ class Papers:
         if shown is not None:
             shown.configure_cert(context)
         return context
+
+
+def write(issued: trustme.LeafCert, certificate: Path, key: Path) -> None:
+    """Write a certificate with its chain, and its key."""
+    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(key)

@@ -9,6 +9,9 @@ from thumbloop.errors import EngineUnavailable
 from thumbloop.rendering import Tokenizer
 from thumbloop.types import Sampling
 
+RESTARTING = "the engine is being restarted; try again in a moment"
+"""What callers are told meanwhile."""
+
 
 class SupervisedEngine:
     """An Engine that is not always there: without one, every call raises EngineUnavailable.
@@ -50,7 +53,7 @@ class SupervisedEngine:
 
     def _alive(self) -> Engine:
         if self._engine is None:
-            raise EngineUnavailable("the engine is being restarted; try again in a moment")
+            raise EngineUnavailable(RESTARTING)
         return self._engine
 
     async def sample(

@@ -7,7 +7,7 @@ import pytest
 import trustme
 
 from tests.access import tokens
-from tests.papers import Papers
+from tests.papers import Papers, write
 from tests.serving import Running, running
 from thumbloop.config import State
 from thumbloop.types import Scope
@@ -35,8 +35,6 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
     folder = tmp_path_factory.mktemp("papers")
     server_ca, client_ca = trustme.CA(), trustme.CA()
     certificate, key, authorities = (folder / name for name in ("c.pem", "k.pem", "a.pem"))
-    issued = server_ca.issue_cert("127.0.0.1", "localhost")
-    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-    issued.private_key_pem.write_to_path(key)
+    write(server_ca.issue_cert("127.0.0.1", "localhost"), certificate, key)
     client_ca.cert_pem.write_to_path(authorities)
     return Papers(server_ca, client_ca, certificate, key, authorities)

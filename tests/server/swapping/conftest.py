@@ -22,7 +22,9 @@ def start(
     state: State,
     expected: Expected,
 ) -> Callable[..., Server]:
-    def start(*, expected: Expected = expected, **options: Any) -> Server:
+    def start(
+        *, engine: FakeEngine = engine, expected: Expected = expected, **options: Any
+    ) -> Server:
         return Server(engine, database, writer, state, expected, **options)
 
     return start

@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine as Database
 
-from server.verification import Expected
 from tests.fakes import BASE, FakeEngine
 from tests.publishing import Publisher
 from tests.swapping import PROMPT, QUICK, Server, promote, roll_back
-from thumbloop.config import State
-from thumbloop.errors import PolicyVersionUnavailable
-from thumbloop.store import GroupWriter, deployments, reading
+from thumbloop.errors import EngineUnavailable, PolicyVersionUnavailable
+from thumbloop.store import deployments, reading
 from thumbloop.types import DEFAULT_POLICY, Sampling, VersionState
 
 
@@ -45,6 +43,32 @@ async def test_a_rollback_does_not_wait_for_a_version_that_is_being_loaded(
     assert line.rows()[3].reason.startswith("parent: it was trained from version 2")
 
 
+async def test_a_move_that_waited_while_the_engine_died_asks_nothing_of_it(
+    line: Server, publisher: Publisher
+):
+    """It would leave the call without an answer."""
+    loading = asyncio.Event()
+
+    async def for_ever(_name: str, _folder: Any) -> Any:
+        loading.set()
+        await asyncio.Event().wait()
+
+    line.engine.load = for_ever  # type: ignore[method-assign]
+    publisher.publish(3, 2)
+    stepping = asyncio.create_task(line.swapper.step())
+    await loading.wait()
+    publisher.publish(4, 2)
+    moving = asyncio.create_task(line.swapper.move(promote(4, 2)))
+    await asyncio.sleep(0.05)
+    forgetting = asyncio.create_task(line.swapper.forget())
+    await asyncio.sleep(0)
+    stepping.cancel()
+    with pytest.raises(EngineUnavailable, match="being restarted"):
+        await asyncio.wait_for(moving, 5)
+    await forgetting
+    assert line.states()[2] == "current"
+
+
 async def test_what_another_server_rejected_meanwhile_is_not_promoted(
     line: Server, publisher: Publisher, database: Database
 ):
@@ -65,15 +89,9 @@ async def test_what_another_server_rejected_meanwhile_is_not_promoted(
 
 
 async def test_what_another_server_rejected_meanwhile_is_not_put_on_trial(
-    publisher: Publisher,
-    tiny_model: Path,
-    database: Database,
-    writer: GroupWriter,
-    state: State,
-    expected: Expected,
+    start: Callable[..., Server], publisher: Publisher, database: Database
 ):
-    trying = QUICK.model_copy(update={"mode": "canary"})
-    server = Server(FakeEngine(tiny_model), database, writer, state, expected, settings=trying)
+    server = start(settings=QUICK.model_copy(update={"mode": "canary"}))
     await server.settle()
     begin_trial = server.ledger.begin_trial
 
@@ -94,12 +112,9 @@ async def test_what_another_server_rejected_meanwhile_is_not_put_on_trial(
 async def test_another_server_follows_a_move(
     line: Server,
     tiny_model: Path,
-    database: Database,
-    writer: GroupWriter,
-    state: State,
-    expected: Expected,
+    start: Callable[..., Server],
 ):
-    other = Server(FakeEngine(tiny_model), database, writer, state, expected)
+    other = start(engine=FakeEngine(tiny_model))
     await other.settle()
     assert other.routes.current.number == 2
     await line.swapper.move(roll_back(0, 2))
@@ -241,12 +256,9 @@ async def test_nothing_is_unloaded_while_a_move_is_being_written(
 async def test_a_server_that_cannot_follow_a_move_goes_on_with_what_it_has(
     line: Server,
     tiny_model: Path,
-    database: Database,
-    writer: GroupWriter,
-    state: State,
-    expected: Expected,
+    start: Callable[..., Server],
 ):
-    other = Server(FakeEngine(tiny_model), database, writer, state, expected)
+    other = start(engine=FakeEngine(tiny_model))
     await other.settle()
     other.engine.speaks_for["default-000001-policy"] = BASE
     await line.swapper.move(roll_back(1, 2))
@@ -273,10 +285,6 @@ async def test_where_the_engine_is_full_the_version_of_another_server_still_find
     start: Callable[..., Server],
     publisher: Publisher,
     tiny_model: Path,
-    database: Database,
-    writer: GroupWriter,
-    state: State,
-    expected: Expected,
 ):
     server = start(max_versions=3)
     await server.settle()
@@ -286,7 +294,7 @@ async def test_where_the_engine_is_full_the_version_of_another_server_still_find
     await server.swapper.move(roll_back(2, 3))
     await server.swapper.move(roll_back(1, 2))
     assert len(server.routes.loaded) == 3
-    other = Server(FakeEngine(tiny_model), database, writer, state, expected)
+    other = start(engine=FakeEngine(tiny_model))
     await other.settle()
     await other.swapper.move(roll_back(0, 1))
     await server.settle()

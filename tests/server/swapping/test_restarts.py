@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine as Database
 
 from server.verification import Expected
 from tests.fakes import BASE, FakeEngine
@@ -15,7 +14,6 @@ from tests.swapping import Server
 from thumbloop.artifacts import WEIGHTS
 from thumbloop.config import State
 from thumbloop.errors import SettingsError
-from thumbloop.store import GroupWriter
 from thumbloop.types import DEFAULT_POLICY
 
 
@@ -154,13 +152,11 @@ async def test_falling_back_is_one_transaction(
 async def test_two_servers_that_start_on_a_damaged_version_both_go_back(
     line: Server,
     tiny_model: Path,
-    database: Database,
-    writer: GroupWriter,
+    start: Callable[..., Server],
     state: State,
-    expected: Expected,
 ):
     (state.versions / line.rows()[2].folder / "manifest.json").write_text("{}")
-    servers = [Server(FakeEngine(tiny_model), database, writer, state, expected) for _ in range(2)]
+    servers = [start(engine=FakeEngine(tiny_model)) for _ in range(2)]
     await asyncio.gather(*(server.swapper.start() for server in servers))
     for server in servers:
         assert server.routes.current.number == 1

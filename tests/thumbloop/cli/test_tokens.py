@@ -12,6 +12,7 @@ import trustme
 import yaml
 
 from tests.commands import ROOT, run
+from tests.papers import write
 from tests.serving import running
 from thumbloop.client import AsyncClient
 from thumbloop.config import ServerConfig, State, load
@@ -66,9 +67,7 @@ class Papers:
             folder / f"{name}-{what}.pem" for what in ("certificate", "key", "authority")
         )
         authority = trustme.CA()
-        issued = authority.issue_cert(name)
-        issued.cert_chain_pems[0].write_to_path(self.certificate)
-        issued.private_key_pem.write_to_path(self.key)
+        write(authority.issue_cert(name), self.certificate, self.key)
         authority.cert_pem.write_to_path(self.authority)
 
     @property

@@ -21,6 +21,7 @@ import pytest
 import trustme
 import yaml
 
+from tests.papers import write
 from tests.publishing import FakeSpeaker, Publisher
 from tests.server.conftest import engine, verdict  # noqa: F401  (fixtures)
 from tests.serving import running
@@ -78,10 +79,8 @@ class Installation:
 
     def issue(self) -> tuple[str, str]:
         """Write a new certificate for this machine, and its key; return where they are."""
-        made = trustme.CA().issue_cert("127.0.0.1", "localhost")
         certificate, key = self.folder / "cert.pem", self.folder / "key.pem"
-        certificate.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
-        key.write_bytes(made.private_key_pem.bytes())
+        write(trustme.CA().issue_cert("127.0.0.1", "localhost"), certificate, key)
         key.chmod(0o600)
         return str(certificate), str(key)
 
